@@ -1,0 +1,1 @@
+"""Keeps the adapters: validated, content-addressed, in host memory."""

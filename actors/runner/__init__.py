@@ -1,0 +1,1 @@
+"""Computes steps on one device. Holds tensors and no decisions."""

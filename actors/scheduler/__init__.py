@@ -1,0 +1,1 @@
+"""Decides what the runners compute next, and owns every request while it lives."""

@@ -1,0 +1,1 @@
+"""Turns what a client asks into token ids, limits and an adapter's identity."""

@@ -1,0 +1,1 @@
+"""HTTP: the OpenAI API in front of the ingress protocol."""

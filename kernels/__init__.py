@@ -1,0 +1,1 @@
+"""The operations of the forward pass, each beside the plain torch function that defines it."""

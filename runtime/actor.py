@@ -1,0 +1,56 @@
+"""What an actor is. It changes only by what it is given, and touches nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeVar
+
+from weft.runtime.messages import Message
+
+InboxIn = TypeVar("InboxIn", contravariant=True)
+
+
+class Send(NamedTuple):
+    """An instruction to the loop: deliver ``message`` to ``to``.
+
+    ``to`` is a role ("scheduler", "runner0") or a client's identity, as it came in ``Mail.source``.
+    """
+
+    to: str
+    message: Message
+
+
+class Turn(NamedTuple):
+    """What the loop tells an actor about the world when it may act."""
+
+    now_ns: int  # monotonic
+    room: Callable[[str], int]  # messages that the link to a peer takes now; 0 for an unknown peer
+
+
+class Actor(Protocol[InboxIn]):
+    """State that changes only by messages. No socket, thread, clock or random source inside."""
+
+    def receive(self, source: str, message: InboxIn, now_ns: int) -> list[Send]:
+        """Take in one message from ``source``."""
+        ...
+
+    def advance(self, turn: Turn) -> list[Send]:
+        """Do the work that no single message asks for. Empty: nothing to do until one arrives."""
+        ...
+
+    def lost(self, peer: str, now_ns: int) -> list[Send]:
+        """Hear that a client's link is gone and nothing more can be sent to it."""
+        ...
+
+    def drain(self) -> None:
+        """Accept no new work from now on."""
+        ...
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the actor holds no work, so that a drained process may exit."""
+        ...
+
+    def check(self) -> None:
+        """Assert the invariants of everything the actor owns."""
+        ...

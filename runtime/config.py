@@ -1,0 +1,125 @@
+"""Configuration: one YAML file to frozen structs, every check once at start."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message says what to change."""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that can be configured. Names follow vLLM and SGLang where they have one."""
+
+    # Model.
+    model: str  # a Hugging Face folder; relative to the configuration file
+    served_model_name: str | None = None  # default: the folder's name
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights; auto: as saved
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    chat_template: str | None = None  # a Jinja file over the tokenizer's own
+
+    # Adapters.
+    adapters: dict[str, str] = {}  # name -> PEFT folder, relative to the configuration file
+    max_lora_rank: int = 64
+    max_loras_per_batch: int = 8  # distinct adapters on the device at once
+    max_loaded_loras: int = 64  # distinct adapters in host memory
+    lora_eviction_policy: Literal["lru", "fifo"] = "lru"
+
+    # Batch and memory.
+    max_model_len: int | None = None  # tokens; default: the model's, as far as the pages reach
+    max_num_seqs: int = 256  # rows of a step
+    max_num_batched_tokens: int = 512  # tokens of a step
+    block_size: int = 16  # tokens of a KV page
+    kv_cache_memory_mib: int = 512  # on CPU
+    gpu_memory_utilization: float = 0.9  # on CUDA, weights included
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    max_queued_requests: int = 1024  # beyond it: 429
+    threads: int | None = None  # of the runner on CPU; default: every core
+
+    # Serving.
+    host: str = "127.0.0.1"
+    port: int = 8000
+    drain_timeout_s: float = 30.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, message: str) -> None:
+            if not ok:
+                raise ConfigError(message)
+
+        for name in (
+            "max_lora_rank", "max_loras_per_batch", "max_loaded_loras", "max_num_seqs",
+            "max_num_batched_tokens", "block_size", "kv_cache_memory_mib", "max_queued_requests",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            need(value > 0, f"{name} is {value}: it must be positive")
+        need(
+            self.max_num_batched_tokens >= self.max_num_seqs,
+            f"max_num_batched_tokens is {self.max_num_batched_tokens}, less than max_num_seqs "
+            f"({self.max_num_seqs}): every running sequence decodes one token a step; raise the "
+            f"former or lower the latter",
+        )
+        need(
+            self.max_loaded_loras >= self.max_loras_per_batch,
+            f"max_loaded_loras ({self.max_loaded_loras}) is less than max_loras_per_batch "
+            f"({self.max_loras_per_batch}): what is on the device is in host memory too",
+        )
+        need(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization is a share: 0 to 1")
+        need(0 <= self.port < 65536, f"port is {self.port}: it must be 0 (any free one) to 65535")
+        need(self.drain_timeout_s >= 0, "drain_timeout_s cannot be negative")
+        need(self.threads is None or self.threads > 0, "threads must be positive")
+
+    @property
+    def base_name(self) -> str:
+        """The name that clients use for the base model."""
+        return self.served_model_name or Path(self.model).name
+
+
+def load(path: Path, overrides: dict[str, str] | None = None) -> Config:
+    """Read a YAML file; ``overrides`` come from the command line and are YAML values themselves.
+
+    Paths in the result are absolute. Raises ``ConfigError``.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a mapping of option to value is needed")
+    for name, value in (overrides or {}).items():
+        raw[name.replace("-", "_")] = yaml.safe_load(value)
+    for key in raw:
+        if key not in Config.__struct_fields__:
+            raise ConfigError(f"{path}: unknown option {key!r}{_nearest(str(key))}")
+    try:
+        config = msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return _with_absolute_paths(config, path.resolve().parent)
+
+
+def _nearest(key: str) -> str:
+    near = difflib.get_close_matches(key, Config.__struct_fields__, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _with_absolute_paths(config: Config, folder: Path) -> Config:
+    changes: dict[str, Any] = {
+        "model": str(folder / config.model),
+        "adapters": {name: str(folder / path) for name, path in config.adapters.items()},
+    }
+    if config.chat_template:
+        changes["chat_template"] = str(folder / config.chat_template)
+    config = msgspec.structs.replace(config, **changes)
+    if not Path(config.model, "config.json").is_file():
+        raise ConfigError(f"model: no config.json in {config.model}")
+    if config.base_name in config.adapters:
+        raise ConfigError(f"adapters: {config.base_name!r} is the base model's own name")
+    return config

@@ -1,0 +1,508 @@
+"""Every message that crosses a process boundary, in the order in which a request meets them.
+
+    client --Submit--> tokenizer --Generate--> scheduler --Step--> runner
+    client <--Text-- detokenizer <--Sampled-- scheduler <--StepDone-- runner
+                                              scheduler <--Acquired-- adapters --Catalog--> tokenizer
+
+A sequence is one choice of one request (``n`` of them share a prompt). The scheduler numbers
+sequences from 1; inside, messages name sequences and never repeat a request's strings.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+# Token ids, rows, pages and slots: all below 2**31, because devices index with int32.
+Sequence = int
+
+
+class Message(
+    msgspec.Struct, frozen=True, tag=True, array_like=True, forbid_unknown_fields=True, gc=False
+):
+    """Base of all messages: immutable, typed, and known by its class name on the wire.
+
+    Subclasses repeat ``frozen=True``: msgspec inherits it, type checkers do not.
+    """
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Base of the values inside messages: an array on the wire, without a name."""
+
+
+# ---- client to tokenizer ------------------------------------------------------------------------
+
+
+class Sampling(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True
+):
+    """How tokens are drawn and when they end. A map on the wire: send only what differs.
+
+    None means the model's own default (generation_config.json), else the neutral value.
+    """
+
+    max_tokens: int | None = None  # None: as many as the context has room for
+    min_tokens: int = 0  # no end-of-sequence token before this many
+    temperature: float | None = None  # 0: greedy
+    top_p: float | None = None
+    top_k: int | None = None  # 0 or -1: all tokens
+    min_p: float | None = None
+    seed: int | None = None  # None: the tokenizer draws one
+    n: int = 1
+    stop: list[str] = []
+    stop_token_ids: list[int] = []
+    include_stop: bool = False  # whether a stop string that was found is part of the text
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None  # the chosen token's, and those of this many most likely ones
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float | None = None
+    logit_bias: dict[int, float] = {}
+
+
+class ChatMessage(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True
+):
+    """One turn of a conversation. A map on the wire, as chat templates expect it."""
+
+    role: str
+    content: str | None = None
+    name: str | None = None
+
+
+class Submit(Message, frozen=True):
+    """Client to tokenizer: answer this. Exactly one of ``messages`` and ``prompt`` is set.
+
+    Answered by ``Refused`` from the tokenizer, or by ``Accepted`` from the detokenizer.
+    """
+
+    label: str  # the client's own name for the request; unique among its live ones
+    model: str | None = None  # an adapter's name, the base's name, or None for the base
+    messages: list[ChatMessage] | None = None
+    prompt: str | list[int] | None = None
+    sampling: Sampling = Sampling()
+    user: str | None = None
+
+
+class Cancel(Message, frozen=True):
+    """Client to tokenizer: forget the request. Safe to send twice, or after its end."""
+
+    label: str
+
+
+class ListModels(Message, frozen=True):
+    """Client to tokenizer: which names may ``model`` take? Answered by ``Models``."""
+
+    label: str
+
+
+class Inspect(Message, frozen=True):
+    """Client to tokenizer: check every actor's invariants and report its counters.
+
+    Travels tokenizer, adapters, scheduler, runner, scheduler, detokenizer, client; each appends.
+    """
+
+    label: str
+
+
+# ---- tokenizer to client ------------------------------------------------------------------------
+
+
+class Refused(Message, frozen=True):
+    """Tokenizer to client: the request was not accepted; nothing is held for it."""
+
+    label: str
+    code: str  # e.g. "model_not_found", "context_length_exceeded", "queue_full", "draining"
+    message: str  # what is wrong and what to do
+    param: str | None = None  # the field at fault
+    retry_after_s: float | None = None  # set when the same request may succeed later
+
+
+class ModelEntry(Part, frozen=True):
+    """A name that ``model`` may take."""
+
+    name: str
+    root: str  # where its weights came from
+    parent: str | None  # the base's name; None for the base itself
+    digest: str | None  # an adapter's content digest
+    rank: int | None
+    created_s: int  # unix time at which it became known
+    max_model_len: int
+
+
+class Models(Message, frozen=True):
+    """Tokenizer to client: every name, the base first."""
+
+    label: str
+    models: list[ModelEntry]
+
+
+# ---- adapters to tokenizer ----------------------------------------------------------------------
+
+
+class AdapterEntry(Part, frozen=True):
+    """An adapter that the store knows. ``refused`` says why it cannot be used, if so."""
+
+    name: str
+    root: str
+    digest: str  # sha256 of configuration and weights, hex; "" when refused
+    rank: int  # the largest of its modules'
+    created_s: int
+    refused: str | None = None
+
+
+class Catalog(Message, frozen=True):
+    """Adapters to tokenizer: every adapter by name. Replaces the previous catalog."""
+
+    adapters: list[AdapterEntry]
+
+
+# ---- tokenizer to scheduler ---------------------------------------------------------------------
+
+
+class RowSampling(Part, frozen=True):
+    """Sampling with every default filled in: what a runner needs for one row."""
+
+    temperature: float
+    top_p: float
+    top_k: int  # 0: all
+    min_p: float
+    seed: int  # 0 .. 2**63 - 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None
+    # Banned while fewer than min_tokens have been drawn.
+    min_tokens: int = 0
+    min_tokens_banned: list[int] = []
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether a row's logits depend on the tokens before it."""
+        return bool(
+            self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0
+        )
+
+
+class Generate(Message, frozen=True):
+    """Tokenizer to scheduler: a request that is ready to be scheduled."""
+
+    request_id: str  # 32 hex digits
+    client: str  # the peer that gets the text
+    label: str
+    model: str  # as the client named it
+    prompt: list[int]  # token ids, never empty
+    adapter: str | None  # content digest; None: the base
+    salt: str  # prefix-cache name space
+    max_tokens: int
+    choices: int
+    stop_token_ids: list[int]  # end the sequence; end-of-sequence tokens included, unless ignored
+    sampling: RowSampling
+    stop: list[str] = []
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("prompt is empty")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}, not positive")
+        if self.choices < 1:
+            raise ValueError(f"choices is {self.choices}, not positive")
+
+
+class Abort(Message, frozen=True):
+    """Tokenizer to scheduler: a client cancelled a request. Unknown labels are ignored."""
+
+    client: str
+    label: str
+
+
+class Inspection(Message, frozen=True):
+    """From actor to actor: an ``Inspect`` on its way, with the sections gathered so far."""
+
+    client: str
+    label: str
+    sections: dict[str, dict[str, float]]  # actor -> counter -> value
+    adapters: list[AdapterMetrics] = []
+
+
+# ---- scheduler to tokenizer ---------------------------------------------------------------------
+
+
+class Reject(Message, frozen=True):
+    """Scheduler to tokenizer: no room for the request; tell the client."""
+
+    client: str
+    refused: Refused
+
+
+# ---- scheduler and adapters ---------------------------------------------------------------------
+
+
+class Acquire(Message, frozen=True):
+    """Scheduler to adapters: pin this adapter's weights in host memory."""
+
+    digest: str
+
+
+class Acquired(Message, frozen=True):
+    """Adapters to scheduler: the weights lie at ``path`` until released."""
+
+    digest: str
+    path: str  # a safetensors file in the run directory, named by digest
+    rank: int
+    size_bytes: int
+
+
+class AcquireFailed(Message, frozen=True):
+    """Adapters to scheduler: the weights can no longer be had."""
+
+    digest: str
+    reason: str
+
+
+class Release(Message, frozen=True):
+    """Scheduler to adapters: unpin. One for each ``Acquired``."""
+
+    digest: str
+
+
+# ---- scheduler to runner ------------------------------------------------------------------------
+
+
+class AdapterLoad(Part, frozen=True):
+    """Put the adapter at ``path`` into a device slot, over whatever the slot held."""
+
+    slot: int
+    digest: str
+    path: str
+
+
+class Join(Part, frozen=True):
+    """A sequence takes a free row. Its tokens follow as chunks."""
+
+    row: int
+    adapter_slot: int | None  # None: the base
+    position: int  # tokens whose KV the pages already hold
+    pages: list[int]
+    sampling: RowSampling
+    choice: int
+    prompt_tokens: int  # positions from here on are output: penalties and noise count from it
+    history: list[int] | None  # all tokens so far, when sampling needs them
+
+
+class Chunk(Part, frozen=True):
+    """Feed tokens to a row from ``position`` on; the last chunk samples, then the row decodes."""
+
+    row: int
+    position: int
+    tokens: list[int]
+    is_last: bool
+
+
+class Step(Message, frozen=True):
+    """Scheduler to every runner of a group: what changes, then compute.
+
+    Applied in field order: loads, leaves, joins, pages, chunks. Every row that has sampled and
+    has not left also decodes: it feeds its own last token at its own next position. So a steady
+    decode step carries nothing but its number.
+    """
+
+    step: int
+    loads: list[AdapterLoad] = []
+    leaves: list[int] = []  # rows
+    joins: list[Join] = []
+    page_rows: list[int] = []  # page_rows[i] gets page_ids[i] appended to its page table
+    page_ids: list[int] = []
+    chunks: list[Chunk] = []
+
+
+# ---- runner to scheduler ------------------------------------------------------------------------
+
+
+class RunnerReady(Message, frozen=True):
+    """Runner to scheduler: weights are loaded; rows and slots are empty."""
+
+    rank: int
+    pages: int  # KV pages that the device holds
+    page_tokens: int
+    adapter_slots: int
+
+
+class TokenLogprobs(Part, frozen=True):
+    """Log probabilities of one sampled token, after temperature and penalties are left out."""
+
+    index: int  # into the step's sampled rows
+    chosen: float
+    top_tokens: list[int]  # most likely first
+    top: list[float]
+
+
+class StepDone(Message, frozen=True):
+    """Runner rank 0 to scheduler: one token for each row that sampled, in ascending row order."""
+
+    step: int
+    tokens: list[int]
+    failed: list[int] = []  # indices whose logits were not finite; their tokens mean nothing
+    logprobs: list[TokenLogprobs] = []
+    compute_us: int = 0
+
+
+# ---- scheduler to detokenizer -------------------------------------------------------------------
+
+
+class Begin(Message, frozen=True):
+    """Scheduler to detokenizer: a request was accepted; its choices are consecutive sequences."""
+
+    first_sequence: Sequence
+    choices: int
+    request_id: str
+    client: str
+    label: str
+    model: str
+    prompt_tokens: int
+    stop: list[str]
+    include_stop: bool
+    skip_special_tokens: bool
+
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+class End(Part, frozen=True):
+    """A sequence is over."""
+
+    sequence: Sequence
+    reason: FinishReason
+    output_tokens: int
+    cached_tokens: int  # of the prompt, found in the prefix cache
+    error: str | None = None  # what went wrong, for reason "error"
+
+
+class Sampled(Message, frozen=True):
+    """Scheduler to detokenizer: one step's new tokens, and the sequences that are over."""
+
+    sequences: list[Sequence]
+    tokens: list[int]
+    ends: list[End] = []
+    logprobs: list[TokenLogprobs] = []  # index: into sequences
+
+
+# ---- detokenizer to scheduler -------------------------------------------------------------------
+
+
+class StopFound(Message, frozen=True):
+    """Detokenizer to scheduler: a stop string ends the sequence at this many output tokens."""
+
+    sequence: Sequence
+    output_tokens: int
+
+
+class ClientGone(Message, frozen=True):
+    """Detokenizer to scheduler: nobody reads this client's text any more; cancel all of it."""
+
+    client: str
+
+
+# ---- detokenizer to client ----------------------------------------------------------------------
+
+
+class Accepted(Message, frozen=True):
+    """Detokenizer to client: the request will be answered; choice i is first_sequence + i."""
+
+    label: str
+    request_id: str
+    first_sequence: Sequence
+    choices: int
+    prompt_tokens: int
+
+
+class TextLogprobs(Part, frozen=True):
+    """One token's text and log probabilities, beside the most likely alternatives."""
+
+    index: int  # into the message's sequences
+    token: str
+    token_bytes: bytes
+    logprob: float
+    top: list[tuple[str, bytes, float]]
+
+
+class Text(Message, frozen=True):
+    """Detokenizer to client: new text of the client's sequences, and those that are over.
+
+    Whole characters only, and nothing that could still turn out to begin a stop string.
+    """
+
+    sequences: list[Sequence]
+    texts: list[str]
+    ends: list[End] = []
+    logprobs: list[TextLogprobs] = []
+
+
+class AdapterMetrics(Part, frozen=True):
+    """What the scheduler counted for one adapter (digest), or for the base (None)."""
+
+    digest: str | None
+    names: list[str]
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    queue_s: list[int]  # histogram: counts in METRIC_BUCKETS_S, and one more for the rest
+    queue_s_sum: float
+    first_token_s: list[int]
+    first_token_s_sum: float
+    resident: bool  # in a device slot now
+
+
+# Upper edges of the histograms in AdapterMetrics, in seconds.
+METRIC_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Report(Message, frozen=True):
+    """Detokenizer to client: the answer to ``Inspect``."""
+
+    label: str
+    sections: dict[str, dict[str, float]]
+    adapters: list[AdapterMetrics]
+
+
+# ---- link control: every edge, both ways --------------------------------------------------------
+
+
+class Hello(Message, frozen=True):
+    """Connecting side to bound side: open the link. Nothing else is heard before it."""
+
+    window: int  # messages that the sender is ready to receive beyond those acknowledged
+
+
+class Welcome(Message, frozen=True):
+    """Bound side to connecting side: the link is open."""
+
+    window: int
+
+
+class Ack(Message, frozen=True):
+    """Either side: nothing but the envelope's acknowledgement. Costs no credit."""
+
+
+class Goodbye(Message, frozen=True):
+    """Either side: the link is closed on purpose; what it held can go at once."""
+
+
+LinkInbox = Hello | Welcome | Ack | Goodbye
+
+# What each actor hears.
+TokenizerInbox = Submit | Cancel | ListModels | Inspect | Catalog | Reject
+AdaptersInbox = Acquire | Release | Inspection
+SchedulerInbox = (
+    Generate | Abort | Inspection | Acquired | AcquireFailed | RunnerReady | StepDone
+    | StopFound | ClientGone
+)  # fmt: skip
+RunnerInbox = Step | Inspection
+DetokenizerInbox = Begin | Sampled | Inspection
+ClientInbox = Refused | Models | Accepted | Text | Report
