@@ -20,7 +20,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     # Model.
     model: str  # a Hugging Face folder; relative to the configuration file
     served_model_name: str | None = None  # default: the folder's name
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights; auto: as saved
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
+        "auto"  # of the weights; auto: as saved
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     chat_template: str | None = None  # a Jinja file over the tokenizer's own
 
@@ -67,9 +69,19 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             f"former or lower the latter",
         )
         need(
-            self.max_loaded_loras >= self.max_loras_per_batch,
-            f"max_loaded_loras ({self.max_loaded_loras}) is less than max_loras_per_batch "
-            f"({self.max_loras_per_batch}): what is on the device is in host memory too",
+            self.enable_chunked_prefill
+            or (
+                self.max_model_len is not None
+                and self.max_num_batched_tokens >= self.max_model_len + self.max_num_seqs
+            ),
+            "enable_chunked_prefill is false: a step must have room for the longest prompt, so set "
+            "max_model_len, and max_num_batched_tokens to at least max_model_len + max_num_seqs",
+        )
+        need(
+            self.max_loaded_loras > self.max_loras_per_batch,
+            f"max_loaded_loras ({self.max_loaded_loras}) must be more than max_loras_per_batch "
+            f"({self.max_loras_per_batch}): what is on the device is in host memory too, and so is "
+            f"the next one while it is fetched",
         )
         need(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization is a share: 0 to 1")
         need(0 <= self.port < 65536, f"port is {self.port}: it must be 0 (any free one) to 65535")

@@ -87,7 +87,9 @@ class Link:
             case _ if not self.is_open:
                 raise LinkError("unopened", f"{type(message).__name__} before Hello")
         if envelope.source_epoch != self.peer_epoch or envelope.destination_epoch != self._epoch:
-            raise LinkError("fenced", f"epochs {envelope.source_epoch}->{envelope.destination_epoch}")
+            raise LinkError(
+                "fenced", f"epochs {envelope.source_epoch}->{envelope.destination_epoch}"
+            )
         if not self._acknowledged <= envelope.acknowledged <= self._sent:
             raise LinkError("acknowledgement", f"{envelope.acknowledged} of {self._sent}")
         if isinstance(message, Ack | Goodbye):

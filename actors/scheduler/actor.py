@@ -1,0 +1,400 @@
+"""The scheduler actor: owner of every request from acceptance to its last end.
+
+Requests come in from the tokenizer, steps go out to the runners, one ahead of the one that is being
+computed; each answer becomes one ``Sampled`` for the detokenizer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import assert_never
+
+from weft.actors.scheduler.composer import Composed, Composer
+from weft.actors.scheduler.metrics import Metrics
+from weft.actors.scheduler.sequence import Request, Sequence
+from weft.runtime.actor import Send, Turn
+from weft.runtime.config import Config
+from weft.runtime.messages import (
+    Abort,
+    Acquired,
+    AcquireFailed,
+    Begin,
+    ClientGone,
+    End,
+    FinishReason,
+    Generate,
+    Inspection,
+    Message,
+    Refused,
+    Reject,
+    RunnerReady,
+    Sampled,
+    SchedulerInbox,
+    StepDone,
+    StopFound,
+    TokenLogprobs,
+)
+
+# Steps that the runners have been sent and have not answered: the one being computed, and the one
+# that follows it without a pause.
+STEPS_IN_FLIGHT = 2
+
+log = logging.getLogger("weft.scheduler")
+
+
+class Scheduler:
+    """Reacts to messages, and sends a step whenever one may be sent.
+
+    Invariants, checked by ``check``:
+      * every live sequence belongs to a live request, and a request without live ones is gone;
+      * those of ``Composer`` and what it owns.
+    """
+
+    def __init__(self, config: Config, *, runners: list[str]) -> None:
+        self._config = config
+        self._runners = runners
+        self._composer: Composer | None = None  # until the runners are ready
+        self._requests: dict[tuple[str, str], Request] = {}  # by client and label
+        self._sequences: dict[int, Sequence] = {}
+        self._next_sequence = 1
+        self._in_flight: deque[Composed] = deque()
+        self._steps_sent = 0
+        self._steps_done = 0
+        self._outbox: deque[Message] = deque()  # to the detokenizer, when there is room
+        self._ends: list[End] = []
+        self._metrics = Metrics()
+        self._is_draining = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is left and everybody has been told."""
+        return not (self._requests or self._in_flight or self._outbox or self._ends)
+
+    def drain(self) -> None:
+        """Reject new requests; those accepted go on."""
+        self._is_draining = True
+
+    def lost(self, peer: str, now_ns: int) -> list[Send]:
+        """Nothing here belongs to one link: clients are the detokenizer's to watch."""
+        return []
+
+    def receive(self, source: str, message: SchedulerInbox, now_ns: int) -> list[Send]:
+        """Take in one message."""
+        match message:
+            case Generate():
+                return self._accept(message, now_ns)
+            case StepDone():
+                return self._finish_step(message, now_ns)
+            case StopFound(number, output_tokens):
+                sequence = self._sequences.get(number)
+                if sequence is not None:
+                    self._end(sequence, "stop", output_tokens=output_tokens)
+                return []
+            case Abort(client, label):
+                request = self._requests.get((client, label))
+                self._cancel([request] if request else [])
+                return []
+            case ClientGone(client):
+                self._cancel([r for r in self._requests.values() if r.generate.client == client])
+                return []
+            case Acquired():
+                assert self._composer is not None
+                self._composer.slots.arrived(message)
+                return []
+            case AcquireFailed(digest, reason):
+                self._lose_adapter(digest, reason)
+                return []
+            case RunnerReady():
+                assert self._composer is None, "a runner started twice"
+                self._composer = Composer(self._config, message)
+                for sequence in list(self._sequences.values()):
+                    self._enqueue(sequence)
+                return []
+            case Inspection():
+                return self._inspect(source, message)
+            case _:
+                assert_never(message)
+
+    def advance(self, turn: Turn) -> list[Send]:
+        """Tell the detokenizer what is due, and send the next step if the runners can take it."""
+        room = turn.room("detokenizer")
+        sends = []
+        while self._outbox and room:
+            sends.append(Send("detokenizer", self._outbox.popleft()))
+            room -= 1
+        if self._ends and not self._outbox and room:
+            sends.append(Send("detokenizer", Sampled([], [], self._take_ends())))
+            room -= 1
+        if self._composer is not None and room >= STEPS_IN_FLIGHT:
+            sends += self._send_step(self._composer, turn)
+        return sends
+
+    def check(self) -> None:
+        """Assert the invariants of everything that a request can hold."""
+        for key, request in self._requests.items():
+            assert request.key == key
+            assert not request.is_over
+        live = [s for r in self._requests.values() for s in r.sequences if not s.is_over]
+        assert {s.number for s in live} == set(self._sequences)
+        if self._composer is not None:
+            self._composer.check()
+            running = sum(1 for s in live if s.row is not None)
+            assert running == len(self._composer.rows)
+
+    # ---- requests -------------------------------------------------------------------------------
+
+    def _accept(self, generate: Generate, now_ns: int) -> list[Send]:
+        refused = self._refusal(generate)
+        if refused is not None:
+            self._metrics.rejected += 1
+            log.info("rejected: %s", refused.code, extra={"request": generate.request_id})
+            return [Send("tokenizer", Reject(generate.client, refused))]
+        request = Request(generate, now_ns)
+        first = self._next_sequence
+        self._next_sequence += generate.choices
+        for choice in range(generate.choices):
+            sequence = Sequence(
+                first + choice, request, choice, list(generate.prompt), generate.max_tokens
+            )
+            request.sequences.append(sequence)
+            self._sequences[sequence.number] = sequence
+        self._requests[request.key] = request
+        self._metrics.accepted(request)
+        log.info(
+            "accepted: %d prompt tokens, %d choices, model %s, %d requests",
+            len(generate.prompt), generate.choices, generate.model, len(self._requests),
+            extra={"request": generate.request_id},
+        )  # fmt: skip
+        self._outbox.append(
+            Begin(
+                first_sequence=first,
+                choices=generate.choices,
+                request_id=generate.request_id,
+                client=generate.client,
+                label=generate.label,
+                model=generate.model,
+                prompt_tokens=len(generate.prompt),
+                stop=generate.stop,
+                include_stop=generate.include_stop,
+                skip_special_tokens=generate.skip_special_tokens,
+            )
+        )
+        if self._composer is not None:
+            for sequence in request.sequences:
+                self._enqueue(sequence)
+        return []
+
+    def _refusal(self, generate: Generate) -> Refused | None:
+        if self._is_draining:
+            return Refused(
+                generate.label,
+                "draining",
+                "the server is shutting down; try again in a few seconds",
+                retry_after_s=5.0,
+            )
+        if (generate.client, generate.label) in self._requests:
+            return Refused(
+                generate.label,
+                "duplicate_label",
+                f"a request labelled {generate.label!r} is running; use another label",
+                param="label",
+            )
+        waiting = len(self._composer.waiting) if self._composer else len(self._sequences)
+        if waiting + generate.choices > self._config.max_queued_requests:
+            return Refused(
+                generate.label,
+                "queue_full",
+                f"{waiting} requests are waiting already; try again later",
+                retry_after_s=1.0,
+            )
+        return None
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        assert self._composer is not None
+        room = self._composer.context_max - len(sequence.tokens)
+        if room < 1:
+            self._end(
+                sequence,
+                "error",
+                error=f"the prompt of {len(sequence.tokens)} tokens does not fit the KV cache of "
+                f"{self._composer.context_max}; shorten it, or raise kv_cache_memory_mib",
+                is_queued=False,
+            )
+            return
+        sequence.output_max = min(sequence.output_max, room)
+        self._composer.enqueue(sequence)
+
+    def _cancel(self, requests: list[Request]) -> None:
+        for request in requests:
+            for sequence in request.sequences:
+                if not sequence.is_over:
+                    self._end(sequence, "cancelled")
+
+    def _lose_adapter(self, digest: str, reason: str) -> None:
+        assert self._composer is not None
+        self._composer.slots.failed(digest)
+        for sequence in list(self._composer.waiting):
+            if sequence.request.generate.adapter == digest:
+                self._end(sequence, "error", error=f"the adapter cannot be loaded: {reason}")
+
+    def _end(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        *,
+        output_tokens: int | None = None,
+        error: str | None = None,
+        is_queued: bool = True,
+    ) -> None:
+        """Free everything that a live sequence holds, and remember to say that it is over."""
+        assert not sequence.is_over
+        if self._composer is not None and is_queued:
+            self._composer.remove(sequence)
+        sequence.is_over = True
+        del self._sequences[sequence.number]
+        count = sequence.output_tokens if output_tokens is None else output_tokens
+        end = End(sequence.number, reason, count, sequence.cached_tokens or 0, error)
+        self._ends.append(end)
+        request = sequence.request
+        self._metrics.ended(request, end)
+        log.info(
+            "ended: %s, choice %d, %d output tokens, %d of %d prompt tokens cached%s",
+            reason, sequence.choice, count, end.cached_tokens, len(request.generate.prompt),
+            f", {error}" if error else "",
+            extra={"request": request.generate.request_id},
+        )  # fmt: skip
+        if request.is_over:
+            del self._requests[request.key]
+
+    # ---- steps ----------------------------------------------------------------------------------
+
+    def _send_step(self, composer: Composer, turn: Turn) -> list[Send]:
+        sends = []
+        wanted: list[str] = []
+        if len(self._in_flight) < STEPS_IN_FLIGHT:
+            composed, wanted = composer.compose(self._steps_sent, self._steps_done)
+            if composed is not None:
+                self._in_flight.append(composed)
+                self._steps_sent += 1
+                self._note_admissions(composed, turn.now_ns)
+                sends += [Send(runner, composed.step) for runner in self._runners]
+        sends += [Send("adapters", message) for message in composer.host_messages(wanted)]
+        return sends
+
+    def _note_admissions(self, composed: Composed, now_ns: int) -> None:
+        for sequence in composed.admitted:
+            request = sequence.request
+            if request.admitted_ns is None:
+                self._metrics.admitted(request, now_ns)
+            log.info(
+                "admitted: choice %d in step %d, row %d, %d tokens cached, queued %.1f ms",
+                sequence.choice, composed.step.step, sequence.row, sequence.cached_tokens,
+                (now_ns - request.accepted_ns) / 1e6,
+                extra={"request": request.generate.request_id},
+            )  # fmt: skip
+
+    def _finish_step(self, done: StepDone, now_ns: int) -> list[Send]:
+        assert self._in_flight, f"an answer to step {done.step}, and none was sent"
+        composed = self._in_flight.popleft()
+        assert done.step == composed.step.step, f"step {done.step}, not {composed.step.step}"
+        assert len(done.tokens) == len(composed.sampled)
+        self._steps_done += 1
+        failed = frozenset(done.failed)
+        logprobs = {item.index: item for item in done.logprobs}
+        numbers: list[int] = []
+        tokens: list[int] = []
+        kept: list[TokenLogprobs] = []
+        for index, (sequence, token) in enumerate(zip(composed.sampled, done.tokens, strict=True)):
+            sequence.in_flight -= 1
+            if sequence.is_over:
+                continue  # cancelled, or ended by the token before this one
+            if index in failed:
+                sequence.computed = 0  # nothing of it may stay in the prefix cache
+                self._end(sequence, "error", error="the model's output was not a finite number")
+                continue
+            if self._take_token(sequence, token, now_ns):
+                if index in logprobs:
+                    item = logprobs[index]
+                    kept.append(TokenLogprobs(len(numbers), item.chosen, item.top_tokens, item.top))
+                numbers.append(sequence.number)
+                tokens.append(token)
+        self._share_prompts(composed)
+        if not (numbers or self._ends):
+            return []
+        sampled = Sampled(numbers, tokens, self._take_ends(), kept)
+        if self._outbox:  # what began in the meantime must be known before
+            self._outbox.append(sampled)
+            return []
+        return [Send("detokenizer", sampled)]
+
+    def _take_token(self, sequence: Sequence, token: int, now_ns: int) -> bool:
+        """Append a sampled token and end the sequence if it is the last: is it to be shown?"""
+        request = sequence.request
+        generate = request.generate
+        sequence.tokens.append(token)
+        if request.first_token_ns is None:
+            self._metrics.first_token(request, now_ns)
+            log.info(
+                "first token: %.1f ms after acceptance",
+                (now_ns - request.accepted_ns) / 1e6,
+                extra={"request": generate.request_id},
+            )
+        if token in generate.stop_token_ids:
+            self._end(sequence, "stop")
+            return False
+        if sequence.output_tokens >= sequence.output_max:
+            self._end(sequence, "length")
+        return True
+
+    def _share_prompts(self, composed: Composed) -> None:
+        assert self._composer is not None
+        for sequence, computed in composed.computed:
+            if sequence.holding is not None and sequence.row is not None:
+                known = min(computed, sequence.computed)
+                self._composer.pages.share(sequence.holding, sequence.tokens, known)
+
+    def _take_ends(self) -> list[End]:
+        ends, self._ends = self._ends, []
+        return ends
+
+    # ---- inspection -----------------------------------------------------------------------------
+
+    def _inspect(self, source: str, inspection: Inspection) -> list[Send]:
+        if source in self._runners:
+            if self._ends:  # so that the detokenizer reports what is true after them
+                self._outbox.append(Sampled([], [], self._take_ends()))
+            self._outbox.append(inspection)
+            return []
+        self.check()
+        resident = self._composer.slots.resident if self._composer else frozenset[str]()
+        sections = {**inspection.sections, "scheduler": self._counters()}
+        metrics = self._metrics.report(resident)
+        forward = Inspection(inspection.client, inspection.label, sections, metrics)
+        return [Send(self._runners[0], forward)]
+
+    def _counters(self) -> dict[str, float]:
+        counters: dict[str, float] = {
+            "requests": len(self._requests),
+            "sequences": len(self._sequences),
+            "rejected_total": self._metrics.rejected,
+            "steps_total": self._steps_done,
+        }
+        composer = self._composer
+        if composer is not None:
+            counters |= {
+                "waiting": len(composer.waiting),
+                "rows_running": len(composer.rows),
+                "rows": composer.rows.count,
+                "pages": composer.pages.count,
+                "pages_free": composer.pages.free,
+                "pages_cached": composer.pages.cached,
+                "pages_held": composer.pages.count - composer.pages.available,
+                "adapter_slots": composer.slots.count,
+                "adapters_resident": len(composer.slots.resident),
+                "adapter_pins": composer.slots.pin_count,
+                "adapters_held": composer.slots.held,
+                "adapter_evictions_total": composer.slots.evictions,
+                "preemptions_total": composer.preemptions,
+            }
+        return counters

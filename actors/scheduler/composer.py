@@ -1,0 +1,334 @@
+"""Composes steps: which sequences run, on which rows, pages and adapter slots."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from weft.actors.scheduler import policy
+from weft.actors.scheduler.pages import Pages
+from weft.actors.scheduler.policy import Candidate, Need, Room
+from weft.actors.scheduler.sequence import Rows, Sequence
+from weft.actors.scheduler.slots import AdapterSlots
+from weft.runtime.config import Config
+from weft.runtime.messages import Acquire, AdapterLoad, Chunk, Join, Release, RunnerReady, Step
+
+
+@dataclass(slots=True)
+class Draft:
+    """A step in the making."""
+
+    number: int
+    tokens_left: int
+    loads: list[AdapterLoad] = field(default_factory=list)
+    joins: list[Join] = field(default_factory=list)
+    page_rows: list[int] = field(default_factory=list)
+    page_ids: list[int] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    sampled: list[Sequence] = field(default_factory=list)
+    computed: list[Sequence] = field(default_factory=list)  # in this step, a prompt or part of it
+    admitted: list[Sequence] = field(default_factory=list)
+    preempted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """A step to send, and what its answer will mean."""
+
+    step: Step
+    sampled: list[Sequence]  # in the order of the answer's tokens
+    computed: list[tuple[Sequence, int]]  # prefilled sequences, and how far
+    admitted: list[Sequence]
+
+
+class Composer:
+    """Owner of rows, pages and adapter slots, and of the order in which sequences get them.
+
+    Steps are composed one ahead of the runner, and the runner executes them in order. Hence what a
+    sequence leaves in step n is free for others in step n, even while n - 1 is being computed.
+    """
+
+    def __init__(self, config: Config, ready: RunnerReady) -> None:
+        self.rows = Rows(config.max_num_seqs)
+        self.pages = Pages(ready.pages, ready.page_tokens, caching=config.enable_prefix_caching)
+        self.slots = AdapterSlots(
+            ready.adapter_slots,
+            held_max=config.max_loaded_loras,
+            policy=config.lora_eviction_policy,
+        )
+        self._waiting: OrderedDict[int, Sequence] = (
+            OrderedDict()
+        )  # by number, in order of admission
+        self.preemptions = 0
+        self._config = config
+        self._leaves: list[int] = []
+        self._waiting_for: Counter[str] = Counter()
+        self._rotation: tuple[str, int] | None = None  # due at the start of the next step
+
+    @property
+    def waiting(self) -> Collection[Sequence]:
+        """Sequences without a row, the one to be admitted first first."""
+        return self._waiting.values()
+
+    @property
+    def context_max(self) -> int:
+        """Tokens of the longest sequence that fits when it runs alone."""
+        return self.pages.count * self.pages.page_tokens
+
+    def enqueue(self, sequence: Sequence) -> None:
+        """Let a sequence wait behind all others."""
+        self._waiting[sequence.number] = sequence
+        self._count(sequence, 1)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take back everything that a sequence has, whatever its state."""
+        if sequence.row is not None:
+            self._leave(sequence)
+        elif sequence.holding is None:
+            del self._waiting[sequence.number]
+            self._count(sequence, -1)
+        self._release(sequence)
+
+    def host_messages(self, wanted: list[str]) -> list[Acquire | Release]:
+        """Return what the adapter store must be told."""
+        messages: list[Acquire | Release] = []
+        if self.slots.holds_more_than_resident:
+            messages += self.slots.release_unused(frozenset(self._waiting_for))
+        for digest in wanted:
+            messages += self.slots.want(digest)
+        return messages
+
+    def compose(self, number: int, steps_done: int) -> tuple[Composed | None, list[str]]:
+        """Return the next step, if there is anything to do, and the adapters that it lacked.
+
+        ``steps_done`` is the number of the first step that has not been answered.
+        """
+        draft = Draft(number, self._config.max_num_batched_tokens)
+        self._rotate()
+        self._decode(draft)
+        self._prefill(draft)
+        wanted = self._admit(draft, steps_done) if self._waiting and not draft.preempted else []
+        if not (draft.sampled or draft.chunks or draft.joins or self._leaves):
+            return None, wanted
+        draft.sampled.sort(key=_row)
+        leaves, self._leaves = self._leaves, []
+        step = Step(
+            number, draft.loads, leaves, draft.joins, draft.page_rows, draft.page_ids, draft.chunks
+        )
+        computed = [(sequence, sequence.computed) for sequence in draft.computed]
+        return Composed(step, draft.sampled, computed, draft.admitted), wanted
+
+    def check(self) -> None:
+        """Assert the invariants of everything that a sequence can hold."""
+        self.rows.check()
+        self.pages.check()
+        self.slots.check()
+        with_adapter = sum(1 for s in self.rows if s.request.generate.adapter is not None)
+        assert self.slots.pin_count == with_adapter
+        assert all(s.row is None and s.holding is None for s in self.waiting)
+        assert self._waiting_for.total() == sum(
+            1 for s in self.waiting if s.request.generate.adapter is not None
+        )
+
+    def _decode(self, draft: Draft) -> None:
+        """Every running sequence that has sampled feeds its last token."""
+        page_tokens = self.pages.page_tokens
+        for sequence in list(self.rows):
+            if sequence.is_prefilling or sequence.row is None:
+                continue
+            if sequence.is_fully_ordered:
+                self._leave(sequence)
+                continue
+            assert sequence.holding is not None
+            if sequence.computed == sequence.holding.count * page_tokens:
+                self._make_room(sequence, draft)
+                if sequence.row is None:
+                    continue
+                draft.page_rows.append(sequence.row)
+                draft.page_ids += self.pages.grow(sequence.holding, 1)
+            sequence.computed += 1
+            sequence.in_flight += 1
+            draft.sampled.append(sequence)
+        draft.sampled = [sequence for sequence in draft.sampled if sequence.row is not None]
+        draft.tokens_left -= len(draft.sampled)
+
+    def _make_room(self, sequence: Sequence, draft: Draft) -> None:
+        """Preempt the sequences admitted last until a page is available."""
+        while self.pages.available == 0 and sequence.row is not None:
+            victim = self.rows.youngest
+            if victim in draft.sampled:
+                victim.computed -= 1
+                victim.in_flight -= 1
+                _forget_pages(draft, victim)
+            self._preempt(victim)
+            draft.preempted += 1
+
+    def _prefill(self, draft: Draft) -> None:
+        """Sequences whose tokens are not all computed get what is left of the token budget."""
+        for sequence in self.rows:
+            if draft.tokens_left == 0:
+                return
+            if sequence.is_prefilling:
+                self._feed(sequence, draft)
+
+    def _feed(self, sequence: Sequence, draft: Draft) -> None:
+        assert sequence.row is not None
+        start = sequence.computed
+        end = min(sequence.prefill_end, start + draft.tokens_left)
+        is_last = end == sequence.prefill_end
+        draft.chunks.append(Chunk(sequence.row, start, sequence.tokens[start:end], is_last))
+        draft.tokens_left -= end - start
+        sequence.computed = end
+        draft.computed.append(sequence)
+        if is_last:
+            sequence.in_flight += 1
+            draft.sampled.append(sequence)
+
+    def _admit(self, draft: Draft, steps_done: int) -> list[str]:
+        reserve = len(self.rows) // 2  # pages that running sequences will soon grow by
+        room = Room(
+            rows=self.rows.free,
+            tokens=draft.tokens_left,
+            pages=self.pages.available - reserve,
+            slots=self.slots.count,
+            pinned=self.slots.pinned,
+        )
+        admission = policy.admit(
+            map(self._candidate, self._waiting.values()),
+            room,
+            need=lambda number: self._need(self._waiting[number]),
+            in_host=self.slots.is_ready,
+        )
+        for number in admission.overtaken:
+            self._waiting[number].overtaken += 1
+        for number in admission.admitted:
+            if not self._start(self._waiting[number], draft, steps_done):
+                break
+        if admission.starving is not None:
+            adapter = policy.rotate(self.slots.pinned_since, draft.number)
+            if adapter is not None:
+                self._rotation = (adapter, admission.starving)
+        return admission.wanted
+
+    def _candidate(self, sequence: Sequence) -> Candidate:
+        return Candidate(
+            sequence.number,
+            sequence.request.generate.adapter,
+            sequence.overtaken,
+            self._is_ready(sequence),
+        )
+
+    def _is_ready(self, sequence: Sequence) -> bool:
+        if sequence.in_flight:
+            return False  # preempted while its last token was under way
+        shares_prompt = (
+            self._config.enable_prefix_caching
+            and len(sequence.request.generate.prompt) > self.pages.page_tokens
+        )
+        return sequence.choice == 0 or not shares_prompt or sequence.request.leads
+
+    def _need(self, sequence: Sequence) -> Need:
+        generate = sequence.request.generate
+        found = self.pages.find(generate.salt, generate.adapter, sequence.tokens)
+        tokens = len(sequence.tokens) - len(found) * self.pages.page_tokens
+        return Need(
+            pages=self.pages.cost(found, len(sequence.tokens)),
+            tokens=tokens,
+            tokens_min=1 if self._config.enable_chunked_prefill else tokens,
+        )
+
+    def _start(self, sequence: Sequence, draft: Draft, steps_done: int) -> bool:
+        """Move a waiting sequence to a row. False if its slot is not free yet after all."""
+        generate = sequence.request.generate
+        slot = None
+        if generate.adapter is not None:
+            pinned = self.slots.pin(generate.adapter, draft.number, steps_done)
+            if pinned is None:
+                return False
+            slot, loads = pinned
+            draft.loads += loads
+        found = self.pages.find(generate.salt, generate.adapter, sequence.tokens)
+        sequence.holding = self.pages.hold(
+            generate.salt, generate.adapter, found, len(sequence.tokens)
+        )
+        del self._waiting[sequence.number]
+        self._count(sequence, -1)
+        sequence.computed = len(found) * self.pages.page_tokens
+        sequence.prefill_end = len(sequence.tokens)
+        sequence.overtaken = 0
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.computed
+        draft.joins.append(
+            Join(
+                row=self.rows.take(sequence),
+                adapter_slot=slot,
+                position=sequence.computed,
+                pages=sequence.holding.pages,
+                sampling=generate.sampling,
+                choice=sequence.choice,
+                prompt_tokens=len(generate.prompt),
+                history=list(sequence.tokens) if generate.sampling.needs_history else None,
+            )
+        )
+        draft.admitted.append(sequence)
+        if draft.tokens_left:
+            self._feed(sequence, draft)
+        return True
+
+    def _rotate(self) -> None:
+        """Make the adapter that has run longest give its slot to the starving sequence."""
+        if self._rotation is None:
+            return
+        (adapter, starving), self._rotation = self._rotation, None
+        if starving not in self._waiting:
+            return
+        running = [s for s in self.rows if s.request.generate.adapter == adapter]
+        for sequence in reversed(running):
+            self._preempt(sequence)
+        self._waiting.move_to_end(starving, last=False)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Send a running sequence back to the head of the queue; its KV is computed again later."""
+        self._leave(sequence)
+        self._release(sequence)
+        sequence.computed = 0
+        sequence.prefill_end = 0
+        self._waiting[sequence.number] = sequence
+        self._waiting.move_to_end(sequence.number, last=False)
+        self._count(sequence, 1)
+        self.preemptions += 1
+
+    def _leave(self, sequence: Sequence) -> None:
+        self._leaves.append(self.rows.give_back(sequence))
+        if sequence.request.generate.adapter is not None:
+            self.slots.unpin(sequence.request.generate.adapter)
+
+    def _release(self, sequence: Sequence) -> None:
+        if sequence.holding is not None:
+            known = min(sequence.computed, len(sequence.tokens))
+            self.pages.release(sequence.holding, sequence.tokens, known)
+            sequence.holding = None
+
+    def _count(self, sequence: Sequence, change: int) -> None:
+        adapter = sequence.request.generate.adapter
+        if adapter is not None:
+            self._waiting_for[adapter] += change
+            if self._waiting_for[adapter] == 0:
+                del self._waiting_for[adapter]
+
+
+def _row(sequence: Sequence) -> int:
+    assert sequence.row is not None
+    return sequence.row
+
+
+def _forget_pages(draft: Draft, victim: Sequence) -> None:
+    """Take out of a draft the page that a sequence got before it was preempted."""
+    kept = [
+        (row, page)
+        for row, page in zip(draft.page_rows, draft.page_ids, strict=True)
+        if row != victim.row
+    ]
+    draft.page_rows = [row for row, _ in kept]
+    draft.page_ids = [page for _, page in kept]

@@ -1,0 +1,83 @@
+import pytest
+
+from weft.actors.scheduler.policy import (
+    OVERTAKEN_MAX,
+    ROTATE_STEPS,
+    Candidate,
+    Need,
+    Room,
+    admit,
+    rotate,
+)
+
+ROOM = Room(rows=10, tokens=100, pages=10, slots=1, pinned=frozenset())
+
+
+def candidate(key, *, adapter=None, overtaken=0, is_ready=True):
+    return Candidate(key, adapter, overtaken, is_ready)
+
+
+def decide(waiting, room=ROOM, *, needs=None, host=lambda adapter: True):
+    needs = needs or {}
+    return admit(waiting, room, need=lambda key: needs.get(key, Need(1, 10, 1)), in_host=host)
+
+
+@pytest.mark.parametrize("big", [Need(11, 10, 1), Need(1, 101, 101)], ids=["pages", "tokens"])
+def test_a_sequence_that_does_not_fit_is_not_overtaken(big):
+    assert decide([candidate(1), candidate(2), candidate(3)], needs={2: big}).admitted == [1]
+
+
+def test_a_prompt_longer_than_the_budget_starts_with_what_there_is():
+    assert decide([candidate(1), candidate(2)], needs={1: Need(1, 500, 1)}).admitted == [1]
+
+
+def test_an_adapter_without_a_slot_is_passed_over():
+    waiting = [
+        candidate(1, adapter="a"),
+        candidate(2, adapter="b"),
+        candidate(3, adapter="a"),
+        candidate(4),
+    ]
+    admission = decide(waiting)
+    assert admission.admitted == [1, 3, 4]
+    assert admission.overtaken == [2]
+
+
+def test_an_adapter_in_use_shares_its_slot_and_others_wait():
+    waiting = [candidate(1, adapter="a"), candidate(2, adapter="b")]
+    room = ROOM._replace(pinned=frozenset({"b"}))
+    assert decide(waiting, room).admitted == [2]
+
+
+def test_an_adapter_that_is_not_in_host_memory_is_fetched_meanwhile():
+    waiting = [candidate(1, adapter="a"), candidate(2, adapter="b")]
+    admission = decide(waiting, host=lambda adapter: adapter == "b")
+    assert admission.admitted == [2]
+    assert admission.wanted == ["a"]
+    assert admission.overtaken == []
+
+
+def test_a_starving_adapter_is_overtaken_only_by_base_rows():
+    waiting = [
+        candidate(1, adapter="cold", overtaken=OVERTAKEN_MAX),
+        candidate(2, adapter="warm"),
+        candidate(3),
+    ]
+    admission = decide(waiting, ROOM._replace(pinned=frozenset({"warm"})))
+    assert admission.admitted == [3]
+    assert admission.starving == 1
+
+
+def test_one_that_is_not_ready_holds_nobody_up():
+    assert decide([candidate(1, is_ready=False), candidate(2)]).admitted == [2]
+
+
+@pytest.mark.parametrize("room", [{"rows": 2}, {"tokens": 11}, {"pages": 2}], ids=str)
+def test_room_is_spent_as_sequences_join(room):
+    assert decide([candidate(i) for i in range(4)], ROOM._replace(**room)).admitted == [0, 1]
+
+
+def test_the_adapter_that_has_run_longest_gives_up_its_slot_when_it_is_time():
+    assert rotate({"a": 100, "b": 90}, 90 + ROTATE_STEPS) == "b"
+    assert rotate({"a": 100, "b": 90}, 89 + ROTATE_STEPS) is None
+    assert rotate({}, 1000) is None

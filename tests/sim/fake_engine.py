@@ -1,0 +1,115 @@
+"""A deterministic model for the simulator: its next token is a hash of what its KV pages hold.
+
+It keeps, in each position of each page, the adapter and the token whose KV was "written" there. So
+a page that was given to someone else too early, shared with the wrong adapter, or resumed at the
+wrong position changes the output at once.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+from weft.runtime.messages import Join, RunnerReady, Step, StepDone
+
+VOCABULARY = 1000
+EOS = 2
+
+
+def next_token(adapter: str | None, context: list[int], *, seed: int, choice: int) -> int:
+    """The model's definition: every test computes what it expects with it."""
+    text = f"{adapter} {context} {seed} {choice}".encode()
+    value = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    return value % VOCABULARY
+
+
+def generate(adapter, prompt, *, max_tokens, seed=0, choice=0, stop=(EOS,)):
+    """All output tokens of one sequence, the one that stops it included."""
+    tokens = list(prompt)
+    for _ in range(max_tokens):
+        tokens.append(next_token(adapter, tokens, seed=seed, choice=choice))
+        if tokens[-1] in stop:
+            break
+    return tokens[len(prompt) :]
+
+
+@dataclass
+class Row:
+    join: Join
+    pages: list[int]
+    position: int
+    last_token: int | None = None
+    history: list[int] = field(default_factory=list)
+
+
+class FakeEngine:
+    """Executes steps as messages.Step defines them, and asserts everything they promise."""
+
+    def __init__(self, *, pages: int, page_tokens: int, slots: int, rows: int) -> None:
+        self._ready = RunnerReady(0, pages, page_tokens, slots)
+        self._kv = [[None] * page_tokens for _ in range(pages)]
+        self._slots: list[str | None] = [None] * slots
+        self._rows: dict[int, Row] = {}
+        self._rows_max = rows
+        self._next_step = 0
+        self.distinct_adapters_max = 0
+
+    def ready(self) -> RunnerReady:
+        return self._ready
+
+    def execute(self, step: Step) -> StepDone:
+        assert step.step == self._next_step
+        self._next_step += 1
+        for load in step.loads:
+            self._slots[load.slot] = load.digest
+        for row in step.leaves:
+            del self._rows[row]
+        for join in step.joins:
+            assert 0 <= join.row < self._rows_max
+            assert join.row not in self._rows
+            self._rows[join.row] = Row(join, list(join.pages), join.position)
+        for row, page in zip(step.page_rows, step.page_ids, strict=True):
+            self._rows[row].pages.append(page)
+        decoding = [row for row, state in self._rows.items() if state.last_token is not None]
+        sampling = decoding + [chunk.row for chunk in step.chunks if chunk.is_last]
+        feeds = [(row, [self._rows[row].last_token]) for row in decoding]
+        for chunk in step.chunks:
+            assert chunk.tokens
+            assert self._rows[chunk.row].position == chunk.position
+            assert self._rows[chunk.row].last_token is None
+            feeds.append((chunk.row, chunk.tokens))
+        for row, tokens in feeds:  # every write of a step comes before its reads
+            self._write(self._rows[row], tokens)
+        tokens = [self._sample(self._rows[row]) for row in sorted(sampling)]
+        used = {self._adapter(self._rows[row]) for row, _ in feeds} - {None}
+        self.distinct_adapters_max = max(self.distinct_adapters_max, len(used))
+        return StepDone(step.step, tokens)
+
+    def counters(self) -> dict[str, float]:
+        return {"rows": len(self._rows)}
+
+    def _adapter(self, row: Row) -> str | None:
+        slot = row.join.adapter_slot
+        return None if slot is None else self._slots[slot]
+
+    def _write(self, row: Row, tokens: list[int]) -> None:
+        size = self._ready.page_tokens
+        for token in tokens:
+            page = row.pages[row.position // size]
+            self._kv[page][row.position % size] = (self._adapter(row), token)
+            row.position += 1
+
+    def _sample(self, row: Row) -> int:
+        size = self._ready.page_tokens
+        adapter = self._adapter(row)
+        context = []
+        for position in range(row.position):
+            owner, token = self._kv[row.pages[position // size]][position % size]
+            assert owner == adapter, f"KV of {owner} read by {adapter}"
+            context.append(token)
+        if row.join.history is not None:
+            row.history = row.history or list(row.join.history)
+            assert context == row.history
+        sampling = row.join.sampling
+        row.last_token = next_token(adapter, context, seed=sampling.seed, choice=row.join.choice)
+        if row.join.history is not None:
+            row.history.append(row.last_token)
+        return row.last_token
