@@ -381,6 +381,9 @@ class End(Part, frozen=True):
     output_tokens: int
     cached_tokens: int  # of the prompt, found in the prefix cache
     error: str | None = None  # what went wrong, for reason "error"
+    # The scheduler's steps that computed it: sequences whose ranges overlap shared batches.
+    first_step: int | None = None  # None: it never ran
+    last_step: int | None = None
 
 
 class Sampled(Message, frozen=True):

@@ -254,7 +254,15 @@ class Scheduler:
         sequence.is_over = True
         del self._sequences[sequence.number]
         count = sequence.output_tokens if output_tokens is None else output_tokens
-        end = End(sequence.number, reason, count, sequence.cached_tokens or 0, error)
+        end = End(
+            sequence.number,
+            reason,
+            count,
+            sequence.cached_tokens or 0,
+            error,
+            sequence.first_step,
+            sequence.last_step,
+        )
         self._ends.append(end)
         request = sequence.request
         self._metrics.ended(request, end)
@@ -285,6 +293,8 @@ class Scheduler:
     def _note_admissions(self, composed: Composed, now_ns: int) -> None:
         for sequence in composed.admitted:
             request = sequence.request
+            if sequence.first_step is None:
+                sequence.first_step = composed.step.step
             if request.admitted_ns is None:
                 self._metrics.admitted(request, now_ns)
             log.info(
@@ -307,6 +317,7 @@ class Scheduler:
         kept: list[TokenLogprobs] = []
         for index, (sequence, token) in enumerate(zip(composed.sampled, done.tokens, strict=True)):
             sequence.in_flight -= 1
+            sequence.last_step = done.step
             if sequence.is_over:
                 continue  # cancelled, or ended by the token before this one
             if index in failed:

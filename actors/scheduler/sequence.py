@@ -31,6 +31,8 @@ class Sequence:
     is_over: bool = False
     cached_tokens: int | None = None  # of the prompt, at first admission
     overtaken: int = 0
+    first_step: int | None = None
+    last_step: int | None = None
 
     @property
     def output_tokens(self) -> int:

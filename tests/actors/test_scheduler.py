@@ -31,6 +31,7 @@ def test_a_request_runs_from_prompt_to_end():
     assert harness.output("a") == shown(generate(None, prompt(6), max_tokens=5))
     assert harness.end("a").reason == "length"
     assert harness.end("a").output_tokens == 5
+    assert (harness.end("a").first_step, harness.end("a").last_step) == (0, 4)
     harness.assert_all_is_back()
 
 
