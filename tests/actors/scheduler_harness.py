@@ -33,11 +33,12 @@ def config(**options) -> Config:
 class Harness:
     """One scheduler, one fake runner that answers when told to, a store that answers at once."""
 
-    def __init__(self, *, pages=64, slots=2, **options) -> None:
+    def __init__(self, *, pages=64, slots=2, engine=None, paths=None, **options) -> None:
         self.config = config(
             max_loras_per_batch=slots, max_loaded_loras=max(slots + 1, 8), **options
         )
-        self.engine = FakeEngine(
+        self.paths = paths or {}
+        self.engine = engine or FakeEngine(
             pages=pages,
             page_tokens=self.config.block_size,
             slots=slots,
@@ -111,7 +112,7 @@ class Harness:
         for name in ("requests", "sequences", "waiting", "rows_running", "pages_held"):
             assert counters[name] == 0, (name, counters)
         assert counters["adapter_pins"] == 0
-        assert self.engine.counters() == {"rows": 0}
+        assert self.engine.counters()["rows"] == 0
         assert sum(self.pinned_in_host.values()) == counters["adapters_held"]
         assert counters["adapters_held"] == counters["adapters_resident"]
         assert self.scheduler.is_idle
@@ -153,4 +154,4 @@ class Harness:
     def acquired(self, digest) -> None:
         self.pinned_in_host[digest] = self.pinned_in_host.get(digest, 0) + 1
         assert self.pinned_in_host[digest] == 1
-        self.receive("adapters", Acquired(digest, f"/adapters/{digest}", 8, 1000))
+        self.receive("adapters", Acquired(digest, self.paths.get(digest, f"/{digest}"), 8, 1))

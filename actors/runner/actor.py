@@ -1,0 +1,58 @@
+"""The runner actor: executes steps in the order in which they come."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import assert_never
+
+from weft.actors.runner.engine import Engine
+from weft.runtime.actor import Send, Turn
+from weft.runtime.messages import Inspection, RunnerInbox, Step
+
+
+class Runner:
+    """Says that it is ready, then answers each step. Makes no decision."""
+
+    def __init__(self, engine: Engine, *, role: str) -> None:
+        self._engine = engine
+        self._role = role
+        self._is_announced = False
+        self._steps: deque[Step] = deque()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every step has been answered."""
+        return not self._steps
+
+    def drain(self) -> None:
+        """Nothing to do: only the scheduler sends work."""
+
+    def lost(self, peer: str, now_ns: int) -> list[Send]:
+        """Nobody but the scheduler is a peer."""
+        return []
+
+    def receive(self, source: str, message: RunnerInbox, now_ns: int) -> list[Send]:
+        """Take in one message."""
+        match message:
+            case Step():
+                self._steps.append(message)
+                return []
+            case Inspection(client, label, sections, adapters):
+                self.check()
+                sections = {**sections, self._role: self._engine.counters()}
+                return [Send("scheduler", Inspection(client, label, sections, adapters))]
+            case _:
+                assert_never(message)
+
+    def advance(self, turn: Turn) -> list[Send]:
+        """Execute the oldest step."""
+        if not self._is_announced:
+            self._is_announced = True
+            return [Send("scheduler", self._engine.ready())]
+        if not self._steps:
+            return []
+        return [Send("scheduler", self._engine.execute(self._steps.popleft()))]
+
+    def check(self) -> None:
+        """Assert the invariants of the engine."""
+        self._engine.counters()

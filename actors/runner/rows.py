@@ -1,0 +1,143 @@
+"""The state of every row between steps, and the host's view of the next batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weft.runtime.messages import Step
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """One step's tokens, sorted by adapter slot with the base first."""
+
+    tokens: Ints  # [T]
+    positions: Ints  # [T]
+    kv_slots: Ints  # [T], page * page_tokens + offset
+    starts: Ints  # [entries + 1]; entry i, one row's part, is tokens starts[i]:starts[i + 1]
+    page_table: Ints  # [entries, pages_max]
+    lora_starts: list[int]
+    lora_slots: list[int]
+    sampled: Ints  # [R] indices of tokens, in the order of sampled_rows
+    sampled_rows: Ints  # [R], ascending
+
+
+class RowTable:
+    """Arrays over rows. Applies what a step changes and lays out what it computes."""
+
+    def __init__(self, rows: int, pages_max: int, page_tokens: int) -> None:
+        self._page_tokens = page_tokens
+        self._page_table = np.zeros((rows, pages_max), dtype=np.int64)
+        self._page_counts = np.zeros(rows, dtype=np.int64)
+        self._positions = np.zeros(rows, dtype=np.int64)  # tokens whose KV has been written
+        self._slots = np.full(rows, -1, dtype=np.int64)  # -1: the base
+        self._last_tokens = np.zeros(rows, dtype=np.int64)
+        self._joined = np.zeros(rows, dtype=bool)
+        self._decoding = np.zeros(rows, dtype=bool)
+
+    @property
+    def joined(self) -> int:
+        """Rows in use."""
+        return int(self._joined.sum())
+
+    @property
+    def pages(self) -> int:
+        """Entries of the page tables in use: a page counts once for each row that reads it."""
+        return int(self._page_counts[self._joined].sum())
+
+    @property
+    def adapter_slots(self) -> set[int]:
+        """Slots that some row uses."""
+        return set(self._slots[self._joined].tolist()) - {-1}
+
+    def apply(self, step: Step) -> None:
+        """Let rows leave and join, and page tables grow."""
+        for row in step.leaves:
+            assert self._joined[row], f"row {row} leaves and has not joined"
+            self._joined[row] = self._decoding[row] = False
+            self._slots[row] = -1
+        for join in step.joins:
+            row = join.row
+            assert not self._joined[row], f"row {row} joins twice"
+            count = len(join.pages)
+            self._joined[row] = True
+            self._page_table[row, :count] = join.pages
+            self._page_counts[row] = count
+            self._positions[row] = join.position
+            self._slots[row] = -1 if join.adapter_slot is None else join.adapter_slot
+        for row, page in zip(step.page_rows, step.page_ids, strict=True):
+            self._page_table[row, self._page_counts[row]] = page
+            self._page_counts[row] += 1
+
+    def lay_out(self, step: Step) -> HostBatch | None:
+        """Return the batch that the step computes, and advance the rows. None if it is empty."""
+        decoding = np.flatnonzero(self._decoding)
+        chunks = step.chunks
+        rows = np.concatenate((decoding, np.array([c.row for c in chunks], dtype=np.int64)))
+        if len(rows) == 0:
+            return None
+        chunk_counts = np.array([len(c.tokens) for c in chunks], dtype=np.int64)
+        counts = np.concatenate((np.ones(len(decoding), dtype=np.int64), chunk_counts))
+        tokens = [self._last_tokens[decoding]]
+        for chunk in chunks:
+            assert self._joined[chunk.row]
+            assert self._positions[chunk.row] == chunk.position
+            tokens.append(np.array(chunk.tokens, dtype=np.int64))
+        samples = np.ones(len(rows), dtype=bool)
+        samples[len(decoding) :] = [c.is_last for c in chunks]
+
+        order = np.argsort(self._slots[rows], kind="stable")
+        source = _starts(counts)
+        rows, counts, samples = rows[order], counts[order], samples[order]
+        starts = _starts(counts)
+        offsets = np.arange(starts[-1]) - np.repeat(starts[:-1], counts)
+        flat = np.concatenate(tokens)[np.repeat(source[:-1][order], counts) + offsets]
+        positions = np.repeat(self._positions[rows], counts) + offsets
+        page_index = positions // self._page_tokens
+        token_rows = np.repeat(rows, counts)
+        assert (page_index < self._page_counts[token_rows]).all(), "a token has no page"
+        pages = self._page_table[token_rows, page_index]
+
+        self._positions[rows] += counts
+        self._decoding[rows[samples]] = True
+        lora_starts, lora_slots = _segments(self._slots[rows], starts)
+        ascending = np.argsort(rows[samples])
+        return HostBatch(
+            tokens=flat,
+            positions=positions,
+            kv_slots=pages * self._page_tokens + positions % self._page_tokens,
+            starts=starts,
+            page_table=self._page_table[rows],
+            lora_starts=lora_starts,
+            lora_slots=lora_slots,
+            sampled=(starts[1:][samples] - 1)[ascending],
+            sampled_rows=rows[samples][ascending],
+        )
+
+    def next_positions(self, rows: Ints) -> list[int]:
+        """Return the positions that the next tokens of rows take."""
+        positions: list[int] = self._positions[rows].tolist()
+        return positions
+
+    def feed(self, rows: Ints, tokens: Ints) -> None:
+        """Note the tokens that rows decode in the next step."""
+        self._last_tokens[rows] = tokens
+
+
+def _starts(counts: Ints) -> Ints:
+    return np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(counts)))
+
+
+def _segments(slots: Ints, starts: Ints) -> tuple[list[int], list[int]]:
+    """Return the token ranges of runs of equal slots, without the base's."""
+    changes = np.flatnonzero(np.diff(slots)) + 1
+    firsts = np.concatenate((np.zeros(1, dtype=np.int64), changes))
+    firsts = firsts[slots[firsts] >= 0]
+    if len(firsts) == 0:
+        return [0], []
+    return [*starts[firsts].tolist(), int(starts[-1])], slots[firsts].tolist()

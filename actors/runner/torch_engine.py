@@ -1,0 +1,161 @@
+"""Executes steps with torch on one device."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weft.actors.runner import architecture as architectures
+from weft.actors.runner import weights
+from weft.actors.runner.architecture import Architecture, UnsupportedModel
+from weft.actors.runner.lora import LoraSlots
+from weft.actors.runner.model import Batch, Model
+from weft.actors.runner.rows import HostBatch, RowTable
+from weft.actors.runner.sampler import Sampler
+from weft.kernels.paged_attention import padded
+from weft.runtime.config import Config
+from weft.runtime.messages import RunnerReady, Step, StepDone
+
+MIB = 1024 * 1024
+
+log = logging.getLogger("weft.runner")
+
+
+class TorchEngine:
+    """The weights, the KV pages, the adapter slots and the rows of one device.
+
+    Raises ``UnsupportedModel`` at construction for what the user can mend.
+    """
+
+    def __init__(self, config: Config, progress: Callable[[float], None]) -> None:
+        folder = Path(config.model)
+        self._device = _device(config)
+        if self._device.type == "cpu" and config.threads:
+            torch.set_num_threads(config.threads)
+        architecture = architectures.read(folder)
+        dtype = architecture.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+        tensors = weights.load(folder, architecture, progress)
+        context_max = config.max_model_len or architecture.context_max
+        self._model = Model(
+            architecture, tensors, context_max=context_max, device=self._device, dtype=dtype
+        )
+        self._page_tokens = config.block_size
+        self._kv = self._allocate(architecture, config)
+        pages = self._kv[0][0].shape[0]
+        pages_max = min(pages, -(-context_max // config.block_size))
+        self._rows = RowTable(config.max_num_seqs, pages_max, config.block_size)
+        self._lora = LoraSlots(
+            architecture, config.max_loras_per_batch, self._device, self._model.compute_dtype
+        )
+        self._sampler = Sampler(architecture.vocabulary, self._device)
+        self._windows = set(architecture.windows)
+        self._ready = RunnerReady(0, pages, config.block_size, config.max_loras_per_batch)
+        log.info(
+            "%s on %s: %d pages of %d tokens (%.0f MiB), weights %s",
+            architecture.family, self._device, pages, config.block_size,
+            sum(k.nbytes + v.nbytes for k, v in self._kv) / MIB, dtype,
+        )  # fmt: skip
+
+    def ready(self) -> RunnerReady:
+        """Return what the scheduler must know about this device."""
+        return self._ready
+
+    @torch.inference_mode()
+    def execute(self, step: Step) -> StepDone:
+        """Apply what the step changes, compute it, and return its tokens."""
+        started = time.perf_counter_ns()
+        for load in step.loads:
+            self._lora.fill(load.slot, load.digest, Path(load.path))
+        for row in step.leaves:
+            self._sampler.leave(row)
+        self._rows.apply(step)
+        for join in step.joins:
+            self._sampler.join(
+                join.row,
+                join.sampling,
+                choice=join.choice,
+                prompt_tokens=join.prompt_tokens,
+                history=join.history,
+            )
+        host = self._rows.lay_out(step)
+        if host is None:
+            return StepDone(step.step, [])
+        logits = self._model.forward(self._batch(host), self._kv, self._lora)
+        rows = host.sampled_rows
+        drawn = self._sampler.sample(logits, rows.tolist(), self._rows.next_positions(rows))
+        self._rows.feed(rows, drawn.tokens.numpy())
+        elapsed_us = (time.perf_counter_ns() - started) // 1000
+        return StepDone(step.step, drawn.tokens.tolist(), drawn.failed, drawn.logprobs, elapsed_us)
+
+    def counters(self) -> dict[str, float]:
+        """Return what is in use."""
+        used = self._rows.adapter_slots
+        assert all(self._lora.digests[slot] is not None for slot in used)
+        return {
+            "rows": self._rows.joined,
+            "page_references": self._rows.pages,
+            "adapter_slots_used": len(used),
+            "adapters_resident": sum(digest is not None for digest in self._lora.digests),
+        }
+
+    def _batch(self, host: HostBatch) -> Batch:
+        def tensor(array: padded.Ints) -> Tensor:
+            return torch.from_numpy(array).to(self._device)
+
+        plan = padded.plan(
+            host.page_table,
+            host.starts,
+            host.positions,
+            self._page_tokens,
+            windows=self._windows,
+            device=self._device,
+            dtype=self._model.compute_dtype,
+        )
+        return Batch(
+            tokens=tensor(host.tokens),
+            positions=tensor(host.positions),
+            kv_slots=tensor(host.kv_slots),
+            plan=plan,
+            lora_starts=host.lora_starts,
+            lora_slots=host.lora_slots,
+            sampled=tensor(host.sampled),
+        )
+
+    def _allocate(self, architecture: Architecture, config: Config) -> list[tuple[Tensor, Tensor]]:
+        dtype = self._model.compute_dtype
+        shape = (config.block_size, architecture.kv_heads, architecture.head_dim)
+        page_bytes = 2 * architecture.layers * dtype.itemsize * shape[0] * shape[1] * shape[2]
+        pages = _kv_bytes(config, self._device) // page_bytes
+        if pages < 2:
+            raise UnsupportedModel(
+                f"the KV cache has room for {pages} pages of {page_bytes} bytes: raise "
+                "kv_cache_memory_mib (CPU) or gpu_memory_utilization (CUDA), or lower block_size"
+            )
+        # Zeros, not what happens to lie there: masked attention multiplies padding by zero.
+        return [
+            (
+                torch.zeros(pages, *shape, dtype=dtype, device=self._device),
+                torch.zeros(pages, *shape, dtype=dtype, device=self._device),
+            )
+            for _ in range(architecture.layers)
+        ]
+
+
+def _device(config: Config) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedModel("device is cuda, and torch finds no CUDA device: use cpu or auto")
+    return torch.device(config.device)
+
+
+def _kv_bytes(config: Config, device: torch.device) -> int:
+    if device.type == "cpu":
+        return config.kv_cache_memory_mib * MIB
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, int(free - total * (1 - config.gpu_memory_utilization)))

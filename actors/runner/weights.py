@@ -1,0 +1,106 @@
+"""Reads a checkpoint's tensors: one safetensors file or the shards that an index names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from weft.actors.runner.architecture import Architecture, UnsupportedModel
+
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def load(
+    folder: Path, architecture: Architecture, progress: Callable[[float], None]
+) -> dict[str, Tensor]:
+    """Return every tensor that the architecture has, by its name without "model.".
+
+    ``progress`` hears the share of tensors read. Raises ``UnsupportedModel`` for what is missing,
+    unknown or of another shape.
+    """
+    expected = _expected_shapes(architecture)
+    files = _files(folder)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118
+                    short = name.removeprefix("model.")
+                    if short == "lm_head.weight" and architecture.tied:
+                        continue
+                    if short.endswith("rotary_emb.inv_freq"):
+                        continue  # saved by old versions; follows from the configuration
+                    if short not in expected:
+                        raise UnsupportedModel(f"{file.name}: unexpected tensor {name!r}")
+                    tensors[short] = _checked(name, opened.get_tensor(name), expected[short])
+                    progress(len(tensors) / len(expected))
+        except (OSError, SafetensorError) as error:
+            raise UnsupportedModel(f"{file}: {error}") from None
+    missing = sorted(expected.keys() - tensors.keys())
+    if missing:
+        raise UnsupportedModel(f"{folder}: {len(missing)} tensors are missing, first {missing[0]}")
+    return tensors
+
+
+def _files(folder: Path) -> list[Path]:
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        raise UnsupportedModel(
+            f"{folder}: neither model.safetensors nor model.safetensors.index.json; "
+            "convert other formats to safetensors first"
+        )
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    if any(Path(name).name != name for name in names):
+        raise UnsupportedModel(f"{index}: shards must lie beside the index")
+    return [folder / name for name in names]
+
+
+def _checked(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if tuple(tensor.shape) != shape:
+        raise UnsupportedModel(
+            f"{name}: shape {tuple(tensor.shape)}, the configuration says {shape}"
+        )
+    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise UnsupportedModel(f"{name}: type {tensor.dtype}, not a floating type that is served")
+    return tensor
+
+
+def _expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    hidden = architecture.hidden
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (architecture.vocabulary, hidden),
+        "norm.weight": (hidden,),
+    }
+    if not architecture.tied:
+        shapes["lm_head.weight"] = (architecture.vocabulary, hidden)
+    biased = {
+        **dict.fromkeys(("q_proj", "k_proj", "v_proj"), architecture.qkv_bias),
+        "o_proj": architecture.o_bias,
+        **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), architecture.mlp_bias),
+    }
+    for i in range(architecture.layers):
+        layer = f"layers.{i}"
+        shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
+        if architecture.qk_norm:
+            shapes[f"{layer}.self_attn.q_norm.weight"] = (architecture.head_dim,)
+            shapes[f"{layer}.self_attn.k_norm.weight"] = (architecture.head_dim,)
+        for module in MODULES:
+            shape = architecture.module_shape(module)
+            shapes[f"{layer}.{parent(module)}.{module}.weight"] = shape
+            if biased[module]:
+                shapes[f"{layer}.{parent(module)}.{module}.bias"] = shape[:1]
+    return shapes
+
+
+def parent(module: str) -> str:
+    """Return the block that a linear module belongs to."""
+    return "self_attn" if module in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"

@@ -1,0 +1,1 @@
+"""Linear layers whose weights are prepared once, for the device they run on."""

@@ -1,0 +1,1 @@
+"""Choosing the next token: filters, noise and the draw."""

@@ -1,0 +1,1 @@
+"""Segmented gather matrix-vector products: LoRA updates on a mixed batch."""

@@ -1,0 +1,39 @@
+"""What the LoRA update of a mixed batch computes, in plain torch. Slow, obvious, the definition.
+
+Hu et al. 2021 for LoRA, Chen et al. 2023 (Punica) for segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Part(NamedTuple):
+    """One adapted module among those that share an input (q, k and v; gate and up)."""
+
+    a: Tensor  # [rank, in]
+    b: Tensor  # [out, rank], scale included
+    column: int  # of its first output in y
+
+
+def sgmv(
+    y: Tensor, x: Tensor, starts: Sequence[int], slots: Sequence[int], weights: list[list[Part]]
+) -> None:
+    """Add to each segment's rows the update of its own adapter: ``y[rows] += (x[rows] A^T) B^T``.
+
+    Args:
+        y: [T, out of all parts], changed in place.
+        x: [T, in]; the rows of one segment are adjacent.
+        starts: segment i is rows ``starts[i]:starts[i + 1]``; may be empty.
+        slots: of each segment; negative means the base, whose rows stay as they are.
+        weights: by slot, the parts that its adapter has here; ranks differ freely.
+    """
+    for i, slot in enumerate(slots):
+        rows = slice(starts[i], starts[i + 1])
+        for part in weights[slot] if slot >= 0 else []:
+            columns = slice(part.column, part.column + part.b.shape[0])
+            update = (x[rows].float() @ part.a.float().T) @ part.b.float().T
+            y[rows, columns] += update.to(y.dtype)

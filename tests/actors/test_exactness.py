@@ -1,0 +1,102 @@
+"""weft's tokens equal those of transformers and PEFT, whatever else is in the batch."""
+
+import random
+
+import msgspec
+import pytest
+
+from tests.actors.scheduler_harness import Harness, config
+from tests.checkpoints import ARCHITECTURES, greedy, peft_model, save_adapters, save_model
+from weft.actors.adapters.folders import Folders
+from weft.actors.runner.torch_engine import TorchEngine
+from weft.runtime.config import Config
+
+ADAPTERS = 16
+OUTPUT = 24
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def checkpoint(request, tmp_path_factory):
+    """A model folder, its adapters, and requests with what transformers and PEFT answer to them."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = save_model(folder / "model", request.param)
+    adapters = save_adapters(folder, model, ADAPTERS)
+    oracle = peft_model(folder / "model", adapters)
+    rng = random.Random(0)
+    shared = [rng.randrange(160) for _ in range(23)]
+    requests = {}
+    for index, adapter in enumerate([None, *adapters, None]):
+        prompt = [rng.randrange(160) for _ in range(rng.choice([1, 3, 17, 40, 70]))]
+        if index % 3 == 0:
+            prompt = shared + prompt
+        requests[f"r{index}"] = (adapter, prompt, greedy(oracle, adapter, prompt, OUTPUT))
+    return folder, adapters, requests
+
+
+@pytest.fixture(scope="module")
+def digests(checkpoint, tmp_path_factory):
+    """The adapters as the store keeps them: name -> digest, digest -> path."""
+    folder, adapters, _ = checkpoint
+    settings = Config(
+        model=str(folder / "model"), adapters={name: str(path) for name, path in adapters.items()}
+    )
+    shelf = Folders(settings, tmp_path_factory.mktemp("store"), 0)
+    entries = shelf.survey()
+    assert [entry.refused for entry in entries] == [None] * ADAPTERS
+    return {e.name: e.digest for e in entries}, {
+        e.digest: shelf.put(e.digest).path for e in entries
+    }
+
+
+def harness(checkpoint, digests, **options):
+    options = {"max_num_seqs": 32, "block_size": 8, "kv_cache_memory_mib": 1} | options
+    slots = options.pop("slots", ADAPTERS)
+    pages = options.pop("pages", None)
+    settings = config(
+        model=str(checkpoint[0] / "model"),
+        max_loras_per_batch=slots,
+        max_loaded_loras=ADAPTERS + 1,
+        **options,
+    )
+    engine = TorchEngine(settings, lambda fraction: None)
+    if pages is not None:  # fewer than a MiB holds
+        engine._ready = msgspec.structs.replace(engine.ready(), pages=pages)
+    return Harness(slots=slots, engine=engine, paths=digests[1], **options)
+
+
+def ask(harness, requests, digests, **options):
+    for label, (adapter, prompt, _) in requests.items():
+        harness.generate(
+            label,
+            prompt,
+            adapter=adapter and digests[0][adapter],
+            max_tokens=OUTPUT,
+            stop_token_ids=[],
+            **options,
+        )
+    harness.run()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"max_num_batched_tokens": 512}, id="whole-prompts"),
+        pytest.param({"max_num_batched_tokens": 40, "slots": 5}, id="chunks-and-few-slots"),
+        pytest.param({"block_size": 4, "pages": 90}, id="few-pages"),
+    ],
+)
+def test_greedy_tokens_of_a_mixed_batch_equal_transformers_and_peft(checkpoint, digests, options):
+    made = harness(checkpoint, digests, **options)
+    requests = checkpoint[2]
+    ask(made, requests, digests)
+    for label, (adapter, _, expected) in requests.items():
+        assert made.output(label) == expected, (label, adapter)
+    if "pages" in options:
+        assert made.scheduler._counters()["preemptions_total"] > 0
+    made.assert_all_is_back()
+    again = {f"again-{label}": request for label, request in requests.items()}
+    ask(made, again, digests)  # now from the prefix cache
+    if "pages" not in options:
+        assert sum(made.end(label).cached_tokens for label in again) > 0
+    for label, (adapter, _, expected) in again.items():
+        assert made.output(label) == expected, (label, adapter)
