@@ -83,9 +83,7 @@ def encode(
     """Return the frame of one message. Raises ``ValueError`` if no receiver would take it."""
     body = msgspec.Raw(_encoder.encode(message))
     frame = _encoder.encode(
-        Envelope(
-            PROTOCOL_VERSION, source_epoch, destination_epoch, sequence, acknowledged, body
-        )
+        Envelope(PROTOCOL_VERSION, source_epoch, destination_epoch, sequence, acknowledged, body)
     )
     if len(frame) > FRAME_BYTES_MAX:
         raise ValueError(f"{type(message).__name__} of {len(frame)} bytes, over {FRAME_BYTES_MAX}")

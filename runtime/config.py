@@ -20,7 +20,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     # Model.
     model: str  # a Hugging Face folder; relative to the configuration file
     served_model_name: str | None = None  # default: the folder's name
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights; auto: as saved
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
+        "auto"  # of the weights; auto: as saved
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     chat_template: str | None = None  # a Jinja file over the tokenizer's own
 
