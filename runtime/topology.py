@@ -137,7 +137,9 @@ def as_table(topology: Topology) -> str:
 
 def as_mermaid(topology: Topology) -> str:
     """Return the diagram in Mermaid's language: an arrow for each direction of each edge."""
-    lines = ["flowchart LR"]
+    inside = {end for edge in topology.edges for end in edge[:2]}
+    outside = [process.role for process in topology.processes if process.role not in inside]
+    lines = ["flowchart LR", f'    {CLIENT}["{", ".join([CLIENT, *outside])}"]']
     for edge in topology.edges:
         for source, target, flow in (
             (edge.connects, edge.binds, edge.forward),
