@@ -160,6 +160,12 @@ class Endpoint:
             if not peer.departed:
                 self._post(peer, peer.link.close())
 
+    def is_heard_on(self, port: str) -> bool:
+        """Return whether anyone takes what is sent through ``port``."""
+        if port == self.role:
+            return True
+        return self._peers[port].link.is_open and not self._peers[port].departed
+
     def receive(self, port: str, identity: bytes, parts: list[bytes]) -> None:
         """Take in what came through ``port``; what the actor must hear has arrived then.
 

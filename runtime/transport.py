@@ -96,7 +96,9 @@ class ZmqMailbox:
         """Say Goodbye to everyone, let it leave, and release the sockets."""
         self.endpoint.close()
         self._transmit()
-        self._context.destroy(linger=LINGER_MS)
+        for port, socket in self._sockets.items():
+            socket.close(linger=LINGER_MS if self.endpoint.is_heard_on(port) else 0)
+        self._context.term()
 
     def _socket(self, port: str, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
