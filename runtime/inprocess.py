@@ -28,6 +28,11 @@ class InprocessMailbox:
         queue = self._bound if parcel.port == self.endpoint.role else self._connected
         queue.append(parcel)
 
+    @property
+    def has_frames(self) -> bool:
+        """Whether frames have come that the endpoint has not seen."""
+        return bool(self._connected or self._bound)
+
     def take(self, limit: int, wait_s: float) -> list[Mail | Lost]:
         """Return at most ``limit`` events in order."""
         arrived = self.endpoint.arrived

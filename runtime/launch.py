@@ -29,7 +29,7 @@ from weft.runtime.status import Failed, Progress, Ready, StatusReader
 from weft.runtime.topology import Process
 
 # Beyond drain_timeout_s, for processes to close their sockets once their work is done.
-CLOSE_GRACE_S = 3.0
+CLOSE_GRACE_S = 2.0
 
 STATUS_READ_BYTES = 65536
 SIGNAL_BYTES = 64
@@ -96,7 +96,10 @@ class Launcher:
         self._signals_heeded = 0
 
     def run(self) -> int:
-        """Start everything, serve until a signal, stop everything; return the exit code."""
+        """Start everything, serve until a signal, stop everything; return the exit code.
+
+        Raises ``ConfigError`` for what can be refused before anything is started.
+        """
         started_at = time.monotonic()
         _check_port(self._config)
         self._watch_signals()

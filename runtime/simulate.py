@@ -100,8 +100,10 @@ class World:
 
     def _turn(self, resident: _Resident) -> None:
         resident.wakes_ns = None
+        # Any frame ends a wait, though it bring nothing but credit: the actor may now go on.
+        had_frames = resident.mailbox.has_frames
         did_work = turn(resident.actor, resident.mailbox, lambda: self.now_ns, 0.0)
-        if did_work:
+        if did_work or had_frames:
             resident.busy_until_ns = self.now_ns + self._draw(self._conditions.turn_ns)
             self._wake(resident, resident.busy_until_ns)
         else:

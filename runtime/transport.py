@@ -25,6 +25,9 @@ FRAMES_PER_MESSAGE_MAX = 4
 # How long what was sent last may take to leave when a mailbox closes.
 LINGER_MS = 1000
 
+# Messages taken, and dropped, when a mailbox closes.
+CLOSE_MESSAGES_MAX = 1024
+
 # Silent clients get a frame this often, which finds out those that are gone.
 PROBE_INTERVAL_S = 5.0
 
@@ -94,6 +97,7 @@ class ZmqMailbox:
 
     def close(self) -> None:
         """Say Goodbye to everyone, let it leave, and release the sockets."""
+        self._receive(CLOSE_MESSAGES_MAX)  # whoever has left already need not be waited for
         self.endpoint.close()
         self._transmit()
         for port, socket in self._sockets.items():

@@ -1,3 +1,5 @@
+import contextlib
+
 import msgpack
 import msgspec
 import pytest
@@ -90,10 +92,8 @@ def test_a_message_that_no_receiver_would_take_is_not_encoded():
 @settings(derandomize=True, deadline=None, max_examples=500)
 @given(st.binary(max_size=64).map(lambda tail: b"\x96\x01" + tail) | st.binary(max_size=64))
 def test_any_bytes_decode_or_raise_bad_frame(frame):
-    try:
+    with contextlib.suppress(BadFrame):
         Decoder(SchedulerInbox)(frame)
-    except BadFrame:
-        pass
 
 
 def test_unknown_fields_are_refused_rather_than_ignored():

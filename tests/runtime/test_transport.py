@@ -305,7 +305,7 @@ def test_thousands_of_damaged_frames_of_real_traffic_hurt_nobody(ipc, server, ra
     ]
     random_ = random.Random(seed)
     villains = [raw(name) for name in (b"v1", b"v2", b"v3", b"store.9.evil", b"back.1.evil")]
-    for number in range(MUTATIONS // 2):
+    for _ in range(MUTATIONS // 2):
         villain = random_.choice(villains)
         if random_.random() < 0.1:
             villain.send(HELLO)  # so that some damage meets an open link

@@ -121,4 +121,7 @@ if __name__ == "__main__":
     given |= dict(argument.split("=", 1) for argument in sys.argv[1:])
     config = msgspec.convert(given, Config, strict=False)
     log.setup("launcher", config.log_level)
-    sys.exit(Launcher(config, "tests.system.pipeline:TOPOLOGY").run())
+    try:
+        sys.exit(Launcher(config, "tests.system.pipeline:TOPOLOGY").run())
+    except ConfigError as error:
+        sys.exit(f"weft: error: {error}")
