@@ -106,7 +106,10 @@ def load(path: Path, overrides: dict[str, str] | None = None) -> Config:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a mapping of option to value is needed")
     for name, value in (overrides or {}).items():
-        raw[name.replace("-", "_")] = yaml.safe_load(value)
+        try:
+            raw[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{name}: {error}") from None
     for key in raw:
         if key not in Config.__struct_fields__:
             raise ConfigError(f"{path}: unknown option {key!r}{_nearest(str(key))}")

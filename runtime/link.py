@@ -55,8 +55,13 @@ class Link:
         return max(0, self._peer_window - (self._sent - self._acknowledged) - len(self._outbox))
 
     @property
+    def waiting(self) -> int:
+        """Messages that wait for credit, or for the link to open."""
+        return len(self._outbox)
+
+    @property
     def is_flushed(self) -> bool:
-        """Whether nothing waits for credit."""
+        """Whether nothing waits."""
         return not self._outbox
 
     def open(self) -> list[bytes]:
@@ -71,6 +76,10 @@ class Link:
         )
         self._outbox.append(message)
         return self._flush()
+
+    def probe(self) -> list[bytes]:
+        """Return a frame that says nothing new: it fails to be delivered if the peer is gone."""
+        return [self._control(Ack())] if self.is_open else []
 
     def close(self) -> list[bytes]:
         """Return the frame that tells the peer that this is on purpose."""
@@ -87,9 +96,8 @@ class Link:
             case _ if not self.is_open:
                 raise LinkError("unopened", f"{type(message).__name__} before Hello")
         if envelope.source_epoch != self.peer_epoch or envelope.destination_epoch != self._epoch:
-            raise LinkError(
-                "fenced", f"epochs {envelope.source_epoch}->{envelope.destination_epoch}"
-            )
+            epochs = f"epochs {envelope.source_epoch}->{envelope.destination_epoch}"
+            raise LinkError("fenced", epochs)
         if not self._acknowledged <= envelope.acknowledged <= self._sent:
             raise LinkError("acknowledgement", f"{envelope.acknowledged} of {self._sent}")
         if isinstance(message, Ack | Goodbye):

@@ -2,7 +2,7 @@
 
     client --Submit--> tokenizer --Generate--> scheduler --Step--> runner
     client <--Text-- detokenizer <--Sampled-- scheduler <--StepDone-- runner
-    tokenizer <--Catalog-- adapters <--Acquire-- scheduler <--Acquired-- adapters
+    tokenizer <--Catalog-- adapters --Acquired--> scheduler
 
 A sequence is one choice of one request (``n`` of them share a prompt). The scheduler numbers
 sequences from 1; inside, messages name sequences and never repeat a request's strings.

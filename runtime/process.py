@@ -1,0 +1,125 @@
+"""One process of a run: ``python -m weft.runtime.process ROLE RUN_DIR STATUS_FD``."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from weft.runtime import log, loop, topology
+from weft.runtime.config import Config, ConfigError
+from weft.runtime.endpoint import Endpoint
+from weft.runtime.status import Failed, Progress, Ready, StatusPipe
+from weft.runtime.transport import ZmqMailbox, fresh_identity
+
+# From linux/prctl.h.
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+
+# A process's first life. A restarted one will have the next number.
+EPOCH = 1
+
+# Exit codes, of a process and of the whole run.
+EXIT_BUG = 1
+EXIT_REFUSED = 2  # the user can mend it
+
+_log = logging.getLogger(__name__)
+
+
+class Handover(msgspec.Struct, frozen=True):
+    """What the launcher leaves in the run directory for every process."""
+
+    config: Config
+    topology: str  # "module:variable"
+    launcher_pid: int
+
+    def write(self, run_dir: Path) -> None:
+        """Write it where ``read`` looks."""
+        (run_dir / "handover.msgpack").write_bytes(msgspec.msgpack.encode(self))
+
+    @staticmethod
+    def read(run_dir: Path) -> Handover:
+        """Return what the launcher wrote."""
+        return msgspec.msgpack.decode((run_dir / "handover.msgpack").read_bytes(), type=Handover)
+
+
+def main() -> int:
+    """Run one role until it is drained; return the exit code."""
+    role, run_dir, status = sys.argv[1], Path(sys.argv[2]), StatusPipe(int(sys.argv[3]))
+    handover = Handover.read(run_dir)
+    _live_with(handover.launcher_pid, role)
+    log.setup(role, handover.config.log_level)
+    _report_crashes(status)
+    table = topology.find(handover.topology)
+    process = table.process(role)
+    try:
+        start = _function(process.start)
+        if process.is_actor:
+            _run_actor(start, role, table, handover.config, run_dir, status)
+        else:
+            start(handover.config, run_dir, lambda url: status.say(Ready(url)))
+    except ConfigError as error:
+        status.say(Failed(str(error), is_users=True))
+        return EXIT_REFUSED
+    return 0
+
+
+def _run_actor(
+    build: Callable[..., Any],
+    role: str,
+    table: topology.Topology,
+    config: Config,
+    run_dir: Path,
+    status: StatusPipe,
+) -> None:
+    drain = loop.Drain()
+    actor = build(role, config, run_dir, lambda share, what: status.say(Progress(what, share)))
+    endpoint = Endpoint(role, table, identity=fresh_identity(role, EPOCH), epoch=EPOCH)
+    mailbox = ZmqMailbox(endpoint, table, run_dir)
+    try:
+        loop.run(actor, mailbox, drain, lambda: status.say(Ready()))
+    finally:
+        mailbox.close()
+
+
+def _live_with(launcher_pid: int, role: str) -> None:
+    """Have the kernel kill this process when its launcher dies, and name it for ``ps``."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    if prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != launcher_pid:
+        os._exit(EXIT_BUG)  # it died before we asked
+    prctl(_PR_SET_NAME, f"weft-{role}".encode())
+
+
+def _report_crashes(status: StatusPipe) -> None:
+    """Have an uncaught exception's last line told to the launcher, and its traceback logged."""
+
+    def report(
+        kind: type[BaseException], error: BaseException, where: TracebackType | None
+    ) -> None:
+        last_line = traceback.format_exception_only(kind, error)[-1].strip()
+        status.say(Failed(last_line, is_users=False))
+        _log.critical("this is a bug, and ends the process", exc_info=(kind, error, where))
+
+    sys.excepthook = report
+
+
+def _function(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = vars(importlib.import_module(module))[function]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

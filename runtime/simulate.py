@@ -1,0 +1,136 @@
+"""All actors under one seeded clock and network, in one thread: a run is a function of its seed.
+
+The actors, their links and the turn of the loop are the real ones; only time and the way of a
+frame are not. Each frame is late by a random time, and frames of one link keep their order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from weft.runtime.actor import Actor
+from weft.runtime.endpoint import Parcel
+from weft.runtime.inprocess import InprocessMailbox, Network
+from weft.runtime.loop import IDLE_WAIT_S, turn
+from weft.runtime.topology import CLIENT, TOPOLOGY, Topology
+
+# Events that a failing run shows.
+TRACE_TAIL = 20
+
+
+class Conditions(NamedTuple):
+    """How slow things are: bounds between which each time is drawn."""
+
+    latency_ns: tuple[int, int] = (10_000, 2_000_000)  # of a frame
+    turn_ns: tuple[int, int] = (1_000, 100_000)  # of an actor that had something to do
+
+
+FAIR = Conditions()
+
+
+class _Resident:
+    """An actor in the world."""
+
+    def __init__(self, actor: Actor[Any], mailbox: InprocessMailbox) -> None:
+        self.actor = actor
+        self.mailbox = mailbox
+        self.wakes_ns: int | None = None  # when its next turn is due
+        self.busy_until_ns = 0
+
+
+class World:
+    """Spawn actors, then run until something holds."""
+
+    def __init__(
+        self, seed: int, *, topology: Topology = TOPOLOGY, conditions: Conditions = FAIR
+    ) -> None:
+        self.now_ns = 0
+        self._random = random.Random(seed)
+        self._seed = seed
+        self._conditions = conditions
+        self._network = Network(topology, self._post)
+        self._residents: dict[str, _Resident] = {}  # by identity
+        self._events: list[tuple[int, int, str, Parcel | None]] = []  # a heap
+        self._count = 0  # of events ever: breaks ties in the order of their making
+        self._due: dict[tuple[str, str, str], int] = {}  # link -> when its last frame arrives
+        self._digest = hashlib.sha256()
+        self._tail: deque[str] = deque(maxlen=TRACE_TAIL)
+
+    def spawn(self, role: str, actor: Actor[Any], *, name: str | None = None) -> InprocessMailbox:
+        """Bring an actor to life. A client, of which there may be many, has a ``name``."""
+        assert (name is not None) == (role == CLIENT), "clients have names, and only they"
+        mailbox = self._network.join(role, identity=name or f"{role}.1.{len(self._residents)}")
+        resident = _Resident(actor, mailbox)
+        self._residents[mailbox.endpoint.identity] = resident
+        self._wake(resident, self.now_ns)
+        return mailbox
+
+    def run_until(self, holds: Callable[[], bool], *, limit_s: float = 60.0) -> None:
+        """Let virtual time pass until ``holds``; raise ``TimeoutError`` beyond the limit."""
+        limit_ns = self.now_ns + int(limit_s * 1e9)
+        while not holds():
+            self.now_ns, _, identity, parcel = heapq.heappop(self._events)
+            resident = self._residents[identity]
+            if self.now_ns > limit_ns:
+                raise TimeoutError(
+                    f"seed {self._seed}: not in {limit_s} s\n" + "\n".join(self._tail)
+                )
+            if parcel is not None:
+                self._record(identity, parcel)
+                resident.mailbox.deliver(parcel)
+                self._wake(resident, self.now_ns)
+            elif resident.wakes_ns == self.now_ns:
+                self._turn(resident)
+
+    def check(self) -> None:
+        """Assert every invariant of every actor and every link."""
+        for resident in self._residents.values():
+            resident.actor.check()
+            resident.mailbox.endpoint.check()
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of every delivery so far: two runs of a seed have the same."""
+        return self._digest.hexdigest()
+
+    def _turn(self, resident: _Resident) -> None:
+        resident.wakes_ns = None
+        # Any frame ends a wait, though it bring nothing but credit: the actor may now go on.
+        had_frames = resident.mailbox.has_frames
+        did_work = turn(resident.actor, resident.mailbox, lambda: self.now_ns, 0.0)
+        if did_work or had_frames:
+            resident.busy_until_ns = self.now_ns + self._draw(self._conditions.turn_ns)
+            self._wake(resident, resident.busy_until_ns)
+        else:
+            self._wake(resident, self.now_ns + int(IDLE_WAIT_S * 1e9))
+
+    def _wake(self, resident: _Resident, at_ns: int) -> None:
+        """Give it a turn at ``at_ns``, or when its last one is over, unless it has one before."""
+        at_ns = max(at_ns, resident.busy_until_ns)
+        if resident.wakes_ns is None or at_ns < resident.wakes_ns:
+            resident.wakes_ns = at_ns
+            self._push(at_ns, resident.mailbox.endpoint.identity, None)
+
+    def _post(self, mailbox: InprocessMailbox, parcel: Parcel) -> None:
+        to = mailbox.endpoint.identity
+        link = (to, parcel.port, parcel.identity)
+        at_ns = max(self._due.get(link, 0), self.now_ns + self._draw(self._conditions.latency_ns))
+        self._due[link] = at_ns
+        self._push(at_ns, to, parcel)
+
+    def _push(self, at_ns: int, identity: str, parcel: Parcel | None) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (at_ns, self._count, identity, parcel))
+
+    def _record(self, to: str, parcel: Parcel) -> None:
+        event = f"{self.now_ns} {parcel.port} {parcel.identity} -> {to}"
+        self._digest.update(event.encode() + parcel.frame)
+        self._tail.append(f"{event}: {parcel.frame[:80]!r}")
+
+    def _draw(self, bounds: tuple[int, int]) -> int:
+        return self._random.randint(*bounds)

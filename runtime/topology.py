@@ -1,0 +1,189 @@
+"""Which processes exist and what flows between them: one table, from which the rest derives.
+
+Addresses, credit, what may be said on a link, the order of starting and stopping, and the diagram
+of ``weft topology`` all come from here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import NamedTuple
+
+from weft.runtime.messages import (
+    Abort,
+    Accepted,
+    Acquire,
+    Acquired,
+    AcquireFailed,
+    Begin,
+    Cancel,
+    Catalog,
+    ClientGone,
+    Generate,
+    Inspect,
+    Inspection,
+    ListModels,
+    Message,
+    Models,
+    Refused,
+    Reject,
+    Release,
+    Report,
+    RunnerReady,
+    Sampled,
+    Step,
+    StepDone,
+    StopFound,
+    Submit,
+    Text,
+)
+
+# The name that stands for any process outside the table: the gateway, or a program of a user's.
+CLIENT = "client"
+
+# A socket's path must fit into sockaddr_un.sun_path, its end included.
+SOCKET_PATH_BYTES_MAX = 107
+
+
+class Process(NamedTuple):
+    """One row of the table: a process and how it starts.
+
+    ``start`` names a function as "module:function". An actor's is called with ``(role, config,
+    run_dir, report)`` and returns the actor; one that is not an actor runs its own loop until
+    SIGTERM, and is called with ``(config, run_dir, on_ready)``.
+    """
+
+    role: str
+    purpose: str
+    start: str
+    is_actor: bool = True
+    computes: bool = False  # gets every core; the others get one
+
+
+class Edge(NamedTuple):
+    """A link between two processes. Nothing but the listed messages is heard on it.
+
+    A window is how many messages its receiver is ready to hold unacknowledged: the credit.
+    """
+
+    connects: str
+    binds: str
+    forward: tuple[type[Message], ...]  # from the side that connects
+    backward: tuple[type[Message], ...]
+    forward_window: int
+    backward_window: int
+
+
+class Topology(NamedTuple):
+    """The whole table. Processes are listed in the order in which a drain stops them."""
+
+    processes: tuple[Process, ...]
+    edges: tuple[Edge, ...]
+
+    def process(self, role: str) -> Process:
+        """Return the row of a role."""
+        return next(process for process in self.processes if process.role == role)
+
+    def connected_by(self, role: str) -> list[Edge]:
+        """Return the edges that ``role`` opens."""
+        return [edge for edge in self.edges if edge.connects == role]
+
+    def bound_by(self, role: str) -> list[Edge]:
+        """Return the edges that ``role`` waits for on its socket."""
+        return [edge for edge in self.edges if edge.binds == role]
+
+    def check(self) -> None:
+        """Assert that the table makes sense."""
+        roles = [process.role for process in self.processes]
+        assert len(set(roles)) == len(roles), f"a role twice in {roles}"
+        assert CLIENT not in roles
+        ends = [(edge.connects, edge.binds) for edge in self.edges]
+        assert len({frozenset(pair) for pair in ends}) == len(ends), f"a pair twice in {ends}"
+        for edge in self.edges:
+            assert edge.binds in roles, f"{edge.binds} is no process"
+            assert edge.connects in (*roles, CLIENT), f"{edge.connects} is no process"
+            assert edge.connects != edge.binds
+            assert min(edge.forward_window, edge.backward_window) >= 2
+
+
+def address(run_dir: Path, role: str) -> str:
+    """Return the ZeroMQ address of a role's socket."""
+    path = run_dir / f"{role}.sock"
+    assert len(bytes(path)) <= SOCKET_PATH_BYTES_MAX, f"{path} is too long for a socket"
+    return f"ipc://{path}"
+
+
+def find(name: str) -> Topology:
+    """Return the topology that ``name`` ("module:variable") names."""
+    module, _, variable = name.partition(":")
+    found = vars(importlib.import_module(module))[variable]
+    assert isinstance(found, Topology), f"{name} is a {type(found).__name__}"
+    found.check()
+    return found
+
+
+def as_table(topology: Topology) -> str:
+    """Return the processes and the edges as text."""
+    lines = ["processes, in the order in which they stop:"]
+    lines += [f"  {process.role:<12} {process.purpose}" for process in topology.processes]
+    lines += ["", "links (connects -> binds; messages and window each way):"]
+    for edge in topology.edges:
+        lines.append(f"  {edge.connects} -> {edge.binds}")
+        lines.append(f"      -> {edge.forward_window:>4}  {_names(edge.forward, ', ')}")
+        lines.append(f"      <- {edge.backward_window:>4}  {_names(edge.backward, ', ')}")
+    return "\n".join(lines)
+
+
+def as_mermaid(topology: Topology) -> str:
+    """Return the diagram in Mermaid's language: an arrow for each direction of each edge."""
+    inside = {end for edge in topology.edges for end in edge[:2]}
+    outside = [process.role for process in topology.processes if process.role not in inside]
+    lines = ["flowchart LR", f'    {CLIENT}["{", ".join([CLIENT, *outside])}"]']
+    for edge in topology.edges:
+        for source, target, flow in (
+            (edge.connects, edge.binds, edge.forward),
+            (edge.binds, edge.connects, edge.backward),
+        ):
+            if flow:
+                lines.append(f'    {source} -->|"{_names(flow, "<br/>")}"| {target}')
+    return "\n".join(lines)
+
+
+def _names(flow: tuple[type[Message], ...], separator: str) -> str:
+    return separator.join(message.__name__ for message in flow) or "nothing"
+
+
+_ACTOR = "weft.actors.start:build"
+
+# Windows: a client's 64 requests on the way are plenty, since each is answered at once; its text
+# comes a message a step, and 256 steps are seconds of slack for a slow reader. Between actors
+# 1024 messages cover a burst from every client; a runner has two steps on the way at most.
+TOPOLOGY = Topology(
+    processes=(
+        Process("gateway", "HTTP", "weft.gateway.server:serve", is_actor=False),
+        Process("tokenizer", "text to tokens, names to adapters", _ACTOR),
+        Process("scheduler", "owns every request; composes the steps", _ACTOR),
+        Process("detokenizer", "tokens to text, stop strings", _ACTOR),
+        Process("runner0", "the model: executes the steps", _ACTOR, computes=True),
+        Process("adapters", "adapter weights in host memory", _ACTOR),
+    ),
+    edges=(
+        Edge(CLIENT, "tokenizer", (Submit, Cancel, ListModels, Inspect), (Refused, Models), 64, 64),
+        Edge(CLIENT, "detokenizer", (), (Accepted, Text, Report), 2, 256),
+        Edge("tokenizer", "scheduler", (Generate, Abort), (Reject,), 1024, 1024),
+        Edge("adapters", "tokenizer", (Catalog,), (Inspection,), 16, 64),
+        Edge(
+            "adapters", "scheduler", (Acquired, AcquireFailed, Inspection), (Acquire, Release),
+            1024, 1024,
+        ),
+        Edge(
+            "runner0", "scheduler", (RunnerReady, StepDone, Inspection), (Step, Inspection),
+            64, 64,
+        ),
+        Edge(
+            "scheduler", "detokenizer", (Begin, Sampled, Inspection), (StopFound, ClientGone),
+            1024, 1024,
+        ),
+    ),
+)  # fmt: skip

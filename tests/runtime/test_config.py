@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+
+from weft.runtime.config import Config, ConfigError, load
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    return tmp_path
+
+
+def write(folder, text="model: base\n"):
+    path = folder / "weft.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_with_a_model_is_enough(folder):
+    config = load(write(folder))
+    assert config.model == str(folder / "base")
+    assert config.base_name == "base"
+    assert config.max_num_seqs == 256
+
+
+def test_paths_are_relative_to_the_file(folder, monkeypatch):
+    monkeypatch.chdir("/")
+    config = load(
+        write(folder, "model: base\nadapters: {a: x/a, b: /y/b}\nchat_template: t.jinja\n")
+    )
+    assert config.adapters == {"a": str(folder / "x/a"), "b": "/y/b"}
+    assert config.chat_template == str(folder / "t.jinja")
+
+
+def test_the_command_line_overrides_the_file(folder):
+    path = write(folder, "model: base\nmax_num_seqs: 4\nadapters: {a: x}\n")
+    config = load(path, {"max_num_seqs": "32", "adapters": "{b: y}", "enable_prefix_caching": "no"})
+    assert config.max_num_seqs == 32
+    assert list(config.adapters) == ["b"]
+    assert config.enable_prefix_caching is False
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "model: base\nmax_num_seq: 4\n",
+            "unknown option 'max_num_seq'; did you mean 'max_num_seqs'",
+        ),
+        ("model: base\nzzz: 4\n", "unknown option 'zzz'$"),
+        ("- a\n", "a mapping of option to value is needed"),
+        ("model: [\n", "weft.yaml: "),
+        ("{}\n", "missing required field `model`"),
+        ("model: base\nmax_num_seqs: many\n", r"Expected `int`, got `str` - at `\$.max_num_seqs`"),
+        ("model: base\ndtype: int4\n", "dtype"),
+        ("model: base\nblock_size: 0\n", "block_size is 0: it must be positive"),
+        ("model: base\nmax_num_seqs: 1024\n", "less than max_num_seqs"),
+        ("model: base\nmax_loras_per_batch: 100\n", "max_loaded_loras"),
+        ("model: base\ngpu_memory_utilization: 1.5\n", "a share"),
+        ("model: base\nport: 70000\n", "port is 70000"),
+        ("model: base\ndrain_timeout_s: -1\n", "cannot be negative"),
+        ("model: base\nthreads: 0\n", "threads must be positive"),
+        ("model: nowhere\n", "no config.json in"),
+        ("model: base\nadapters: {base: x}\n", "'base' is the base model's own name"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_what_to_change(folder, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load(write(folder, text))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        load(tmp_path / "none.yaml")
+
+
+def test_an_override_that_is_no_yaml_is_refused(folder):
+    with pytest.raises(ConfigError, match="adapters"):
+        load(write(folder), {"adapters": "{a: ["})
+
+
+def test_the_base_models_name_can_be_chosen():
+    assert Config(model="/models/base", served_model_name="weaver").base_name == "weaver"
+    assert Config(model="/models/base").base_name == Path("/models/base").name

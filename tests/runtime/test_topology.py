@@ -1,0 +1,82 @@
+import typing
+
+import pytest
+
+from weft.runtime import topology
+from weft.runtime.messages import (
+    AdaptersInbox,
+    ClientInbox,
+    DetokenizerInbox,
+    RunnerInbox,
+    SchedulerInbox,
+    TokenizerInbox,
+)
+from weft.runtime.topology import CLIENT, TOPOLOGY, Edge, Process, Topology
+
+INBOXES = {
+    "tokenizer": TokenizerInbox,
+    "adapters": AdaptersInbox,
+    "scheduler": SchedulerInbox,
+    "runner0": RunnerInbox,
+    "detokenizer": DetokenizerInbox,
+    CLIENT: ClientInbox,
+}
+
+
+@pytest.mark.parametrize("role", INBOXES)
+def test_what_flows_to_a_role_is_what_its_actor_hears(role):
+    heard = {message for edge in TOPOLOGY.bound_by(role) for message in edge.forward}
+    heard |= {message for edge in TOPOLOGY.connected_by(role) for message in edge.backward}
+    assert heard == set(typing.get_args(INBOXES[role]))
+
+
+def test_a_client_cannot_say_what_only_processes_may():
+    said = {m for edge in TOPOLOGY.connected_by(CLIENT) for m in edge.forward}
+    inside = {m for edge in TOPOLOGY.edges if edge.connects != CLIENT for m in edge.forward}
+    assert not said & inside
+
+
+def test_edges_never_connect_in_a_circle():
+    # Roles hold back their work for a jammed way out: in a circle they would wait for each other.
+    order = ["client", "adapters", "runner0", "tokenizer", "scheduler", "detokenizer"]
+    for edge in TOPOLOGY.edges:
+        assert order.index(edge.connects) < order.index(edge.binds)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        Topology((Process("a", "", ""), Process("a", "", "")), ()),
+        Topology((Process(CLIENT, "", ""),), ()),
+        Topology((Process("a", "", ""),), (Edge("a", "b", (), (), 2, 2),)),
+        Topology((Process("a", "", ""),), (Edge("b", "a", (), (), 2, 2),)),
+        Topology((Process("a", "", ""),), (Edge("a", "a", (), (), 2, 2),)),
+        Topology((Process("a", "", ""),), (Edge(CLIENT, "a", (), (), 1, 2),)),
+        Topology((Process("a", "", ""),), (Edge(CLIENT, "a", (), (), 2, 2),) * 2),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_refused(broken):
+    with pytest.raises(AssertionError):
+        broken.check()
+
+
+def test_every_socket_lies_in_the_run_directory(tmp_path):
+    assert topology.address(tmp_path, "scheduler") == f"ipc://{tmp_path}/scheduler.sock"
+    with pytest.raises(AssertionError, match="too long"):
+        topology.address(tmp_path / ("x" * 100), "scheduler")
+
+
+def test_the_table_and_the_diagram_show_every_process_and_message():
+    table, diagram = topology.as_table(TOPOLOGY), topology.as_mermaid(TOPOLOGY)
+    for process in TOPOLOGY.processes:
+        assert process.purpose in table
+    for edge in TOPOLOGY.edges:
+        assert f"{edge.connects} -> {edge.binds}" in table
+        for message in (*edge.forward, *edge.backward):
+            assert message.__name__ in table
+            assert message.__name__ in diagram
+    assert '    runner0 -->|"RunnerReady<br/>StepDone<br/>Inspection"| scheduler' in diagram
+
+
+def test_a_topology_is_found_by_its_name():
+    assert topology.find("weft.runtime.topology:TOPOLOGY") is TOPOLOGY

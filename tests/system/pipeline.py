@@ -1,0 +1,127 @@
+"""A small pipeline for tests of the launcher: client -> front -> worker, beside a door.
+
+``python -m tests.system.pipeline KEY=VALUE ...`` launches it. The configuration's
+``served_model_name`` says how it shall misbehave.
+"""
+
+import signal
+import sys
+import time
+
+import msgspec
+
+from weft.runtime import log
+from weft.runtime.actor import Send
+from weft.runtime.config import Config, ConfigError
+from weft.runtime.launch import Launcher
+from weft.runtime.messages import ListModels, ModelEntry, Models
+from weft.runtime.topology import CLIENT, Edge, Process, Topology
+
+BUILD = "tests.system.pipeline:build"
+SLOW_NS = 500_000_000
+
+TOPOLOGY = Topology(
+    processes=(
+        Process("door", "lets the world in", "tests.system.pipeline:serve", is_actor=False),
+        Process("front", "passes questions on", BUILD),
+        Process("worker", "answers them", BUILD, computes=True),
+    ),
+    edges=(
+        Edge(CLIENT, "front", (ListModels,), (Models,), 8, 8),
+        Edge("worker", "front", (Models,), (ListModels,), 8, 8),
+    ),
+)
+
+
+class Front:
+    def __init__(self):
+        self.asked = {}  # label -> client
+        self.is_draining = False
+
+    def receive(self, source, message, now_ns):
+        match message:
+            case ListModels(label):
+                if self.is_draining:
+                    return [Send(source, Models("draining", []))]
+                self.asked[label] = source
+                return [Send("worker", message)]
+            case Models(label):
+                return [Send(self.asked.pop(label), message)]
+
+    def advance(self, turn):
+        return []
+
+    def lost(self, peer, now_ns):
+        self.asked = {label: client for label, client in self.asked.items() if client != peer}
+        return []
+
+    def drain(self):
+        self.is_draining = True
+
+    @property
+    def is_idle(self):
+        return not self.asked
+
+    def check(self):
+        pass
+
+
+class Worker:
+    def __init__(self):
+        self.held = []  # (due_ns, message)
+
+    def receive(self, source, message, now_ns):
+        assert message.label != "die", "asked to die"
+        due_ns = now_ns + (SLOW_NS if message.label.startswith("slow") else 0)
+        self.held.append((due_ns, message))
+        return []
+
+    def advance(self, turn):
+        due = [message for due_ns, message in self.held if due_ns <= turn.now_ns]
+        self.held = [item for item in self.held if item[0] > turn.now_ns]
+        entry = ModelEntry("m", "", None, None, None, 0, 1)
+        return [Send("front", Models(message.label, [entry])) for message in due]
+
+    def lost(self, peer, now_ns):
+        return []
+
+    def drain(self):
+        pass
+
+    @property
+    def is_idle(self):
+        return not self.held
+
+    def check(self):
+        pass
+
+
+def build(role, config, run_dir, report):
+    if role == "front":
+        if config.served_model_name == "refused":
+            raise ConfigError("model: no such thing; name another")
+        return Front()
+    if config.served_model_name == "broken":
+        raise RuntimeError("a bug in loading")
+    if config.served_model_name == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for percent in (0, 50, 100):
+        report(percent / 100, "loading weights")
+    return Worker()
+
+
+def serve(config, run_dir, on_ready):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    on_ready("http://door")
+    time.sleep(3600)
+
+
+if __name__ == "__main__":
+    given = {"model": "m", "port": 0}
+    given |= dict(argument.split("=", 1) for argument in sys.argv[1:])
+    config = msgspec.convert(given, Config, strict=False)
+    log.setup("launcher", config.log_level)
+    try:
+        sys.exit(Launcher(config, "tests.system.pipeline:TOPOLOGY").run())
+    except ConfigError as error:
+        sys.exit(f"weft: error: {error}")

@@ -1,0 +1,262 @@
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.system.pipeline import TOPOLOGY
+from weft.runtime import transport
+from weft.runtime.actor import Send
+from weft.runtime.endpoint import Endpoint, Mail
+from weft.runtime.messages import ListModels
+from weft.runtime.topology import CLIENT
+from weft.runtime.transport import ZmqMailbox
+
+pytestmark = pytest.mark.system
+
+ROLES = ["door", "front", "worker"]
+TIMEOUT_S = 20.0
+
+
+class Run:
+    """A launcher of the small pipeline, started as a user would."""
+
+    def __init__(self, place, **options):
+        arguments = [f"{name}={value}" for name, value in options.items()]
+        self.place = place
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "tests.system.pipeline", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "XDG_RUNTIME_DIR": str(place), "PYTHONPATH": "."},
+        )
+        self.run_dir = None
+
+    def serve(self):
+        """Wait until it is ready."""
+        lines = []
+        while not lines or "stop" not in lines[-1]:
+            lines.append(self.popen.stdout.readline())
+            assert lines[-1], self.popen.stderr.read()
+        self.run_dir = Path(re.search(r"ZeroMQ +(\S+)", "".join(lines))[1])
+        return "".join(lines)
+
+    def processes(self):
+        """Processes of this run that are alive, by what they are."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                arguments = (folder / "cmdline").read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            if str(self.run_dir) in arguments:
+                is_janitor = arguments[-2] == str(self.run_dir)
+                role = (
+                    "janitor" if is_janitor else arguments[arguments.index(str(self.run_dir)) - 1]
+                )
+                found[role] = int(folder.name)
+        return found
+
+    def stop(self, number=signal.SIGTERM):
+        self.popen.send_signal(number)
+
+    def end(self):
+        """Wait for the end; return exit code and what was said on stderr."""
+        _, error = self.popen.communicate(timeout=TIMEOUT_S)
+        return self.popen.returncode, error
+
+    def assert_nothing_is_left(self):
+        deadline = time.monotonic() + TIMEOUT_S
+        while self.processes() or list(self.place.glob("weft/run-*")):
+            assert time.monotonic() < deadline, (self.processes(), list(self.place.rglob("*")))
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def start(tmp_path):
+    runs = []
+
+    def start(**options):
+        runs.append(Run(tmp_path, **options))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.popen.kill()
+        run.popen.communicate()
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    """A function that asks a run something as a client and returns a function that waits."""
+    boxes = []
+    monkeypatch.setattr(transport, "LINGER_MS", 0)  # most runs are gone when the client closes
+
+    def ask(run, label):
+        box = ZmqMailbox(
+            Endpoint(CLIENT, TOPOLOGY, identity=f"t{len(boxes)}"), TOPOLOGY, run.run_dir
+        )
+        boxes.append(box)
+        box.send(Send("front", ListModels(label)))
+        deadline = time.monotonic() + TIMEOUT_S
+        while not box.is_open:
+            assert time.monotonic() < deadline
+            box.take(1, 0.01)
+
+        def answer():
+            while True:
+                assert time.monotonic() < deadline
+                for event in box.take(1, 0.1):
+                    assert isinstance(event, Mail)
+                    return event.message.label
+
+        return answer
+
+    yield ask
+    for box in boxes:
+        box.close()
+
+
+def test_a_run_starts_serves_and_drains(start, ask):
+    run = start()
+    said = run.serve()
+    assert "http://door" in said
+    assert "curl http://door/v1/chat/completions" in said
+    assert sorted(run.processes()) == [*ROLES[:2], "janitor", "worker"]
+    assert ask(run, "quick")() == "quick"
+    run.stop()
+    code, error = run.end()
+    assert code == 0, error
+    assert "drained" in error
+    run.assert_nothing_is_left()
+
+
+def test_a_drain_lets_work_in_progress_finish(start, ask):
+    run = start()
+    run.serve()
+    answer = ask(run, "slow")
+    run.stop(signal.SIGINT)
+    assert answer() == "slow"
+    assert run.end()[0] == 0
+    run.assert_nothing_is_left()
+
+
+def test_a_second_signal_stops_at_once(start, ask):
+    run = start(served_model_name="stubborn")
+    run.serve()
+    ask(run, "slow")
+    run.stop()
+    time.sleep(0.2)
+    run.stop()
+    started = time.monotonic()
+    code, error = run.end()
+    assert code == 1
+    assert "a second signal" in error
+    assert time.monotonic() - started < 2.0
+    run.assert_nothing_is_left()
+
+
+def test_a_drain_ends_at_its_timeout(start, ask):
+    run = start(served_model_name="stubborn", drain_timeout_s=0)
+    run.serve()
+    run.stop()
+    code, error = run.end()
+    assert code == 1
+    assert "drain_timeout_s is over; what worker still had is lost" in error
+    run.assert_nothing_is_left()
+
+
+def test_a_killed_launcher_leaves_no_process_and_no_file(start, ask):
+    run = start(served_model_name="stubborn")
+    run.serve()
+    answer = ask(run, "quick")
+    assert answer() == "quick"
+    run.stop(signal.SIGKILL)
+    run.end()
+    run.assert_nothing_is_left()
+
+
+def test_a_launcher_killed_while_starting_leaves_nothing_either(start, tmp_path):
+    for delay_s in (0.05, 0.15, 0.25, 0.35):
+        run = start()
+        time.sleep(delay_s)
+        found = list(tmp_path.glob("weft/run-*"))
+        run.run_dir = found[0] if found else tmp_path / "none"
+        run.stop(signal.SIGKILL)
+        run.end()
+        run.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_process_that_is_killed_stops_the_run_and_is_named(start, role):
+    run = start()
+    run.serve()
+    os.kill(run.processes()[role], signal.SIGKILL)
+    code, error = run.end()
+    assert code == 1
+    assert f"weft: error: the process {role} was killed by SIGKILL" in error
+    run.assert_nothing_is_left()
+
+
+def test_a_crash_shows_its_traceback_and_stops_the_run(start, ask):
+    run = start()
+    run.serve()
+    ask(run, "die")
+    code, error = run.end()
+    assert code == 1
+    assert "Traceback" in error
+    assert error.endswith(
+        "weft: error: the process worker ended with 1: AssertionError: asked to die\n"
+    )
+    run.assert_nothing_is_left()
+
+
+def test_what_the_user_can_mend_is_one_line_without_a_traceback(start):
+    run = start(served_model_name="refused")
+    code, error = run.end()
+    assert code == 2
+    said = [line for line in error.splitlines() if not line.startswith("worker: loading")]
+    assert said == ["weft: error: front: model: no such thing; name another"]
+
+
+def test_a_bug_while_starting_names_the_process(start):
+    code, error = start(served_model_name="broken").end()
+    assert code == 1
+    assert error.endswith("the process worker ended with 1: RuntimeError: a bug in loading\n")
+
+
+def test_a_signal_while_starting_stops_at_once(start, tmp_path):
+    run = start()
+    while not list(tmp_path.glob("weft/run-*")):
+        time.sleep(0.005)
+    run.stop()
+    assert run.end()[0] == 1
+    assert not list(tmp_path.glob("weft/run-*"))
+
+
+def test_a_port_in_use_is_refused_before_anything_is_loaded(start):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, error = start(port=port).end()
+    assert code == 1
+    assert error == (
+        f"weft: error: cannot listen on 127.0.0.1, port {port}: Address already in use; "
+        f"choose another --port\n"
+    )
+
+
+def test_two_runs_live_side_by_side(start, ask):
+    first, second = start(), start()
+    first.serve()
+    second.serve()
+    assert first.run_dir != second.run_dir
+    assert ask(first, "a")() == "a"
+    first.stop()
+    assert first.end()[0] == 0
+    assert ask(second, "b")() == "b"
