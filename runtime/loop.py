@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from weft.runtime.actor import Actor, Send, Turn
 from weft.runtime.endpoint import Lost, Mail
+from weft.runtime.messages import Begin, Generate, Message
 
 # Messages taken between two turns. Bounds how long a burst of arrivals can delay the next step.
 TURN_MESSAGES_MAX = 64
@@ -76,12 +77,23 @@ def turn(actor: Actor[Any], mailbox: Mailbox, clock: Callable[[], int], wait_s: 
     for event in events:
         match event:
             case Mail(source, message):
+                if _log.isEnabledFor(logging.DEBUG):
+                    _tell(source, message)
                 replies = actor.receive(source, message, clock())
             case Lost(client):
                 replies = actor.lost(client, clock())
         for send in replies:
             mailbox.send(send)
     return bool(produced or events)
+
+
+def _tell(source: str, message: Message) -> None:
+    """Log a message that has come, under its request if it names one."""
+    match message:
+        case Generate(request_id=request) | Begin(request_id=request):
+            _log.debug("%s from %s", type(message).__name__, source, extra={"request": request})
+        case _:
+            _log.debug("%s from %s", type(message).__name__, source)
 
 
 def run(actor: Actor[Any], mailbox: Mailbox, drain: Drain, on_ready: Callable[[], None]) -> None:

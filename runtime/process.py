@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -111,8 +111,19 @@ def _report_crashes(status: StatusPipe) -> None:
         last_line = traceback.format_exception_only(kind, error)[-1].strip()
         status.say(Failed(last_line, is_users=False))
         _log.critical("this is a bug, and ends the process", exc_info=(kind, error, where))
+        _end(EXIT_BUG)
 
     sys.excepthook = report
+
+
+def _end(code: int) -> NoReturn:
+    """End the process without the interpreter's own clearing up.
+
+    That takes libraries apart in an order that some of them complain about at length.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _function(name: str) -> Callable[..., Any]:
@@ -122,4 +133,4 @@ def _function(name: str) -> Callable[..., Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())

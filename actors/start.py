@@ -1,0 +1,65 @@
+"""Which actor a role is, and what it is made of.
+
+Each process imports its own actor only, so that all but the runner start without torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from weft.runtime.actor import Actor
+from weft.runtime.config import Config, ConfigError
+from weft.runtime.topology import TOPOLOGY
+
+# Roles of one kind that exist several times are numbered.
+_RUNNER = "runner"
+
+
+def build(
+    role: str, config: Config, run_dir: Path, report: Callable[[float, str], None]
+) -> Actor[Any]:
+    """Return the actor of ``role``; ``report`` hears how far a long start has come, 0 to 1.
+
+    Raises ``ConfigError`` for what the user can mend.
+    """
+    match role.rstrip("0123456789"):
+        case "tokenizer":
+            raise NotImplementedError
+        case "detokenizer":
+            raise NotImplementedError
+        case "adapters":
+            return _adapters(config, run_dir)
+        case "scheduler":
+            return _scheduler(config)
+        case "runner":
+            return _runner(role, config, report)
+    raise AssertionError(f"no actor is called {role}")
+
+
+def _adapters(config: Config, run_dir: Path) -> Actor[Any]:
+    from weft.actors.adapters.actor import AdapterStore
+    from weft.actors.adapters.folders import Folders
+
+    return AdapterStore(config, Folders(config, run_dir, int(time.time())))
+
+
+def _scheduler(config: Config) -> Actor[Any]:
+    from weft.actors.scheduler.actor import Scheduler
+
+    runners = [process.role for process in TOPOLOGY.processes if process.role.startswith(_RUNNER)]
+    return Scheduler(config, runners=runners)
+
+
+def _runner(role: str, config: Config, report: Callable[[float, str], None]) -> Actor[Any]:
+    from weft.actors.runner.actor import Runner
+    from weft.actors.runner.architecture import UnsupportedModel
+    from weft.actors.runner.torch_engine import TorchEngine
+
+    try:
+        engine = TorchEngine(config, lambda share: report(share, "loading weights"))
+    except UnsupportedModel as error:
+        raise ConfigError(str(error)) from None
+    return Runner(engine, role=role)
