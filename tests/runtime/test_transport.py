@@ -9,7 +9,7 @@ from tests.runtime.runtime_harness import SMALL, messages, submit
 from weft.runtime import transport
 from weft.runtime.actor import Send
 from weft.runtime.codec import FRAME_BYTES_MAX, encode
-from weft.runtime.endpoint import Endpoint, Lost
+from weft.runtime.endpoint import Endpoint, Lost, Mail
 from weft.runtime.messages import (
     Ack,
     Hello,
@@ -171,16 +171,17 @@ def test_a_closed_mailbox_says_goodbye(ipc, server):
     assert server.take(8, 0.0) == [Lost("me")]
 
 
-def test_a_name_can_be_used_again_after_its_owner_died(ipc, server, raw):
+def test_a_name_can_be_used_again_after_its_owner_died(ipc, server, raw, monkeypatch):
+    monkeypatch.setattr(transport, "PROBE_INTERVAL_S", 0.02)
     first = raw(b"me")
     first.send(HELLO)
     first.send(frame(submit("old"), sequence=1))
     until(lambda: len(server.endpoint.arrived) == 1, server)
     first.close(linger=0)
-    time.sleep(0.05)
+    until(lambda: len(server.endpoint.arrived) == 2, server)
+    assert server.take(2, 0.0) == [Mail("me", submit("old")), Lost("me")]
     second = ipc.join(CLIENT, "me")
     until(lambda: second.is_open, server, second)
-    assert messages(server) == [("me", submit("old"))]
     exchange(server, second, "me", "new")
 
 
