@@ -201,7 +201,8 @@ class Launcher:
     def _drain(self) -> int:
         """Stop the processes one after the other, in the table's order, each when it is done."""
         if not all(child.ready for child in self._children.values()):
-            return EXIT_BUG  # nothing was served yet
+            _log.warning("stopped before it was ready")
+            return EXIT_BUG
         _log.info("draining: waiting up to %g s", self._config.drain_timeout_s)
         deadline = time.monotonic() + self._config.drain_timeout_s + CLOSE_GRACE_S
         try:
