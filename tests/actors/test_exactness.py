@@ -11,6 +11,9 @@ from weft.actors.adapters.folders import Folders
 from weft.actors.runner.torch_engine import TorchEngine
 from weft.runtime.config import Config
 
+# A checkpoint, an oracle and three runs for each architecture: seconds each.
+pytestmark = pytest.mark.slow
+
 ADAPTERS = 16
 OUTPUT = 24
 
