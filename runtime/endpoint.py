@@ -114,9 +114,16 @@ class Endpoint:
     # ---- for the loop ---------------------------------------------------------------------------
 
     def room(self, to: str) -> int:
-        """Return how many messages to ``to`` would leave at once; 0 if nobody has that name."""
+        """Return how many messages to ``to`` would leave at once.
+
+        One to a client that is not there: an actor that waits for room must not wait for ever,
+        and hears with its next message that the client is lost.
+        """
         peer = self._peer(to)
-        return peer.link.room if peer else 0
+        if peer is None:
+            assert to not in self._roles, f"{self.role} has no link to {to}"
+            return 1
+        return peer.link.room
 
     def send(self, to: str, message: Message) -> None:
         """Send now or as soon as there is credit; a client that cannot be reached is lost."""
