@@ -160,7 +160,7 @@ def test_a_second_signal_stops_at_once(start, ask):
     run.serve()
     ask(run, "slow")
     run.stop()
-    time.sleep(0.2)
+    time.sleep(0.4)
     run.stop()
     started = time.monotonic()
     code, error = run.end()
@@ -168,6 +168,16 @@ def test_a_second_signal_stops_at_once(start, ask):
     assert "a second signal" in error
     assert time.monotonic() - started < 2.0
     run.assert_nothing_is_left()
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(start, ask):
+    run = start()
+    run.serve()
+    answer = ask(run, "slow")
+    run.stop()
+    run.stop()
+    assert answer() == "slow"
+    assert run.end()[0] == 0
 
 
 def test_a_drain_ends_at_its_timeout(start, ask):
