@@ -5,6 +5,7 @@ Each process imports its own actor only, so that all but the runner start withou
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,6 @@ from weft.runtime.actor import Actor
 from weft.runtime.config import Config, ConfigError
 from weft.runtime.topology import TOPOLOGY
 
-# Roles of one kind that exist several times are numbered.
-_RUNNER = "runner"
-
 
 def build(
     role: str, config: Config, run_dir: Path, report: Callable[[float, str], None]
@@ -25,11 +23,11 @@ def build(
 
     Raises ``ConfigError`` for what the user can mend.
     """
-    match role.rstrip("0123456789"):
+    match role.rstrip("0123456789"):  # of one kind there may be several
         case "tokenizer":
-            raise NotImplementedError
+            return _tokenizer(config)
         case "detokenizer":
-            raise NotImplementedError
+            return _detokenizer(config)
         case "adapters":
             return _adapters(config, run_dir)
         case "scheduler":
@@ -37,6 +35,24 @@ def build(
         case "runner":
             return _runner(role, config, report)
     raise AssertionError(f"no actor is called {role}")
+
+
+def _tokenizer(config: Config) -> Actor[Any]:
+    from weft.actors.tokenizer.actor import TokenizerManager
+    from weft.actors.tokenizer.text_model import TextModel, keep_torch_out
+
+    keep_torch_out()
+    nonce, now_s = secrets.randbits(64), int(time.time())
+    return TokenizerManager(config, TextModel.load(config), nonce=nonce, started_s=now_s)
+
+
+def _detokenizer(config: Config) -> Actor[Any]:
+    from weft.actors.detokenizer.actor import Detokenizer
+    from weft.actors.detokenizer.vocabulary import Vocabulary
+    from weft.actors.tokenizer.text_model import TextModel, keep_torch_out
+
+    keep_torch_out()
+    return Detokenizer(Vocabulary(TextModel.load(config).backend))
 
 
 def _adapters(config: Config, run_dir: Path) -> Actor[Any]:
@@ -49,7 +65,7 @@ def _adapters(config: Config, run_dir: Path) -> Actor[Any]:
 def _scheduler(config: Config) -> Actor[Any]:
     from weft.actors.scheduler.actor import Scheduler
 
-    runners = [process.role for process in TOPOLOGY.processes if process.role.startswith(_RUNNER)]
+    runners = [process.role for process in TOPOLOGY.processes if process.role.startswith("runner")]
     return Scheduler(config, runners=runners)
 
 

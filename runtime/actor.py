@@ -24,7 +24,9 @@ class Turn(NamedTuple):
     """What the loop tells an actor about the world when it may act."""
 
     now_ns: int  # monotonic
-    room: Callable[[str], int]  # messages that the link to a peer takes now; 0 for an unknown peer
+    # Messages that the link to a peer takes now. 1 for a client that has none: nothing may wait for
+    # it for ever, and what is sent to it comes back as ``lost``.
+    room: Callable[[str], int]
 
 
 class Actor(Protocol[InboxIn]):

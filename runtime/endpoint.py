@@ -9,7 +9,9 @@ loop takes what the actor must hear from ``arrived``.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterator
 from functools import reduce
+from itertools import chain
 from operator import or_
 from typing import Any, NamedTuple
 
@@ -72,8 +74,8 @@ class _Peer:
 class Endpoint:
     """The links of one process, and the rules by which peers come and go.
 
-    Invariants, checked by ``check``: every internal edge has exactly one peer, and there are at
-    most ``clients_max`` clients.
+    Invariants, checked by ``check``: every internal edge has exactly one peer, there are at most
+    ``clients_max`` clients, and every link keeps its own.
     """
 
     def __init__(
@@ -96,34 +98,42 @@ class Endpoint:
         self._clients_max = clients_max
         self._roles = {end for edge in topology.edges for end in edge[:2]} - {CLIENT}
         self._bound = {edge.connects: edge for edge in topology.bound_by(role)}
-        self._peers: dict[str, _Peer] = {}  # by role or client's identity
+        self._processes: dict[str, _Peer] = {}  # by role
+        self._clients: dict[str, _Peer] = {}  # by identity
         self._decoders: dict[str, Decoder] = {}  # by the role of the far end
         for edge in topology.connected_by(role):
             self._decoders[edge.binds] = Decoder(_union(edge.backward))
             link = self._link(edge, connects=True)
-            self._peers[edge.binds] = _Peer(edge.binds, identity, edge, link)
+            self._processes[edge.binds] = _Peer(edge.binds, identity, edge, link)
         for edge in self._bound.values():
             self._decoders[edge.connects] = Decoder(_union(edge.forward))
             if edge.connects != CLIENT:
                 link = self._link(edge, connects=False)
-                self._peers[edge.connects] = _Peer(edge.connects, "", edge, link)
+                self._processes[edge.connects] = _Peer(edge.connects, "", edge, link)
 
     # ---- for the loop ---------------------------------------------------------------------------
 
     def room(self, to: str) -> int:
-        """Return how many messages to ``to`` would leave at once; 0 if nobody has that name."""
-        peer = self._peers.get(to)
-        return peer.link.room if peer else 0
+        """Return how many messages to ``to`` would leave at once.
+
+        One to a client that is not there: an actor that waits for room must not wait for ever,
+        and hears with its next message that the client is lost.
+        """
+        peer = self._peer(to)
+        if peer is None:
+            assert to not in self._roles, f"{self.role} has no link to {to}"
+            return 1
+        return peer.link.room
 
     def send(self, to: str, message: Message) -> None:
         """Send now or as soon as there is credit; a client that cannot be reached is lost."""
-        peer = self._peers.get(to)
+        peer = self._peer(to)
         if peer is None:
             assert to not in self._roles, f"{self.role} has no link to {to}"
             self.arrived.append(Lost(to))
         elif peer.departed:
             self._fault("departed", f"{type(message).__name__} for {to}, which has left")
-        elif self._is_client(peer) and peer.link.waiting >= CLIENT_WAITING_MAX:
+        elif to in self._clients and peer.link.waiting >= CLIENT_WAITING_MAX:
             self._drop(peer, "slow", f"{to} does not read: {CLIENT_WAITING_MAX} messages wait")
         else:
             self._post(peer, peer.link.send(message))
@@ -131,32 +141,32 @@ class Endpoint:
     @property
     def is_open(self) -> bool:
         """Whether every process that this one needs has answered."""
-        return all(peer.link.is_open for peer in self._peers.values())
+        return all(peer.link.is_open for peer in self._processes.values())
 
     @property
     def is_flushed(self) -> bool:
         """Whether no message waits for credit, for whoever is still there."""
-        return all(peer.link.is_flushed or peer.departed for peer in self._peers.values())
+        return all(peer.link.is_flushed or peer.departed for peer in self._everyone())
 
     @property
     def is_jammed(self) -> bool:
         """Whether so much waits for another process that no new work should be heard."""
         return any(
             peer.link.waiting >= JAM_WAITING and peer.edge.connects == self.role
-            for peer in self._peers.values()
+            for peer in self._processes.values()
         )
 
     # ---- for what moves the bytes ---------------------------------------------------------------
 
     def open(self) -> None:
         """Say Hello on every edge that this role connects."""
-        for peer in self._peers.values():
+        for peer in self._processes.values():
             if peer.edge.connects == self.role:
                 self._post(peer, peer.link.open())
 
     def close(self) -> None:
         """Say Goodbye to everyone."""
-        for peer in self._peers.values():
+        for peer in self._everyone():
             if not peer.departed:
                 self._post(peer, peer.link.close())
 
@@ -164,7 +174,7 @@ class Endpoint:
         """Return whether anyone takes what is sent through ``port``."""
         if port == self.role:
             return True
-        return self._peers[port].link.is_open and not self._peers[port].departed
+        return self._processes[port].link.is_open and not self._processes[port].departed
 
     def receive(self, port: str, identity: bytes, parts: list[bytes]) -> None:
         """Take in what came through ``port``; what the actor must hear has arrived then.
@@ -178,36 +188,33 @@ class Endpoint:
             if port == self.role:
                 self._receive_bound(identity, parts[0])
             else:
-                self._receive(self._peers[port], *self._decoders[port](parts[0]))
+                self._receive(self._processes[port], *self._decoders[port](parts[0]))
         except (BadFrame, LinkError) as error:
             self._fault(error.reason, f"{identity!r} through {port}: {error}")
 
     def undeliverable(self, identity: str, reason: str) -> None:
         """Hear that the transport knows no peer of that identity, or that its queue is full."""
-        for peer in list(self._peers.values()):
-            if peer.identity == identity and peer.edge.binds == self.role:
-                detail = f"a frame to {peer.name} could not be delivered"
-                if self._is_client(peer):
-                    self._drop(peer, reason, detail)
-                else:
-                    self._fault(reason, detail)
+        detail = f"a frame to {identity} could not be delivered"
+        if identity in self._clients:
+            self._drop(self._clients[identity], reason, detail)
+        else:
+            self._fault(reason, detail)
 
     def probe(self) -> None:
         """Send a frame to every client that was silent since the last call.
 
         The transport reports those that are gone; call it every few seconds.
         """
-        for peer in self._peers.values():
-            if self._is_client(peer):
-                if not peer.was_heard:
-                    self._post(peer, peer.link.probe())
-                peer.was_heard = False
+        for peer in self._clients.values():
+            if not peer.was_heard:
+                self._post(peer, peer.link.probe())
+            peer.was_heard = False
 
     def check(self) -> None:
         """Assert the invariants of this and of every link."""
-        clients = [peer for peer in self._peers.values() if self._is_client(peer)]
-        assert len(clients) <= self._clients_max
-        for name, peer in self._peers.items():
+        assert len(self._clients) <= self._clients_max
+        assert not self._clients.keys() & self._processes.keys()
+        for name, peer in [*self._clients.items(), *self._processes.items()]:
             assert peer.name == name
             peer.link.check()
 
@@ -234,20 +241,22 @@ class Endpoint:
         """Make way for the Hello of a client or a role, or of its next life."""
         if window < 2:
             raise LinkError("handshake", f"a window of {window}")
-        peer = self._peers.get(name)
-        if peer is None:
-            if sum(map(self._is_client, self._peers.values())) >= self._clients_max:
+        newcomer = _Peer(name, identity, edge, self._link(edge, connects=False))
+        if edge.connects == CLIENT:
+            if name in self._clients:
+                self.arrived.append(Lost(name))  # its former life
+            elif len(self._clients) >= self._clients_max:
                 self._turn_away(identity, epoch)
                 raise LinkError("clients", f"{self._clients_max} clients are connected already")
-        elif self._is_client(peer):
-            self.arrived.append(Lost(name))  # its former life
-        elif not peer.link.is_open:
-            peer.identity = identity
+            self._clients[name] = newcomer
             return
+        peer = self._processes[name]
+        if not peer.link.is_open:
+            peer.identity = identity  # what waits for it waits in this link
         elif identity == peer.identity or epoch <= peer.link.peer_epoch:
             raise LinkError("fenced", f"{identity} is not newer than {peer.identity}")
-        link = self._link(edge, connects=False)
-        self._peers[name] = _Peer(name, identity, edge, link)
+        else:
+            self._processes[name] = newcomer
 
     def _turn_away(self, identity: str, epoch: int) -> None:
         goodbye = encode(
@@ -263,11 +272,14 @@ class Endpoint:
         """Forget a client, telling it and the actor."""
         self._fault(reason, detail)
         self._post(peer, peer.link.close())
-        del self._peers[peer.name]
+        del self._clients[peer.name]
         self.arrived.append(Lost(peer.name))
 
-    def _is_client(self, peer: _Peer) -> bool:
-        return peer.edge.connects == CLIENT and peer.edge.binds == self.role
+    def _peer(self, name: str) -> _Peer | None:
+        return self._processes.get(name) or self._clients.get(name)
+
+    def _everyone(self) -> Iterator[_Peer]:
+        return chain(self._processes.values(), self._clients.values())
 
     # ---- frames ---------------------------------------------------------------------------------
 
@@ -276,7 +288,7 @@ class Endpoint:
         envelope, message = self._decoders[edge.connects](frame)
         if isinstance(message, Hello):
             self._admit(name, identity.decode(), edge, envelope.source_epoch, message.window)
-        peer = self._peers.get(name)
+        peer = self._peer(name)
         if peer is None or peer.identity != identity.decode():
             raise LinkError("unopened", f"{type(message).__name__} before Hello")
         self._receive(peer, envelope, message)
@@ -288,8 +300,8 @@ class Endpoint:
         if taken is not None:
             self.arrived.append(Mail(peer.name, taken))
         elif isinstance(message, Goodbye):
-            if self._is_client(peer):
-                del self._peers[peer.name]
+            if peer.name in self._clients:
+                del self._clients[peer.name]
                 self.arrived.append(Lost(peer.name))
             else:
                 peer.departed = True

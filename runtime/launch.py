@@ -31,6 +31,10 @@ from weft.runtime.topology import Process
 # Beyond drain_timeout_s, for processes to close their sockets once their work is done.
 CLOSE_GRACE_S = 2.0
 
+# A signal that follows another one sooner is the same: wrappers such as timeout(1) send it to the
+# process and to its group, so that it comes twice.
+SIGNAL_ECHO_S = 0.25
+
 STATUS_READ_BYTES = 65536
 SIGNAL_BYTES = 64
 
@@ -94,6 +98,7 @@ class Launcher:
         self._progress = ProgressDisplay(sys.stderr)
         self._signals = 0
         self._signals_heeded = 0
+        self._signalled_at = 0.0
 
     def run(self) -> int:
         """Start everything, serve until a signal, stop everything; return the exit code.
@@ -201,7 +206,8 @@ class Launcher:
     def _drain(self) -> int:
         """Stop the processes one after the other, in the table's order, each when it is done."""
         if not all(child.ready for child in self._children.values()):
-            return EXIT_BUG  # nothing was served yet
+            _log.warning("stopped before it was ready")
+            return EXIT_BUG
         _log.info("draining: waiting up to %g s", self._config.drain_timeout_s)
         deadline = time.monotonic() + self._config.drain_timeout_s + CLOSE_GRACE_S
         try:
@@ -238,7 +244,10 @@ class Launcher:
             signal.signal(number, self._signalled)
 
     def _signalled(self, _number: int, _frame: FrameType | None) -> None:
-        self._signals += 1
+        now = time.monotonic()
+        if now >= self._signalled_at + SIGNAL_ECHO_S:
+            self._signals += 1
+        self._signalled_at = now
 
     def _announce(self, run_dir: RunDir, seconds: float) -> None:
         base, adapters = self._config.base_name, len(self._config.adapters)

@@ -107,7 +107,7 @@ def run(actor: Actor[Any], mailbox: Mailbox, drain: Drain, on_ready: Callable[[]
     gc.freeze()
     is_ready = is_draining = False
     while True:
-        was_open = mailbox.is_open
+        was_open = is_ready or mailbox.is_open
         did_work = turn(actor, mailbox, time.monotonic_ns, IDLE_WAIT_S)
         if not is_ready and was_open and mailbox.is_flushed:
             on_ready()

@@ -17,9 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from weft.runtime.config import ConfigError
+from weft.runtime.topology import SOCKET_PATH_BYTES_MAX
 
 # Adapters' weights lie in the directory: a place with less is used only if there is no other.
 FREE_BYTES_MIN = 1 << 30
+
+# Of a run's directory and the longest role's socket in it.
+NAMES_BYTES_MAX = 32
 
 _LOCK = "lock"
 _READY = "ready"
@@ -90,6 +94,8 @@ def _choose_base() -> Path:
 
 def _can_use(base: Path) -> bool:
     """Return whether ``base`` is, or could be made, a directory that belongs to us alone."""
+    if len(bytes(base)) + NAMES_BYTES_MAX > SOCKET_PATH_BYTES_MAX:
+        return False
     try:
         base.mkdir(mode=0o700, exist_ok=True)
         found = base.lstat()

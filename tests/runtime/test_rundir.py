@@ -1,7 +1,9 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,11 +12,12 @@ from weft.runtime.config import ConfigError
 
 
 @pytest.fixture(autouse=True)
-def base(tmp_path, monkeypatch):
-    """A place for runs of its own; its disk has room enough for none to be passed over."""
-    base = tmp_path / "weft"
-    monkeypatch.setattr(rundir, "_bases", lambda: [base])
-    return base
+def base(monkeypatch):
+    """A place for this test's runs alone, not too deep for a socket's path."""
+    with tempfile.TemporaryDirectory() as place:
+        base = Path(place, "weft")
+        monkeypatch.setattr(rundir, "_bases", lambda: [base])
+        yield base
 
 
 def test_a_run_directory_is_private_and_short_enough_for_sockets(base):
@@ -87,8 +90,16 @@ def test_a_place_that_others_can_enter_is_not_used(base):
         rundir.create()
 
 
-def test_a_place_that_is_a_link_is_not_used(base, tmp_path):
-    (tmp_path / "elsewhere").mkdir(mode=0o700)
-    base.symlink_to(tmp_path / "elsewhere")
+def test_a_place_too_deep_for_a_sockets_path_is_not_used(base, monkeypatch):
+    deep = base.parent / ("x" * 100)
+    monkeypatch.setattr(rundir, "_bases", lambda: [deep, base])
+    run = rundir.create()
+    assert run.path.parent == base
+    run.remove()
+
+
+def test_a_place_that_is_a_link_is_not_used(base):
+    (base.parent / "elsewhere").mkdir(mode=0o700)
+    base.symlink_to(base.parent / "elsewhere")
     with pytest.raises(ConfigError, match="no private directory"):
         rundir.create()

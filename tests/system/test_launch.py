@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -79,11 +80,18 @@ class Run:
 
 
 @pytest.fixture
-def start(tmp_path):
+def place():
+    """A directory for this test's runs alone, not too deep for a socket's path."""
+    with tempfile.TemporaryDirectory() as place:
+        yield Path(place)
+
+
+@pytest.fixture
+def start(place):
     runs = []
 
     def start(**options):
-        runs.append(Run(tmp_path, **options))
+        runs.append(Run(place, **options))
         return runs[-1]
 
     yield start
@@ -152,7 +160,7 @@ def test_a_second_signal_stops_at_once(start, ask):
     run.serve()
     ask(run, "slow")
     run.stop()
-    time.sleep(0.2)
+    time.sleep(0.4)
     run.stop()
     started = time.monotonic()
     code, error = run.end()
@@ -160,6 +168,16 @@ def test_a_second_signal_stops_at_once(start, ask):
     assert "a second signal" in error
     assert time.monotonic() - started < 2.0
     run.assert_nothing_is_left()
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(start, ask):
+    run = start()
+    run.serve()
+    answer = ask(run, "slow")
+    run.stop()
+    run.stop()
+    assert answer() == "slow"
+    assert run.end()[0] == 0
 
 
 def test_a_drain_ends_at_its_timeout(start, ask):
@@ -182,12 +200,12 @@ def test_a_killed_launcher_leaves_no_process_and_no_file(start, ask):
     run.assert_nothing_is_left()
 
 
-def test_a_launcher_killed_while_starting_leaves_nothing_either(start, tmp_path):
+def test_a_launcher_killed_while_starting_leaves_nothing_either(start, place):
     for delay_s in (0.05, 0.15, 0.25, 0.35):
         run = start()
         time.sleep(delay_s)
-        found = list(tmp_path.glob("weft/run-*"))
-        run.run_dir = found[0] if found else tmp_path / "none"
+        found = list(place.glob("weft/run-*"))
+        run.run_dir = found[0] if found else place / "none"
         run.stop(signal.SIGKILL)
         run.end()
         run.assert_nothing_is_left()
@@ -231,13 +249,13 @@ def test_a_bug_while_starting_names_the_process(start):
     assert error.endswith("the process worker ended with 1: RuntimeError: a bug in loading\n")
 
 
-def test_a_signal_while_starting_stops_at_once(start, tmp_path):
+def test_a_signal_while_starting_stops_at_once(start, place):
     run = start()
-    while not list(tmp_path.glob("weft/run-*")):
+    while not list(place.glob("weft/run-*")):
         time.sleep(0.005)
     run.stop()
     assert run.end()[0] == 1
-    assert not list(tmp_path.glob("weft/run-*"))
+    assert not list(place.glob("weft/run-*"))
 
 
 def test_a_port_in_use_is_refused_before_anything_is_loaded(start):
