@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from tokenizers import Tokenizer
@@ -19,7 +19,7 @@ from weft.runtime.config import Config, ConfigError
 Chat = list[dict[str, str]]
 
 
-class GenerationDefaults(NamedTuple):
+class GenerationDefaults(msgspec.Struct, frozen=True):
     """What a request gets that does not say otherwise (generation_config.json, else neutral)."""
 
     temperature: float = 1.0
@@ -139,7 +139,7 @@ def _ids(value: int | list[int] | None) -> list[int]:
 def _defaults(generation: dict[str, Any]) -> GenerationDefaults:
     given = {
         name: generation[name]
-        for name in GenerationDefaults._fields
+        for name in GenerationDefaults.__struct_fields__
         if generation.get(name) is not None
     }
     try:
