@@ -1,1 +1,1 @@
-"""Keeps the adapters: validated, content-addressed, in host memory."""
+"""The adapter store: validates adapters, names them by content, keeps them in host memory."""

@@ -1,12 +1,17 @@
-"""The adapter store: which adapters there are, and the weights of those in use, in host memory."""
+"""The adapter store: names to content at start, weights to host memory on demand."""
 
 from __future__ import annotations
 
-import logging
-from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Protocol, assert_never
+from collections import deque
+from pathlib import Path
+from typing import assert_never
 
+from weft.actors.adapters import adapter, peft_config, safetensors
+from weft.actors.adapters.adapter import Adapter
+from weft.actors.adapters.base import BaseShapes
+from weft.actors.adapters.cache import HostCache, Resident
+from weft.actors.adapters.errors import BadAdapter
+from weft.actors.adapters.files import FileError, Files
 from weft.runtime.actor import Send, Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import (
@@ -20,124 +25,159 @@ from weft.runtime.messages import (
     Release,
 )
 
-log = logging.getLogger("weft.adapters")
-
-
-class Shelf(Protocol):
-    """Where adapters come from, and the host memory that they are put into."""
-
-    def survey(self) -> list[AdapterEntry]:
-        """Check every configured adapter; those that cannot be served say why."""
-        ...
-
-    def put(self, digest: str) -> Acquired | AcquireFailed:
-        """Write an adapter's weights to host memory, if they are not there, and say where."""
-        ...
-
-    def drop(self, digest: str) -> None:
-        """Free an adapter's host memory."""
-        ...
-
-
-@dataclass(slots=True)
-class Loaded:
-    """An adapter in host memory."""
-
-    acquired: Acquired
-    pins: int
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+PICKLE_NAME = "adapter_model.bin"
 
 
 class AdapterStore:
-    """Pins what the scheduler acquires; what is unpinned stays until its room is needed.
+    """Owns the catalog, and the normalized files in the run directory.
 
-    Invariants, checked by ``check``:
-      * at most ``max_loaded_loras`` adapters are loaded, unless more are pinned;
-      * pins are never negative.
+    A pin (``Acquire``) that finds every place pinned waits for a ``Release``; pins are granted in
+    order of arrival.
     """
 
-    def __init__(self, config: Config, shelf: Shelf) -> None:
-        self._config = config
-        self._shelf = shelf
-        self._entries: list[AdapterEntry] = []
-        self._is_announced = False
-        self._loaded: OrderedDict[str, Loaded] = OrderedDict()  # the first to go first
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing is pinned."""
-        return not any(loaded.pins for loaded in self._loaded.values())
-
-    def drain(self) -> None:
-        """Nothing to do: only the scheduler sends work."""
-
-    def lost(self, peer: str, now_ns: int) -> list[Send]:
-        """No client is a peer."""
-        return []
+    def __init__(
+        self, config: Config, base: BaseShapes, files: Files, run_dir: str, *, started_s: int
+    ) -> None:
+        """Read and check every adapter of the configuration; ``started_s`` is unix time."""
+        self._base = base
+        self._files = files
+        self._folder = Path(run_dir, "adapters")
+        self._rank_max = config.max_lora_rank
+        self._cache = HostCache(config.max_loaded_loras, config.lora_eviction_policy)
+        self._sources: dict[str, str] = {}  # digest -> folder
+        self._waiting: deque[str] = deque()  # digests to pin
+        self._outbox: deque[Send] = deque()
+        entries = [self._entry(name, folder, started_s) for name, folder in config.adapters.items()]
+        self._refused = sum(entry.refused is not None for entry in entries)
+        self._outbox.append(Send("tokenizer", Catalog(entries)))
 
     def receive(self, source: str, message: AdaptersInbox, now_ns: int) -> list[Send]:
-        """Take in one message."""
+        """Take in one message; answers leave with the next ``advance``."""
         match message:
             case Acquire(digest):
-                return [Send("scheduler", self._acquire(digest))]
+                self._waiting.append(digest)
             case Release(digest):
-                loaded = self._loaded[digest]
-                assert loaded.pins > 0, f"{digest} was released more often than acquired"
-                loaded.pins -= 1
-                return []
+                self._cache.unpin(digest)
             case Inspection(client, label, sections, adapters):
                 self.check()
                 sections = {**sections, "adapters": self._counters()}
-                return [Send("scheduler", Inspection(client, label, sections, adapters))]
+                inspection = Inspection(client, label, sections, adapters)
+                self._outbox.append(Send("scheduler", inspection))
             case _:
                 assert_never(message)
+        return []
 
     def advance(self, turn: Turn) -> list[Send]:
-        """Tell the tokenizer, once, which adapters there are."""
-        if self._is_announced:
-            return []
-        self._is_announced = True
-        self._entries = self._shelf.survey()
-        for entry in self._entries:
-            if entry.refused is None:
-                log.info("adapter %s: rank %d, %s", entry.name, entry.rank, entry.digest[:12])
+        """Load at most one adapter, and send what the links have room for."""
+        if self._waiting:
+            self._grant()
+        sends = []
+        room = {role: turn.room(role) for role in ("tokenizer", "scheduler")}
+        for _ in range(len(self._outbox)):
+            send = self._outbox.popleft()
+            if room[send.to] > 0:
+                room[send.to] -= 1
+                sends.append(send)
             else:
-                log.warning("adapter %s is refused: %s", entry.name, entry.refused)
-        return [Send("tokenizer", Catalog(self._entries))]
+                self._outbox.append(send)
+        return sends
+
+    def lost(self, peer: str, now_ns: int) -> list[Send]:
+        """Take back the pins of a scheduler that is gone."""
+        if peer == "scheduler":
+            self._waiting.clear()
+            self._cache.unpin_all()
+        return []
+
+    def drain(self) -> None:
+        """Do nothing: requests that are still running may need their adapters."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no answer is due."""
+        return not (self._waiting or self._outbox)
 
     def check(self) -> None:
         """Assert the invariants."""
-        pinned = sum(1 for loaded in self._loaded.values() if loaded.pins)
-        assert len(self._loaded) <= max(self._config.max_loaded_loras, pinned)
-        assert all(loaded.pins >= 0 for loaded in self._loaded.values())
+        self._cache.check()
 
-    def _acquire(self, digest: str) -> Acquired | AcquireFailed:
-        loaded = self._loaded.get(digest)
-        if loaded is None:
-            self._make_room()
-            outcome = self._shelf.put(digest)
-            if isinstance(outcome, AcquireFailed):
-                log.warning("adapter %s cannot be loaded: %s", digest[:12], outcome.reason)
-                return outcome
-            loaded = self._loaded[digest] = Loaded(outcome, pins=0)
-        elif self._config.lora_eviction_policy == "lru":
-            self._loaded.move_to_end(digest)
-        loaded.pins += 1
-        return loaded.acquired
+    def _entry(self, name: str, folder: str, started_s: int) -> AdapterEntry:
+        try:
+            checked = self._read(folder)
+        except (BadAdapter, FileError) as error:
+            return AdapterEntry(name, folder, "", 0, started_s, str(error))
+        self._sources.setdefault(checked.digest, folder)
+        return AdapterEntry(name, folder, checked.digest, checked.rank, started_s)
 
-    def _make_room(self) -> None:
-        while len(self._loaded) >= self._config.max_loaded_loras:
-            unpinned = next((d for d, loaded in self._loaded.items() if not loaded.pins), None)
-            if unpinned is None:
+    def _read(self, folder: str) -> Adapter:
+        """Return a folder's adapter. Raises ``BadAdapter`` or ``FileError``."""
+        names = self._files.names(folder)
+        if CONFIG_NAME not in names:
+            raise BadAdapter(f"{CONFIG_NAME}: there is none in {folder}; check the path")
+        if WEIGHTS_NAME not in names:
+            if PICKLE_NAME in names:
+                raise BadAdapter(
+                    f"{PICKLE_NAME}: pickled weights can run code and are never read; convert "
+                    f"them to {WEIGHTS_NAME}, as PEFT's save_pretrained does"
+                )
+            raise BadAdapter(f"{WEIGHTS_NAME}: there is none in {folder}; check the path")
+        raw = self._files.read(folder, CONFIG_NAME, bytes_max=peft_config.CONFIG_BYTES_MAX)
+        try:
+            config = peft_config.parse(raw)
+        except BadAdapter as error:
+            raise BadAdapter(f"{CONFIG_NAME}: {error}") from None
+        limit = self._base.adapter_bytes_max(self._rank_max)
+        weights = self._files.read(folder, WEIGHTS_NAME, bytes_max=limit)
+        try:
+            tensors = safetensors.parse(weights)
+            return adapter.build(config, tensors, self._base, rank_max=self._rank_max)
+        except BadAdapter as error:
+            raise BadAdapter(f"{WEIGHTS_NAME}: {error}") from None
+
+    def _grant(self) -> None:
+        """Answer the first that waits, unless there is no place for it."""
+        digest = self._waiting[0]
+        resident = self._cache.pin(digest)
+        if resident is None:
+            if not self._cache.has_room:
                 return
-            del self._loaded[unpinned]
-            self._shelf.drop(unpinned)
+            try:
+                self._load(digest)
+            except (BadAdapter, FileError) as error:
+                self._waiting.popleft()
+                self._outbox.append(Send("scheduler", AcquireFailed(digest, str(error))))
+                return
+            resident = self._cache.pin(digest)
+            assert resident is not None
+        self._waiting.popleft()
+        answer = Acquired(digest, resident.path, resident.rank, resident.size_bytes)
+        self._outbox.append(Send("scheduler", answer))
+
+    def _load(self, digest: str) -> None:
+        """Put an adapter into host memory. Raises ``BadAdapter`` or ``FileError``."""
+        folder = self._sources.get(digest)
+        if folder is None:
+            raise BadAdapter(f"no adapter has the digest {digest[:64]}")
+        loaded = self._read(folder)
+        if loaded.digest != digest:
+            raise BadAdapter(f"{folder} has changed since it was checked; restart to take it over")
+        for victim in self._cache.victims():
+            self._files.remove(victim.path)
+        path = str(self._folder / f"{digest}.safetensors")
+        parts = loaded.file()
+        self._files.write(path, parts)
+        size_bytes = sum(len(part) for part in parts)
+        self._cache.add(Resident(digest, path, loaded.rank, size_bytes))
 
     def _counters(self) -> dict[str, float]:
-        refused = sum(1 for entry in self._entries if entry.refused is not None)
         return {
-            "known": len(self._entries) - refused,
-            "refused": refused,
-            "loaded": len(self._loaded),
-            "pinned": sum(1 for loaded in self._loaded.values() if loaded.pins),
-            "loaded_bytes": sum(loaded.acquired.size_bytes for loaded in self._loaded.values()),
+            "known": len(self._sources),
+            "refused": self._refused,
+            "loaded": len(self._cache),
+            "loaded_bytes": self._cache.size_bytes,
+            "pinned": self._cache.pinned,
+            "waiting": len(self._waiting),
+            "evictions": self._cache.evictions,
         }

@@ -1,1 +1,1 @@
-"""Turns what a client asks into token ids, limits and an adapter's identity."""
+"""Turns what clients send into token ids and complete sampling parameters, or refuses it."""

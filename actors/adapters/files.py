@@ -1,0 +1,94 @@
+"""The adapter store's files: the one place where an actor's work touches a disk."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+
+class FileError(Exception):
+    """A file that cannot be read or written; the message says why and what to do."""
+
+
+class Files(Protocol):
+    """What the adapter store does with files."""
+
+    def names(self, folder: str) -> list[str]:
+        """Return what lies in a folder. Raises ``FileError``."""
+        ...
+
+    def read(self, folder: str, name: str, *, bytes_max: int) -> bytes:
+        """Return a regular file's content. Raises ``FileError``, also if it is larger."""
+        ...
+
+    def write(self, path: str, parts: Iterable[bytes | memoryview]) -> None:
+        """Put a file in place as a whole or not at all. Raises ``FileError``."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Remove a file, if it is there."""
+        ...
+
+
+class LocalFiles:
+    """Files of this machine."""
+
+    def names(self, folder: str) -> list[str]:
+        """Return what lies in a folder."""
+        try:
+            return sorted(os.listdir(folder))
+        except OSError as error:
+            raise FileError(f"{folder}: {_reason(error)}; check the path") from None
+
+    def read(self, folder: str, name: str, *, bytes_max: int) -> bytes:
+        """Return the content of a regular file that lies in the folder, links resolved."""
+        try:
+            root = Path(folder).resolve()
+            path = (root / name).resolve()
+        except (OSError, RuntimeError) as error:
+            raise FileError(f"{name}: {error}; put the file itself there") from None
+        if not path.is_relative_to(root):
+            raise FileError(f"{name}: a link out of the folder; put the file itself there")
+        try:
+            # Not to wait for a writer, should it be a pipe.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with open(descriptor, "rb") as file:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
+                    raise FileError(f"{name}: it is no regular file; put one there")
+                if status.st_size > bytes_max:
+                    raise FileError(
+                        f"{name}: {status.st_size} bytes, more than any adapter for this base "
+                        f"and max_lora_rank needs ({bytes_max}); is it the right file?"
+                    )
+                # One byte more would show that it grows while it is read.
+                content = file.read(status.st_size + 1)
+        except OSError as error:
+            raise FileError(f"{name}: {_reason(error)}") from None
+        if len(content) != status.st_size:
+            raise FileError(f"{name}: it changed while it was read; try again")
+        return content
+
+    def write(self, path: str, parts: Iterable[bytes | memoryview]) -> None:
+        """Write beside the place, then rename."""
+        partial = f"{path}.partial"
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            with open(partial, "wb") as file:
+                for part in parts:
+                    file.write(part)
+            os.replace(partial, path)
+        except OSError as error:
+            self.remove(partial)
+            raise FileError(f"{path}: {_reason(error)}") from None
+
+    def remove(self, path: str) -> None:
+        """Remove a file, if it is there."""
+        Path(path).unlink(missing_ok=True)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -1,0 +1,159 @@
+"""adapter_config.json, field by field: what weft computes, and what it refuses by name.
+
+The fields are those of PEFT's LoraConfig. A field that weft does not know may change the result, so
+it is refused too, unless it is empty.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from weft.actors.adapters.errors import BadAdapter
+
+CONFIG_BYTES_MAX = 4 * 1024 * 1024
+
+# Initializations that leave the base's weights alone. Others (pissa, olora, loftq, corda, lora_ga)
+# train against a changed base, on which the adapter alone is wrong.
+_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+# Fields that say nothing about the result, or that are read elsewhere in this file.
+_READ_OR_HARMLESS = frozenset(
+    {
+        "peft_type", "task_type", "bias", "init_lora_weights",
+        "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
+        "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
+        "lora_dropout", "eva_config", "exclude_modules", "megatron_core", "qalora_group_size",
+        "layers_pattern", "runtime_config", "ensure_weight_tying",
+    }
+)  # fmt: skip
+
+# What to do about a field that asks for more than weft computes.
+_ADVICE = {
+    "use_dora": "train it without DoRA",
+    "modules_to_save": "train it without whole modules",
+    "layers_to_transform": "name the layers in target_modules, as a regular expression",
+    "fan_in_fan_out": "it is for Conv1D layers, which the base does not have",
+}
+
+# A regular expression comes from the adapter's author and must not be able to take for ever.
+_PATTERN_CHARACTERS_MAX = 4096
+_PATTERN_REPEATS_MAX = 8
+
+_Value = TypeVar("_Value", int, float)
+
+
+class AdapterConfig(msgspec.Struct, frozen=True):
+    """What an adapter's configuration says about the result."""
+
+    r: int
+    lora_alpha: float
+    target_modules: str | list[str]
+    use_rslora: bool = False
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+
+    def rank(self, module: str) -> int:
+        """Return the rank of a module, named as in the base: model.layers.0.self_attn.q_proj."""
+        return _look_up(self.rank_pattern, module, self.r)
+
+    def scale(self, module: str) -> float:
+        """Return what a module's B A is multiplied by."""
+        alpha, rank = _look_up(self.alpha_pattern, module, self.lora_alpha), self.rank(module)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def targets(self, module: str) -> bool:
+        """Whether target_modules covers a linear module."""
+        if isinstance(self.target_modules, str):
+            if self.target_modules == "all-linear":
+                return True
+            return re.fullmatch(self.target_modules, module) is not None
+        return any(module == name or module.endswith(f".{name}") for name in self.target_modules)
+
+
+def parse(file: bytes) -> AdapterConfig:
+    """Return a checked configuration. Raises ``BadAdapter`` for the first field at fault."""
+    try:
+        fields = json.loads(file)
+    except (ValueError, RecursionError) as error:
+        raise BadAdapter(f"it is no JSON ({error}); save the adapter again") from None
+    if not isinstance(fields, dict):
+        raise BadAdapter("it is no JSON object; save the adapter again")
+    _refuse_unsupported(fields)
+    try:
+        # None is what PEFT writes for a field that was not set.
+        given = {name: value for name, value in fields.items() if value is not None}
+        config = msgspec.convert(given, AdapterConfig)
+    except msgspec.ValidationError as error:
+        raise BadAdapter(f"{error}; save the adapter again") from None
+    for name, rank in {"r": config.r, **config.rank_pattern}.items():
+        _need(0 < rank < 2**31, name, f"{rank} is no rank; it must be positive")
+    for name, alpha in {"lora_alpha": config.lora_alpha, **config.alpha_pattern}.items():
+        _need(math.isfinite(alpha), name, f"{alpha} is not finite")
+    if isinstance(config.target_modules, str):
+        _check_pattern("target_modules", config.target_modules)
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in fields.get(field) or ():
+            _check_pattern(field, pattern)
+    return config
+
+
+def _refuse_unsupported(fields: dict[str, Any]) -> None:
+    kind = fields.get("peft_type")
+    _need(kind == "LORA", "peft_type", f"{kind!r} is not supported; it must be LORA")
+    task = fields.get("task_type")
+    _need(
+        task in ("CAUSAL_LM", None),
+        "task_type",
+        f"{task!r} is not supported; it must be CAUSAL_LM or null",
+    )
+    bias = fields.get("bias", "none")
+    _need(bias == "none", "bias", f"{bias!r} is not supported; train it with bias none")
+    initialization = fields.get("init_lora_weights", True)
+    _need(
+        initialization in _INITIALIZATIONS,
+        "init_lora_weights",
+        f"{initialization!r} is not supported, since it may change the base's weights; convert the "
+        f"adapter to plain LoRA when saving it (path_initial_model_for_weight_conversion)",
+    )
+    for name, value in fields.items():
+        if name not in _READ_OR_HARMLESS and value:
+            advice = _ADVICE.get(name, "train the adapter without it")
+            raise BadAdapter(f"{name}: {_shown(value)} is not supported; {advice}")
+
+
+def _check_pattern(field: str, pattern: str) -> None:
+    repeats = sum(pattern.count(sign) for sign in "*+{")
+    # A repeated group may need time exponential in the name's length.
+    is_tame = (
+        len(pattern) <= _PATTERN_CHARACTERS_MAX
+        and repeats <= _PATTERN_REPEATS_MAX
+        and not re.search(r"\)[*+{]", pattern)
+    )
+    _need(is_tame, field, f"{_shown(pattern)} is too complicated; list the modules by name")
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise BadAdapter(f"{field}: {_shown(pattern)} is no regular expression: {error}") from None
+
+
+def _look_up(patterns: dict[str, _Value], module: str, default: _Value) -> _Value:
+    """Return the value of the first pattern that matches the end of a module's name (as PEFT)."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _need(ok: bool, field: str, message: str) -> None:
+    if not ok:
+        raise BadAdapter(f"{field}: {message}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,130 @@
+"""The safetensors format, read without trust and without torch.
+
+A file is the header's length (8 bytes, little-endian), the header (JSON: name to dtype, shape and
+offsets), and the tensors' bytes. See https://github.com/huggingface/safetensors, "Format".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from weft.actors.adapters.errors import BadAdapter
+
+# An adapter of a hundred layers with seven modules each has 1,400 entries of about 150 bytes.
+HEADER_BYTES_MAX = 4 * 1024 * 1024
+
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+_LENGTH_BYTES = 8
+_BF16_EXPONENT = 0x7F80
+
+
+class Tensor(NamedTuple):
+    """A tensor's bytes, row-major and little-endian."""
+
+    dtype: str  # a key of ITEM_BYTES
+    shape: tuple[int, ...]
+    data: memoryview
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no value is infinite or NaN."""
+        if self.dtype == "BF16":  # which numpy does not know
+            bits = np.frombuffer(self.data, "<u2")
+            return not np.any((bits & _BF16_EXPONENT) == _BF16_EXPONENT)
+        values = np.frombuffer(self.data, "<f4" if self.dtype == "F32" else "<f2")
+        return bool(np.isfinite(values).all())
+
+
+def parse(file: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a file, as views of it. Raises ``BadAdapter``."""
+    header, start = _header(file)
+    header.pop("__metadata__", None)
+    content = memoryview(file)[start:]
+    tensors = {}
+    spans = []
+    for name, entry in header.items():
+        dtype, shape, (begin, end) = _entry(name, entry)
+        if end > len(content):
+            raise BadAdapter(f"tensor {name}: ends at byte {end} of {len(content)}; {_DAMAGED}")
+        tensors[name] = Tensor(dtype, shape, content[begin:end])
+        spans.append((begin, end))
+    position = 0
+    for begin, end in sorted(spans):
+        if begin != position:
+            raise BadAdapter(f"tensors overlap or leave a gap at byte {position}; {_DAMAGED}")
+        position = end
+    if position != len(content):
+        raise BadAdapter(f"{len(content) - position} bytes belong to no tensor; {_DAMAGED}")
+    return tensors
+
+
+def serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> list[bytes | memoryview]:
+    """Return the parts of a file; the same tensors and metadata give the same bytes."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    position = 0
+    for name, tensor in sorted(tensors.items()):
+        end = position + len(tensor.data)
+        header[name] = {
+            "dtype": tensor.dtype,
+            "shape": tensor.shape,
+            "data_offsets": [position, end],
+        }
+        position = end
+    encoded = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
+    # Padded, so that the tensors are aligned for whoever maps the file.
+    encoded += b" " * (-len(encoded) % _LENGTH_BYTES)
+    length = len(encoded).to_bytes(_LENGTH_BYTES, "little")
+    return [length, encoded, *(tensor.data for _, tensor in sorted(tensors.items()))]
+
+
+_DAMAGED = "the file is damaged; save or copy it again"
+
+
+def _header(file: bytes) -> tuple[dict[str, Any], int]:
+    """Return the header and where the tensors' bytes start."""
+    length = int.from_bytes(file[:_LENGTH_BYTES], "little")
+    start = _LENGTH_BYTES + length
+    if len(file) < _LENGTH_BYTES or start > len(file) or length > HEADER_BYTES_MAX:
+        raise BadAdapter(
+            f"header of {length} bytes in a file of {len(file)}, at most {HEADER_BYTES_MAX} are "
+            f"taken; {_DAMAGED}"
+        )
+    try:
+        header = json.loads(file[_LENGTH_BYTES:start], object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise BadAdapter(f"the header is no JSON ({error}); {_DAMAGED}") from None
+    if not isinstance(header, dict):
+        raise BadAdapter(f"the header is no JSON object; {_DAMAGED}")
+    return header, start
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return values
+
+
+def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]} if len(
+            entry
+        ) == 3 and all(type(size) is int and size >= 0 for size in (*shape, begin, end)):
+            pass
+        case _:
+            raise BadAdapter(f"tensor {name}: no dtype, shape and data_offsets; {_DAMAGED}")
+    if dtype not in ITEM_BYTES:
+        raise BadAdapter(
+            f"tensor {name}: dtype {dtype[:16]} is not supported; save it as float32, float16 or "
+            f"bfloat16"
+        )
+    if begin > end or end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
+        raise BadAdapter(
+            f"tensor {name}: {end - begin} bytes do not make {dtype} of shape {shape}; {_DAMAGED}"
+        )
+    return dtype, tuple(shape), (begin, end)

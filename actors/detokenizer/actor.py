@@ -1,0 +1,193 @@
+"""The detokenizer: sampled tokens in, text out, one message for each client and step."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple, assert_never
+
+from weft.actors.detokenizer.outbox import Outbox
+from weft.actors.detokenizer.sequence import SequenceText
+from weft.actors.detokenizer.stops import StopScanner, StopString
+from weft.actors.detokenizer.vocabulary import Vocabulary
+from weft.runtime.actor import Send, Turn
+from weft.runtime.messages import (
+    Accepted,
+    Begin,
+    ClientGone,
+    DetokenizerInbox,
+    End,
+    Inspection,
+    Report,
+    Sampled,
+    Sequence,
+    StopFound,
+)
+
+# A client that takes nothing for so long is gone, or as good as gone: its requests are cancelled.
+# Also ends what was begun for a client that never opened its link, or lost it just before.
+STALLED_MAX_NS = 60_000_000_000
+
+
+class _Live(NamedTuple):
+    client: str
+    text: SequenceText
+
+
+class Detokenizer:
+    """Owns the text of live sequences that was not sent yet. The scheduler owns the sequences.
+
+    Invariants, checked by ``check``: a live sequence has its client's outbox, and the other way
+    round; an outbox without live sequences has something to send. How many sequences there are is
+    bounded by what the scheduler accepts.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._live: dict[Sequence, _Live] = {}
+        self._outboxes: dict[str, Outbox] = {}
+        self._stops_found: deque[StopFound] = deque()  # at most one for each sequence
+        self._gone: dict[str, None] = {}  # a set in order of arrival
+        self._stops_found_count = 0
+        self._clients_stalled_count = 0
+
+    def receive(self, source: str, message: DetokenizerInbox, now_ns: int) -> list[Send]:
+        """Take in one message; text leaves with the next ``advance``."""
+        match message:
+            case Begin():
+                self._begin(message)
+            case Sampled():
+                self._take(message)
+            case Inspection(client, label, sections, adapters):
+                self.check()
+                sections = {**sections, "detokenizer": self._counters()}
+                self._outbox(client).report(Report(label, sections, adapters))
+            case _:
+                assert_never(message)
+        return []
+
+    def advance(self, turn: Turn) -> list[Send]:
+        """Send what the links have room for."""
+        sends: list[Send] = []
+        for client in list(self._outboxes):
+            sends += self._flush(client, turn)
+        room = turn.room("scheduler")
+        while self._stops_found and room > 0:
+            sends.append(Send("scheduler", self._stops_found.popleft()))
+            room -= 1
+        while self._gone and room > 0:
+            client = next(iter(self._gone))
+            del self._gone[client]
+            sends.append(Send("scheduler", ClientGone(client)))
+            room -= 1
+        return sends
+
+    def lost(self, peer: str, now_ns: int) -> list[Send]:
+        """Drop everything for a client that is gone, and have the scheduler do the same."""
+        self._drop(peer)
+        return []
+
+    def drain(self) -> None:
+        """Do nothing: the scheduler begins nothing new, and what has begun is finished."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every sequence is over and all text was sent."""
+        return not (self._live or self._outboxes or self._stops_found or self._gone)
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        for client, outbox in self._outboxes.items():
+            outbox.check()
+            assert outbox.live or not outbox.is_empty, f"nothing waits for {client}"
+            for sequence in outbox.live:
+                assert self._live[sequence].client == client
+        listed = sum(len(outbox.live) for outbox in self._outboxes.values())
+        assert listed == len(self._live), f"{listed} live in outboxes, {len(self._live)} in all"
+
+    def _begin(self, begin: Begin) -> None:
+        stops = [StopString(stop) for stop in begin.stop]
+        for sequence in range(begin.first_sequence, begin.first_sequence + begin.choices):
+            assert sequence not in self._live, f"sequence {sequence} begins twice"
+            stream = self._vocabulary.stream(skip_special_tokens=begin.skip_special_tokens)
+            scanner = StopScanner(stops, include_stop=begin.include_stop)
+            text = SequenceText(self._vocabulary, stream, scanner)
+            self._live[sequence] = _Live(begin.client, text)
+        self._outbox(begin.client).accept(
+            Accepted(
+                begin.label,
+                begin.request_id,
+                begin.first_sequence,
+                begin.choices,
+                begin.prompt_tokens,
+            )
+        )
+
+    def _take(self, sampled: Sampled) -> None:
+        logprobs = {entry.index: entry for entry in sampled.logprobs}
+        ends = {end.sequence: end for end in sampled.ends}
+        for index, (sequence, token) in enumerate(
+            zip(sampled.sequences, sampled.tokens, strict=True)
+        ):
+            live = self._live.get(sequence)
+            if live is None or live.text.is_stopped:
+                continue  # dropped, or sampled before the scheduler heard of the stop
+            end = ends.get(sequence)
+            if end is not None and end.reason == "stop":
+                # The scheduler saw a token that ends the sequence; it is no part of the text.
+                live.text.feed_hidden()
+                continue
+            piece = live.text.feed(token, logprobs.get(index))
+            self._outboxes[live.client].add(sequence, piece)
+            if live.text.is_stopped and end is None:
+                self._stops_found_count += 1
+                self._stops_found.append(StopFound(sequence, live.text.output_tokens))
+        for end in sampled.ends:
+            self._end(end)
+
+    def _end(self, end: End) -> None:
+        live = self._live.pop(end.sequence, None)
+        if live is None:
+            return
+        outbox = self._outboxes[live.client]
+        outbox.add(end.sequence, live.text.finish())
+        if live.text.is_stopped and end.reason in ("length", "error"):
+            # The scheduler ended it before it heard of the stop string, which came first.
+            end = End(end.sequence, "stop", live.text.output_tokens, end.cached_tokens)
+        outbox.end(end)
+
+    def _flush(self, client: str, turn: Turn) -> list[Send]:
+        outbox = self._outboxes[client]
+        sends: list[Send] = []
+        room = turn.room(client)
+        while room > len(sends) and not outbox.is_empty:
+            sends.append(Send(client, outbox.take()))
+        if sends or outbox.is_empty:
+            outbox.stalled_since_ns = None
+        elif outbox.stalled_since_ns is None:
+            outbox.stalled_since_ns = turn.now_ns
+        elif turn.now_ns - outbox.stalled_since_ns > STALLED_MAX_NS:
+            self._clients_stalled_count += 1
+            self._drop(client)
+            return []
+        if outbox.is_empty and not outbox.live:
+            del self._outboxes[client]
+        return sends
+
+    def _drop(self, client: str) -> None:
+        outbox = self._outboxes.pop(client, None)
+        if outbox is not None:
+            for sequence in outbox.live:
+                del self._live[sequence]
+        self._gone[client] = None
+
+    def _outbox(self, client: str) -> Outbox:
+        return self._outboxes.setdefault(client, Outbox())
+
+    def _counters(self) -> dict[str, float]:
+        return {
+            "sequences": len(self._live),
+            "clients": len(self._outboxes),
+            "characters_unsent": sum(outbox.characters for outbox in self._outboxes.values()),
+            "stops_found": self._stops_found_count,
+            "clients_stalled": self._clients_stalled_count,
+        }

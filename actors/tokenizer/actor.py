@@ -1,0 +1,246 @@
+"""The tokenizer manager: text in, token ids out, and a clear answer for everything else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from typing import NamedTuple, assert_never
+
+from weft.actors.tokenizer import sampling
+from weft.actors.tokenizer.names import Names
+from weft.actors.tokenizer.prompt import PromptEncoder
+from weft.actors.tokenizer.refusal import DRAINING_RETRY_S, QUEUE_FULL_RETRY_S, Refusal, need
+from weft.actors.tokenizer.replies import Replies
+from weft.actors.tokenizer.text_model import TextModel
+from weft.runtime.actor import Send, Turn
+from weft.runtime.config import Config
+from weft.runtime.messages import (
+    Abort,
+    Cancel,
+    Catalog,
+    Generate,
+    Inspect,
+    Inspection,
+    ListModels,
+    ModelEntry,
+    Models,
+    Refused,
+    Reject,
+    Submit,
+    TokenizerInbox,
+)
+
+# Requests encoded between two looks at the inbox. A long prompt takes tens of milliseconds.
+SUBMITS_PER_TURN_MAX = 8
+
+# A label, a model's name, a user: strings that every message about a request may repeat.
+LABEL_CHARACTERS_MAX = 1024
+
+# Inspections and aborts that wait for room on their links; more are answered or dropped.
+INSPECTIONS_MAX = 64
+ABORTS_MAX = 65536
+
+
+class _Asked(NamedTuple):
+    client: str
+    submit: Submit
+
+
+class TokenizerManager:
+    """Turns requests into ``Generate``, or refuses them.
+
+    Owns nothing that a request's text could not rebuild: an inbox of requests that wait for room,
+    and the adapter store's catalog. Submits wait until the first catalog has arrived.
+    """
+
+    def __init__(self, config: Config, model: TextModel, *, nonce: int, started_s: int) -> None:
+        """``nonce`` is 64 random bits, new for every life; ``started_s`` is unix time."""
+        assert 0 <= nonce < 2**64
+        self._model = model
+        self._prompts = PromptEncoder(model)
+        self._base = ModelEntry(
+            name=config.base_name,
+            root=config.model,
+            parent=None,
+            digest=None,
+            rank=None,
+            created_s=started_s,
+            max_model_len=model.max_model_len,
+        )
+        self._names = Names(self._base)
+        self._inbox_max = config.max_queued_requests
+        self._nonce = nonce
+        self._generated = 0
+        self._refused = 0
+        self._has_catalog = False
+        self._is_draining = False
+        self._inbox: deque[_Asked] = deque()
+        self._aborts: dict[Abort, None] = {}  # a set in order of arrival
+        self._inspections: deque[Inspection] = deque()
+        self._replies = Replies()
+
+    def receive(self, source: str, message: TokenizerInbox, now_ns: int) -> list[Send]:
+        """Take in one message; nothing leaves before the next ``advance`` sees room."""
+        match message:
+            case Submit():
+                self._take(source, message)
+            case Cancel(label):
+                self._cancel(source, label)
+            case ListModels(label):
+                self._replies.put(
+                    source, Models(label[:LABEL_CHARACTERS_MAX], self._names.entries())
+                )
+            case Inspect(label):
+                self._inspect(source, label[:LABEL_CHARACTERS_MAX])
+            case Catalog(adapters):
+                self._names.replace(adapters)
+                self._has_catalog = True
+            case Reject(client, refused):
+                self._refuse(client, refused)
+            case _:
+                assert_never(message)
+        return []
+
+    def advance(self, turn: Turn) -> list[Send]:
+        """Encode what waits, as far as the scheduler has room."""
+        sends: list[Send] = []
+        room = turn.room("scheduler")
+        # An abort names a request that was generated before it: they leave in this order.
+        while self._aborts and len(sends) < room:
+            abort = next(iter(self._aborts))
+            del self._aborts[abort]
+            sends.append(Send("scheduler", abort))
+        if self._has_catalog:
+            for _ in range(min(SUBMITS_PER_TURN_MAX, len(self._inbox))):
+                if len(sends) == room:
+                    break
+                sends += self._answer(self._inbox.popleft())
+        for _ in range(min(len(self._inspections), turn.room("adapters"))):
+            sends.append(Send("adapters", self._inspections.popleft()))
+        return sends + self._replies.flush(turn.room)
+
+    def lost(self, peer: str, now_ns: int) -> list[Send]:
+        """Forget a client; the detokenizer hears of it too and tells the scheduler."""
+        self._inbox = deque(asked for asked in self._inbox if asked.client != peer)
+        self._replies.forget(peer)
+        return []
+
+    def drain(self) -> None:
+        """Refuse what arrives from now on; what has arrived is still answered."""
+        self._is_draining = True
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits."""
+        return not (self._inbox or self._aborts or self._inspections or len(self._replies))
+
+    def check(self) -> None:
+        """Assert the limits of everything that waits."""
+        assert len(self._inbox) <= self._inbox_max
+        assert len(self._aborts) <= ABORTS_MAX
+        assert len(self._inspections) <= INSPECTIONS_MAX
+        self._replies.check()
+
+    def _take(self, client: str, submit: Submit) -> None:
+        """Queue a request, after every check that costs nothing and bounds what is queued."""
+        try:
+            self._check(submit)
+        except Refusal as refusal:
+            self._refuse(client, refusal.refused(submit.label[:LABEL_CHARACTERS_MAX]))
+            return
+        self._inbox.append(_Asked(client, submit))
+
+    def _check(self, submit: Submit) -> None:
+        for param, text in (
+            ("label", submit.label),
+            ("model", submit.model),
+            ("user", submit.user),
+        ):
+            need(
+                len(text or "") <= LABEL_CHARACTERS_MAX,
+                param,
+                f"at most {LABEL_CHARACTERS_MAX} characters are taken",
+            )
+        if self._is_draining:
+            text = "the server is shutting down; try again later"
+            raise Refusal("draining", text, retry_after_s=DRAINING_RETRY_S)
+        if len(self._inbox) == self._inbox_max:
+            text = f"{self._inbox_max} requests wait already; try again later"
+            raise Refusal("queue_full", text, retry_after_s=QUEUE_FULL_RETRY_S)
+        sampling.check(submit.sampling, self._model.vocab_size)
+        self._prompts.check_size(submit)
+
+    def _cancel(self, client: str, label: str) -> None:
+        for asked in self._inbox:
+            if asked.client == client and asked.submit.label == label:
+                self._inbox.remove(asked)
+                self._refuse(
+                    client, Refused(label, "cancelled", "cancelled before it was accepted")
+                )
+                return
+        if len(self._aborts) < ABORTS_MAX and len(label) <= LABEL_CHARACTERS_MAX:
+            self._aborts[Abort(client, label)] = None
+
+    def _inspect(self, client: str, label: str) -> None:
+        self.check()
+        if len(self._inspections) == INSPECTIONS_MAX:
+            text = f"{INSPECTIONS_MAX} inspections wait already; try again later"
+            refused = Refused(label, "queue_full", text, retry_after_s=QUEUE_FULL_RETRY_S)
+            self._refuse(client, refused)
+            return
+        counters = {
+            "waiting": len(self._inbox),
+            "generated": self._generated,
+            "refused": self._refused,
+            "replies_unread": len(self._replies),
+            "replies_dropped": self._replies.dropped,
+        }
+        sections = {"tokenizer": {name: float(value) for name, value in counters.items()}}
+        self._inspections.append(Inspection(client, label, sections))
+
+    def _refuse(self, client: str, refused: Refused) -> None:
+        self._refused += 1
+        self._replies.put(client, refused)
+
+    def _answer(self, asked: _Asked) -> list[Send]:
+        try:
+            generate = self._generate(asked.client, asked.submit)
+        except Refusal as refusal:
+            self._refuse(asked.client, refusal.refused(asked.submit.label))
+            return []
+        self._generated += 1
+        return [Send("scheduler", generate)]
+
+    def _generate(self, client: str, submit: Submit) -> Generate:
+        """Return the request, complete. Raises ``Refusal``."""
+        wanted = submit.sampling
+        digest = self._names.digest(submit.model)
+        prompt = self._prompts.encode(submit)
+        stop_token_ids = sampling.stop_tokens(wanted, self._model.eos_token_ids)
+        request_id = f"{self._nonce:016x}{self._generated:016x}"
+        return Generate(
+            request_id=request_id,
+            client=client,
+            label=submit.label,
+            model=submit.model or self._base.name,
+            prompt=prompt,
+            adapter=digest,
+            salt="",
+            max_tokens=self._prompts.output_tokens_max(wanted, len(prompt)),
+            choices=wanted.n,
+            stop_token_ids=stop_token_ids,
+            sampling=sampling.fill(
+                wanted,
+                self._model.defaults,
+                seed=_seed(request_id),
+                stop_token_ids=stop_token_ids,
+            ),
+            stop=wanted.stop,
+            include_stop=wanted.include_stop,
+            skip_special_tokens=wanted.skip_special_tokens,
+        )
+
+
+def _seed(request_id: str) -> int:
+    """Return a request's own seed, 0 .. 2**63 - 1, when it names none."""
+    return int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8]) >> 1

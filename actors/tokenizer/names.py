@@ -1,0 +1,63 @@
+"""What the names that a request may use stand for."""
+
+from __future__ import annotations
+
+import difflib
+
+from weft.actors.tokenizer.refusal import Refusal
+from weft.runtime.messages import AdapterEntry, ModelEntry
+
+# Names longer than this are cut in messages.
+NAME_CHARACTERS_SHOWN = 128
+
+
+class Names:
+    """The base's name and the adapter store's latest catalog."""
+
+    def __init__(self, base: ModelEntry) -> None:
+        self._base = base
+        self._adapters: dict[str, AdapterEntry] = {}
+
+    def replace(self, adapters: list[AdapterEntry]) -> None:
+        """Take over a new catalog."""
+        self._adapters = {adapter.name: adapter for adapter in adapters}
+
+    def digest(self, model: str | None) -> str | None:
+        """Return the adapter's digest, or None for the base. Raises ``Refusal``."""
+        if model is None or model == self._base.name:
+            return None
+        adapter = self._adapters.get(model)
+        if adapter is None:
+            raise Refusal("model_not_found", self._unknown(model), "model")
+        if adapter.refused is not None:
+            raise Refusal(
+                "adapter_refused",
+                f"the adapter {model!r} cannot be used: {adapter.refused}",
+                "model",
+            )
+        return adapter.digest
+
+    def entries(self) -> list[ModelEntry]:
+        """Return every name that can be used, the base first."""
+        return [
+            self._base,
+            *(
+                ModelEntry(
+                    name=adapter.name,
+                    root=adapter.root,
+                    parent=self._base.name,
+                    digest=adapter.digest,
+                    rank=adapter.rank,
+                    created_s=adapter.created_s,
+                    max_model_len=self._base.max_model_len,
+                )
+                for adapter in self._adapters.values()
+                if adapter.refused is None
+            ),
+        ]
+
+    def _unknown(self, model: str) -> str:
+        known = [self._base.name, *self._adapters]
+        near = difflib.get_close_matches(model[:NAME_CHARACTERS_SHOWN], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "the list of models has all names"
+        return f"no model or adapter is named {model[:NAME_CHARACTERS_SHOWN]!r}; {hint}"
