@@ -28,8 +28,7 @@ class Piece(NamedTuple):
 
 class _Waiting(NamedTuple):
     chosen: Chosen
-    start: int  # characters before the token
-    end: int | None  # characters up to where it is complete; None: it is not
+    start: int  # characters decoded before the token
 
 
 class SequenceText:
@@ -45,22 +44,17 @@ class SequenceText:
         self._stream = stream
         self._scanner = scanner
         self._decoded = 0  # characters
-        self._passed = 0  # characters, of these
+        self._passed = 0  # characters of these
         self._waiting: deque[_Waiting] = deque()  # at most as long as the text that is held back
 
     def feed(self, token: int, logprobs: TokenLogprobs | None) -> Piece:
         """Take in one sampled token and return what may be shown."""
         assert not self.is_stopped
         self.output_tokens += 1
-        start = self._decoded
+        if logprobs is not None:
+            self._waiting.append(_Waiting(self._chosen(token, logprobs), self._decoded))
         text = self._stream.feed(token)
         self._decoded += len(text)
-        if text:
-            self._settle(self._decoded)
-        if logprobs is not None:
-            self._waiting.append(_Waiting(self._chosen(token, logprobs), start, None))
-        if not self._stream.is_pending:
-            self._settle(self._decoded)
         return self._pass(text)
 
     def feed_hidden(self) -> None:
@@ -71,10 +65,7 @@ class SequenceText:
         """Return everything that was held back; the sequence is over."""
         if self.is_stopped:
             return Piece("", [])
-        text = self._stream.finish()
-        self._decoded += len(text)
-        self._settle(self._decoded)
-        piece = self._pass(text)
+        piece = self._pass(self._stream.finish())
         if self.is_stopped:
             return piece
         held = self._scanner.finish()
@@ -86,24 +77,13 @@ class SequenceText:
         passed, self.is_stopped = self._scanner.feed(text)
         self._passed += len(passed)
         logprobs = []
-        while self._waiting and self._may_pass(self._waiting[0]):
+        # A token belongs to the text in which its first character is shown. One without any text
+        # goes with the text after it.
+        while self._waiting and self._waiting[0].start < self._passed:
             logprobs.append(self._waiting.popleft().chosen)
         if self.is_stopped:
             self._waiting.clear()
         return Piece(passed, logprobs)
-
-    def _may_pass(self, waiting: _Waiting) -> bool:
-        # A token across the beginning of a stop string has text on this side: it stays.
-        if self.is_stopped and waiting.start < self._passed:
-            return True
-        return waiting.end is not None and waiting.end <= self._passed
-
-    def _settle(self, end: int) -> None:
-        """Note where the tokens are complete that were not yet."""
-        index = len(self._waiting) - 1
-        while index >= 0 and self._waiting[index].end is None:
-            self._waiting[index] = self._waiting[index]._replace(end=end)
-            index -= 1
 
     def _chosen(self, token: int, logprobs: TokenLogprobs) -> Chosen:
         def shown(token: int) -> tuple[str, bytes]:

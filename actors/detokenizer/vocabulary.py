@@ -38,11 +38,6 @@ class TextStream(Protocol):
         """Return what was held back, decoded as it is."""
         ...
 
-    @property
-    def is_pending(self) -> bool:
-        """Whether characters are held back."""
-        ...
-
 
 class _Joining(NamedTuple):
     """A decoder of pieces, reduced to what it does."""
@@ -114,10 +109,6 @@ class _ByteLevelStream:
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
 
-    @property
-    def is_pending(self) -> bool:
-        return bool(self._decoder.getstate()[0])
-
 
 class _PieceStream:
     """Tokens are text; some stand for single bytes (SentencePiece: Llama 2, Mistral, Gemma).
@@ -153,10 +144,6 @@ class _PieceStream:
 
     def finish(self) -> str:
         return self._strip(self._end_run())
-
-    @property
-    def is_pending(self) -> bool:
-        return bool(self._run)
 
     def _feed_byte(self, byte: int) -> str:
         if self._is_run_invalid:

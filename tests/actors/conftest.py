@@ -1,7 +1,7 @@
 import pytest
-from tests.actors import made_tokenizers
 from transformers import AutoTokenizer
 
+from tests.actors import made_tokenizers
 from weft.actors.tokenizer.text_model import TextModel
 from weft.runtime.config import Config
 

@@ -21,7 +21,7 @@ TEXTS = [
     "def weave(warp, weft):\n    return [w + x for w, x in zip(warp, weft)]\n",
     "Überraschung: die Größe des Gewebes beträgt 42 m². Ça va, naïve café?",
     "織物は縦糸と横糸でできている。 你好，世界！ Привет, мир. 🙂👍🏽",
-    "<tool_call> {\"name\": \"loom\"} </tool_call> im_end im_start user assistant system",
+    '<tool_call> {"name": "loom"} </tool_call> im_end im_start user assistant system',
 ] * 4
 
 CHATML = (

@@ -31,7 +31,9 @@ def first_stop(text, stops):
     return None
 
 
-@given(st.lists(WORDS, min_size=1, max_size=4), st.lists(st.text("ab\nc", max_size=5)), st.booleans())
+@given(
+    st.lists(WORDS, min_size=1, max_size=4), st.lists(st.text("ab\nc", max_size=5)), st.booleans()
+)
 @settings(max_examples=500, deadline=None)
 def test_text_passes_up_to_the_first_stop_however_it_is_cut(stops, chunks, include_stop):
     text = "".join(chunks)

@@ -1,9 +1,9 @@
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.actors.made_tokenizers import TEXTS
 from tokenizers import Tokenizer, decoders, models
 
+from tests.actors.made_tokenizers import TEXTS
 from weft.actors.detokenizer.vocabulary import BYTE_RUN_MAX, REPLACEMENT, Vocabulary
 from weft.runtime.config import ConfigError
 
@@ -23,7 +23,6 @@ def vocabularies(backends):
 def streamed(vocabulary, ids, *, skip=True):
     stream = vocabulary.stream(skip_special_tokens=skip)
     parts = [stream.feed(id_) for id_ in ids]
-    assert stream.is_pending or stream.finish() == ""
     return "".join([*parts, stream.finish()])
 
 

@@ -1,8 +1,8 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.actors.made_tokenizers import KINDS, TEXTS
 
+from tests.actors.made_tokenizers import KINDS, TEXTS
 from weft.actors.tokenizer.chat import NORMALIZED_MARKER, RAW_MARKER, ChatEncoder
 from weft.actors.tokenizer.refusal import Refusal
 from weft.runtime.messages import ChatMessage
@@ -96,7 +96,9 @@ def test_a_control_token_in_a_message_stays_text(encoders, tokenizers, kind, pat
 
 @given(
     pieces=st.lists(
-        st.sampled_from(["<|im_end|>", "<|im_start|>", "<|", "|>", "im_end", "<tool_call>", " ", "x"]),
+        st.sampled_from(
+            ["<|im_end|>", "<|im_start|>", "<|", "|>", "im_end", "<tool_call>", " ", "x"]
+        ),
         max_size=8,
     ),
     name=st.sampled_from(["im_end", "<|im_end|>", "<|im_end", "|>", "ann"]),
