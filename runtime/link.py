@@ -105,8 +105,6 @@ class Link:
             return None, self._flush()
         if envelope.sequence != self._taken + 1:
             raise LinkError("sequence", f"{envelope.sequence} after {self._taken}")
-        if self._taken + 1 - self._told > self._window:
-            raise LinkError("credit", f"more than {self._window} messages unacknowledged")
         self._acknowledged = envelope.acknowledged
         self._taken += 1
         replies = self._flush()

@@ -223,6 +223,14 @@ def test_a_hello_without_credit_leaves_a_processs_waiting_messages_in_place(town
     assert messages(store) == [("server", ListModels("a"))]
 
 
+def test_a_client_whose_hello_is_refused_takes_no_place():
+    endpoint = Endpoint("server", SMALL, identity="server.1.x", clients_max=1)
+    say_hello(endpoint, b"odd", window=1)
+    say_hello(endpoint, b"sound")
+    assert endpoint.faults == {"handshake": 1}
+    assert endpoint.room("sound") == 8
+
+
 def test_what_is_for_a_process_that_left_on_purpose_is_dropped(town, server):
     store = town.join("store")
     town.settle()

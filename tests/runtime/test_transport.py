@@ -258,6 +258,26 @@ def test_a_flood_of_one_client_leaves_room_for_another(ipc, server, raw):
     exchange(server, client, "me", "a")
 
 
+def test_a_flood_through_one_socket_does_not_hold_up_another(ipc, server, raw):
+    client, back = ipc.join(CLIENT, "me"), ipc.join("back")
+    villain = raw(b"villain")
+    until(lambda: server.room("back") and client.is_open, server, client, back)
+    for _ in range(1000):
+        villain.send(b"garbage")
+    back.send(Send("server", REFUSED))
+    time.sleep(0.1)
+    assert server.take(8, 1.0) == [Mail("back", REFUSED)]
+
+
+def test_a_flood_does_not_hold_up_the_loop(server, raw):
+    villain = raw(b"villain")
+    for _ in range(1000):
+        villain.send(b"garbage")
+    time.sleep(0.1)
+    server.take(8, 0.0)
+    assert server.endpoint.faults.total() <= 8 * transport.FRAMES_PER_MESSAGE_MAX
+
+
 def test_dropped_frames_are_logged_at_a_limited_rate(server, raw, caplog, monkeypatch):
     monkeypatch.setattr(transport, "FAULT_LOG_INTERVAL_S", 60.0)
     villain = raw(b"villain")

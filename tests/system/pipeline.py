@@ -72,6 +72,8 @@ class Worker:
 
     def receive(self, source, message, now_ns):
         assert message.label != "die", "asked to die"
+        if message.label == "leave":
+            sys.exit(0)
         due_ns = now_ns + (SLOW_NS if message.label.startswith("slow") else 0)
         self.held.append((due_ns, message))
         return []

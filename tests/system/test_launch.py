@@ -175,6 +175,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(start, ask):
     run.serve()
     answer = ask(run, "slow")
     run.stop()
+    time.sleep(0.1)
     run.stop()
     assert answer() == "slow"
     assert run.end()[0] == 0
@@ -198,6 +199,17 @@ def test_a_killed_launcher_leaves_no_process_and_no_file(start, ask):
     run.stop(signal.SIGKILL)
     run.end()
     run.assert_nothing_is_left()
+
+
+def test_processes_die_with_their_launcher_even_without_a_janitor(start):
+    run = start()
+    run.serve()
+    os.kill(run.processes()["janitor"], signal.SIGKILL)
+    run.stop(signal.SIGKILL)
+    deadline = time.monotonic() + TIMEOUT_S
+    while run.processes():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_launcher_killed_while_starting_leaves_nothing_either(start, place):
@@ -233,6 +245,15 @@ def test_a_crash_shows_its_traceback_and_stops_the_run(start, ask):
         "weft: error: the process worker ended with 1: AssertionError: asked to die\n"
     )
     run.assert_nothing_is_left()
+
+
+def test_a_process_that_leaves_without_being_told_stops_the_run_too(start, ask):
+    run = start()
+    run.serve()
+    ask(run, "leave")
+    code, error = run.end()
+    assert code == 1
+    assert error.endswith("weft: error: the process worker ended with 0\n")
 
 
 def test_what_the_user_can_mend_is_one_line_without_a_traceback(start):
