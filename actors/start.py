@@ -57,9 +57,11 @@ def _detokenizer(config: Config) -> Actor[Any]:
 
 def _adapters(config: Config, run_dir: Path) -> Actor[Any]:
     from weft.actors.adapters.actor import AdapterStore
-    from weft.actors.adapters.folders import Folders
+    from weft.actors.adapters.base import BaseShapes
+    from weft.actors.adapters.files import LocalFiles
 
-    return AdapterStore(config, Folders(config, run_dir, int(time.time())))
+    base, now_s = BaseShapes.load(config.model), int(time.time())
+    return AdapterStore(config, base, LocalFiles(), str(run_dir), started_s=now_s)
 
 
 def _scheduler(config: Config) -> Actor[Any]:

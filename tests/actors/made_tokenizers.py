@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """Small tokenizers of the kinds that models use, trained here, with chat templates."""
 
 import functools

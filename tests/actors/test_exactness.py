@@ -7,9 +7,13 @@ import pytest
 
 from tests.actors.scheduler_harness import Harness, config
 from tests.checkpoints import ARCHITECTURES, greedy, peft_model, save_adapters, save_model
-from weft.actors.adapters.folders import Folders
+from weft.actors.adapters.actor import AdapterStore
+from weft.actors.adapters.base import BaseShapes
+from weft.actors.adapters.files import LocalFiles
 from weft.actors.runner.torch_engine import TorchEngine
+from weft.runtime.actor import Turn
 from weft.runtime.config import Config
+from weft.runtime.messages import Acquire
 
 # A checkpoint, an oracle and three runs for each architecture: seconds each.
 pytestmark = pytest.mark.slow
@@ -43,12 +47,18 @@ def digests(checkpoint, tmp_path_factory):
     settings = Config(
         model=str(folder / "model"), adapters={name: str(path) for name, path in adapters.items()}
     )
-    shelf = Folders(settings, tmp_path_factory.mktemp("store"), 0)
-    entries = shelf.survey()
-    assert [entry.refused for entry in entries] == [None] * ADAPTERS
-    return {e.name: e.digest for e in entries}, {
-        e.digest: shelf.put(e.digest).path for e in entries
-    }
+    place = str(tmp_path_factory.mktemp("store"))
+    base = BaseShapes.load(settings.model)
+    store = AdapterStore(settings, base, LocalFiles(), place, started_s=0)
+    turn = Turn(0, lambda peer: 100)
+    [(_, catalog)] = store.advance(turn)
+    assert [entry.refused for entry in catalog.adapters] == [None] * ADAPTERS
+    paths = {}
+    for entry in catalog.adapters:
+        store.receive("scheduler", Acquire(entry.digest), 0)
+        [(_, acquired)] = store.advance(turn)
+        paths[acquired.digest] = acquired.path
+    return {entry.name: entry.digest for entry in catalog.adapters}, paths
 
 
 def harness(checkpoint, digests, **options):

@@ -23,7 +23,7 @@ def run(scanner, chunks):
 
 
 def first_stop(text, stops):
-    """Return where the first stop string to be complete begins and ends: the longest, of several."""
+    """Return where the first complete stop string begins and ends: the longest of several."""
     for end in range(1, len(text) + 1):
         lengths = [len(stop) for stop in stops if text[:end].endswith(stop)]
         if lengths:

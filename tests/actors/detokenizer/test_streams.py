@@ -111,7 +111,7 @@ def test_a_metaspace_decoder_drops_the_first_space_as_transformers_does(scheme, 
 def test_a_decoder_that_cannot_be_streamed_is_refused(decoder):
     tokenizer = Tokenizer(models.BPE({"a": 0}, []))
     tokenizer.decoder = decoder
-    with pytest.raises(ConfigError, match="decoder in tokenizer.json"):
+    with pytest.raises(ConfigError, match=r"decoder in tokenizer\.json"):
         Vocabulary(tokenizer)
 
 
