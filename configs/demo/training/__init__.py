@@ -1,0 +1,1 @@
+"""Training of the demonstration model: its tokenizer, base and four adapters, from nothing."""
