@@ -1,7 +1,6 @@
 """The private directory of one run: its sockets, its configuration, its adapters' weights.
 
-A run's directory is locked as long as the run or its janitor lives. One whose lock is free belongs
-to a dead run, and is removed when the next one starts.
+One whose lock is free belongs to a dead run, and is removed when the next one starts.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import os
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from weft.runtime import runs
 from weft.runtime.config import ConfigError
 from weft.runtime.topology import SOCKET_PATH_BYTES_MAX
 
@@ -24,9 +23,6 @@ FREE_BYTES_MIN = 1 << 30
 
 # Of a run's directory and the longest role's socket in it.
 NAMES_BYTES_MAX = 32
-
-_LOCK = "lock"
-_READY = "ready"
 
 
 class RunDir:
@@ -38,7 +34,7 @@ class RunDir:
 
     def mark_ready(self) -> None:
         """Let clients find this run."""
-        (self.path / _READY).touch()
+        (self.path / runs.READY).touch()
 
     def remove(self) -> None:
         """Remove the directory with all it holds, and give up its lock."""
@@ -50,45 +46,24 @@ def create() -> RunDir:
     """Make a fresh directory that only this user can enter, and remove those of dead runs."""
     base = _choose_base()
     with _locked(base):
-        for path in _runs(base):
+        for path in runs.runs(base):
             _remove_if_dead(path)
         path = base / f"run-{secrets.token_hex(4)}"
         path.mkdir(mode=0o700)
-        lock_fd = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        lock_fd = os.open(path / runs.LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock_fd, fcntl.LOCK_EX)
     return RunDir(path, lock_fd)
 
 
-def newest() -> Path:
-    """Return the directory of the run that became ready last; raise ``ConfigError`` if none is."""
-    ready = []
-    for base in filter(Path.is_dir, _bases()):
-        for path in _runs(base):
-            mark = path / _READY
-            if mark.exists() and not _is_dead(path):
-                ready.append((mark.stat().st_mtime_ns, path))
-    if not ready:
-        raise ConfigError("no weft is running: start one with `weft serve CONFIG`")
-    return max(ready)[1]
-
-
-def _bases() -> list[Path]:
-    """Where runs may lie, best first: memory rather than disk."""
-    owner = f"weft-{os.getuid()}"
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    places = [Path(runtime, "weft")] if runtime else []
-    return [*places, Path("/dev/shm", owner), Path(tempfile.gettempdir(), owner)]
-
-
 def _choose_base() -> Path:
     usable = []
-    for base in _bases():
+    for base in runs.bases():
         if _can_use(base):
             if shutil.disk_usage(base).free >= FREE_BYTES_MIN:
                 return base
             usable.append((shutil.disk_usage(base).free, base))
     if not usable:
-        raise ConfigError(f"no private directory can be made in any of {_bases()}")
+        raise ConfigError(f"no private directory can be made in any of {runs.bases()}")
     return max(usable)[1]
 
 
@@ -105,26 +80,8 @@ def _can_use(base: Path) -> bool:
     return is_ours and stat.S_IMODE(found.st_mode) & 0o077 == 0
 
 
-def _runs(base: Path) -> list[Path]:
-    return [path for path in base.glob("run-*") if path.is_dir()]
-
-
-def _is_dead(path: Path) -> bool:
-    try:
-        lock_fd = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True  # its making, or its removal, was cut short
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(lock_fd)
-    return True
-
-
 def _remove_if_dead(path: Path) -> None:
-    if _is_dead(path):
+    if runs.is_dead(path):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from weft.runtime import rundir
+from weft.runtime import rundir, runs
 from weft.runtime.config import ConfigError
 
 
@@ -16,7 +16,7 @@ def base(monkeypatch):
     """A place for this test's runs alone, not too deep for a socket's path."""
     with tempfile.TemporaryDirectory() as place:
         base = Path(place, "weft")
-        monkeypatch.setattr(rundir, "_bases", lambda: [base])
+        monkeypatch.setattr(runs, "bases", lambda: [base])
         yield base
 
 
@@ -66,12 +66,12 @@ def test_the_newest_ready_run_is_found():
     second.mark_ready()
     time.sleep(0.01)
     first.mark_ready()
-    assert rundir.newest() == first.path
+    assert runs.newest() == first.path
     first.remove()
-    assert rundir.newest() == second.path
+    assert runs.newest() == second.path
     second.remove()
-    with pytest.raises(ConfigError, match="no weft is running"):
-        rundir.newest()
+    with pytest.raises(runs.NoRun, match="no weft is running"):
+        runs.newest()
     third.remove()
 
 
@@ -79,8 +79,8 @@ def test_a_dead_run_is_not_found():
     run = rundir.create()
     run.mark_ready()
     os.close(run.lock_fd)
-    with pytest.raises(ConfigError, match="no weft is running"):
-        rundir.newest()
+    with pytest.raises(runs.NoRun, match="no weft is running"):
+        runs.newest()
 
 
 def test_a_place_that_others_can_enter_is_not_used(base):
@@ -92,7 +92,7 @@ def test_a_place_that_others_can_enter_is_not_used(base):
 
 def test_a_place_too_deep_for_a_sockets_path_is_not_used(base, monkeypatch):
     deep = base.parent / ("x" * 100)
-    monkeypatch.setattr(rundir, "_bases", lambda: [deep, base])
+    monkeypatch.setattr(runs, "bases", lambda: [deep, base])
     run = rundir.create()
     assert run.path.parent == base
     run.remove()

@@ -1,0 +1,192 @@
+"""The client for asyncio. One connection serves any number of tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import zmq
+
+from weft.runtime.client.blocking import ANSWER_TIMEOUT_S
+from weft.runtime.client.connection import Connection
+from weft.runtime.client.events import Disconnected, Event, Finished, Model, Report, Text
+from weft.runtime.client.session import Request
+
+
+class AsyncClient:
+    """A connection to a running weft, for one event loop. Made by ``connect``."""
+
+    def __init__(self, connection: Connection) -> None:
+        """Watch a connection's sockets. Call ``connect`` instead."""
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()  # set after each round of frames, for what waits to open
+        self._is_pump_due = False
+        self._fds = [int(socket.getsockopt(zmq.FD)) for socket in connection.sockets]
+        for fd in self._fds:
+            self._loop.add_reader(fd, self._pump)
+        self._pump()
+
+    @staticmethod
+    async def connect(run_dir: Path | str | None = None, *, name: str = "client") -> AsyncClient:
+        """Connect to the run whose directory `weft serve` prints; None: to the newest.
+
+        Raises ``NoRun``, or ``Disconnected`` if weft does not answer.
+        """
+        client = AsyncClient(Connection(run_dir, name))
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                while client.failure is None and not client._connection.session.is_open:
+                    client._changed.clear()
+                    await client._changed.wait()
+        except TimeoutError:
+            client.close()
+            raise Disconnected(f"weft has not answered in {ANSWER_TIMEOUT_S:.0f} s") from None
+        if client.failure is not None:
+            client.close()
+            raise client.failure
+        return client
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.close()
+
+    @property
+    def failure(self) -> Disconnected | None:
+        """Why nothing can be asked any more, if so."""
+        return self._connection.session.failure
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, model: str | None = None, **sampling: Any
+    ) -> AsyncIterator[str]:
+        """Yield the answer's text as it comes; see ``Client.chat``."""
+        return self.generate(messages=messages, model=model, **sampling).text()
+
+    def complete(
+        self, prompt: str | Sequence[int], *, model: str | None = None, **sampling: Any
+    ) -> AsyncIterator[str]:
+        """Yield what follows a prompt, which is text or token ids."""
+        return self.generate(prompt=prompt, model=model, **sampling).text()
+
+    def generate(
+        self,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        prompt: str | Sequence[int] | None = None,
+        model: str | None = None,
+        user: str | None = None,
+        **sampling: Any,
+    ) -> AsyncStream:
+        """Send a request, and return its events: ``Accepted``, ``Text`` and ``Finished``."""
+        news = asyncio.Event()
+        request = self._connection.session.submit(
+            news.set, model=model, messages=messages, prompt=prompt, sampling=sampling, user=user
+        )
+        self._pump_soon()
+        return AsyncStream(self, request, news)
+
+    async def models(self) -> list[Model]:
+        """Return every name that ``model`` may take, the base first."""
+        answer = await self._ask("ListModels")
+        assert isinstance(answer, list)
+        return answer
+
+    async def inspect(self) -> Report:
+        """Have every process of weft check its invariants, and return their counters."""
+        answer = await self._ask("Inspect")
+        assert isinstance(answer, Report)
+        return answer
+
+    def close(self) -> None:
+        """Leave; whatever still runs for this client is cancelled."""
+        for fd in self._fds:
+            self._loop.remove_reader(fd)
+        self._fds = []
+        self._connection.close()
+
+    async def _ask(self, name: str) -> list[Model] | Report:
+        settled = asyncio.Event()
+        question = self._connection.session.ask(name, settled.set)
+        self._pump_soon()
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await settled.wait()
+        except TimeoutError:
+            raise Disconnected(f"weft has not answered in {ANSWER_TIMEOUT_S:.0f} s") from None
+        assert question.answer is not None
+        if isinstance(question.answer, Exception):
+            raise question.answer
+        return question.answer
+
+    def _cancel(self, request: Request) -> None:
+        self._connection.session.cancel(request)
+        self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        """Pump once, after everything that is to be sent in this turn of the event loop."""
+        if self._fds and not self._is_pump_due:
+            self._is_pump_due = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._is_pump_due = False
+        # A socket's descriptor tells only of changes: what one pump made possible must be done.
+        while self._fds and self._connection.pump():
+            pass
+        self._changed.set()
+
+
+class AsyncStream:
+    """The events of one request. Leaving an ``async with`` block early cancels it."""
+
+    def __init__(self, client: AsyncClient, request: Request, news: asyncio.Event) -> None:
+        self._client = client
+        self._request = request
+        self._news = news
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Yield events until all choices have finished. Raises ``Refused``, ``Disconnected``."""
+        while True:
+            while not self._request.has_news:
+                self._news.clear()
+                await self._news.wait()
+            event = self._request.take()
+            if event is None:
+                return
+            yield event
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.cancel()
+
+    async def text(self) -> AsyncIterator[str]:
+        """Yield the text of the first choice. Raises ``RuntimeError`` if it ends in an error.
+
+        Close it (``aclosing``), or use ``async with`` on the stream, to leave before the end.
+        """
+        try:
+            async for event in self:
+                match event:
+                    case Text(0, text) if text:
+                        yield text
+                    case Finished(0, "error", error=error):
+                        raise RuntimeError(error)
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Give up what has not finished; its choices finish with the reason "cancelled"."""
+        self._client._cancel(self._request)

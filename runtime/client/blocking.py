@@ -1,0 +1,173 @@
+"""The client for programs that wait: every call and every iteration blocks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import zmq
+
+from weft.runtime.client.connection import Connection
+from weft.runtime.client.events import Disconnected, Event, Finished, Model, Report, Text
+from weft.runtime.client.session import Question, Request
+
+# How long weft may take to answer what it answers at once.
+ANSWER_TIMEOUT_S = 30.0
+
+Self = TypeVar("Self", bound="Client")
+
+
+class Client:
+    """A connection to a running weft. For one thread; several requests may run at once."""
+
+    def __init__(self, run_dir: Path | str | None = None, *, name: str = "client") -> None:
+        """Connect to the run whose directory `weft serve` prints; None: to the newest.
+
+        Raises ``NoRun``, or ``Disconnected`` if weft does not answer.
+        """
+        self._connection = Connection(run_dir, name)
+        self._poller = zmq.Poller()
+        for socket in self._connection.sockets:
+            self._poller.register(socket, zmq.POLLIN)
+        session = self._connection.session
+        try:
+            self._wait(lambda: session.is_open or session.failure is not None)
+        except Disconnected:
+            self.close()
+            raise
+        if session.failure is not None:
+            self.close()
+            raise session.failure
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.close()
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, model: str | None = None, **sampling: Any
+    ) -> Iterator[str]:
+        """Yield the answer's text as it comes. Raises ``Refused``, ``Disconnected``.
+
+        ``messages`` hold a role and a content each. ``model`` names an adapter or the base (None).
+        ``sampling`` are the fields of Sampling in INGRESS.md, such as ``temperature``.
+        """
+        return self.generate(messages=messages, model=model, **sampling).text()
+
+    def complete(
+        self, prompt: str | Sequence[int], *, model: str | None = None, **sampling: Any
+    ) -> Iterator[str]:
+        """Yield what follows a prompt, which is text or token ids."""
+        return self.generate(prompt=prompt, model=model, **sampling).text()
+
+    def generate(
+        self,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        prompt: str | Sequence[int] | None = None,
+        model: str | None = None,
+        user: str | None = None,
+        **sampling: Any,
+    ) -> Stream:
+        """Send a request, and return its events: ``Accepted``, ``Text`` and ``Finished``."""
+        request = self._connection.session.submit(
+            _nothing, model=model, messages=messages, prompt=prompt, sampling=sampling, user=user
+        )
+        self._connection.pump()
+        return Stream(self, request)
+
+    def models(self) -> list[Model]:
+        """Return every name that ``model`` may take, the base first."""
+        answer = self._ask("ListModels")
+        assert isinstance(answer, list)
+        return answer
+
+    def inspect(self) -> Report:
+        """Have every process of weft check its invariants, and return their counters."""
+        answer = self._ask("Inspect")
+        assert isinstance(answer, Report)
+        return answer
+
+    def close(self) -> None:
+        """Leave; whatever still runs for this client is cancelled."""
+        self._connection.close()
+
+    def _ask(self, name: str) -> list[Model] | Report:
+        question: Question = self._connection.session.ask(name, _nothing)
+        self._connection.pump()
+        self._wait(lambda: question.answer is not None)
+        assert question.answer is not None
+        if isinstance(question.answer, Exception):
+            raise question.answer
+        return question.answer
+
+    def _cancel(self, request: Request) -> None:
+        self._connection.session.cancel(request)
+        self._connection.pump()
+
+    def _next(self, request: Request) -> Event | None:
+        while not request.has_news:
+            self._poller.poll()
+            self._connection.pump()
+        return request.take()
+
+    def _wait(self, until: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        while not until():
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise Disconnected(f"weft has not answered in {ANSWER_TIMEOUT_S:.0f} s")
+            self._poller.poll(int(left_s * 1000) + 1)
+            self._connection.pump()
+
+
+class Stream:
+    """The events of one request. Leaving a ``with`` block early cancels it."""
+
+    def __init__(self, client: Client, request: Request) -> None:
+        self._client = client
+        self._request = request
+
+    def __iter__(self) -> Iterator[Event]:
+        """Yield events until all choices have finished. Raises ``Refused``, ``Disconnected``."""
+        while (event := self._client._next(self._request)) is not None:
+            yield event
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.cancel()
+
+    def text(self) -> Iterator[str]:
+        """Yield the text of the first choice. Raises ``RuntimeError`` if it ends in an error.
+
+        A loop that is left before the end cancels the request.
+        """
+        try:
+            for event in self:
+                match event:
+                    case Text(0, text) if text:
+                        yield text
+                    case Finished(0, "error", error=error):
+                        raise RuntimeError(error)
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Give up what has not finished; its choices finish with the reason "cancelled"."""
+        self._client._cancel(self._request)
+
+
+def _nothing() -> None:
+    """Do nothing: whoever waits looks for itself."""

@@ -1,0 +1,83 @@
+"""What a client hears of its requests."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Refused(Exception):
+    """The request was not accepted, and nothing is held for it."""
+
+    def __init__(
+        self, code: str, message: str, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        """``param`` is the field at fault; ``retry_after_s`` is set if trying again may help."""
+        super().__init__(message)
+        self.code = code  # "model_not_found", "context_length_exceeded", "queue_full", …
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class Disconnected(ConnectionError):
+    """weft has ended, or turned this client away."""
+
+
+class Accepted(NamedTuple):
+    """The request will be answered."""
+
+    request_id: str  # 32 hex digits, as in weft's logs
+    prompt_tokens: int
+    choices: int
+
+
+class TokenLogprob(NamedTuple):
+    """A token of the text, its log probability, and the most likely alternatives."""
+
+    token: str
+    token_bytes: bytes
+    logprob: float
+    top: list[tuple[str, bytes, float]]  # token, bytes, log probability; most likely first
+
+
+class Text(NamedTuple):
+    """More text of one choice: whole characters, maybe none."""
+
+    choice: int  # from 0
+    text: str
+    logprobs: list[TokenLogprob]  # empty unless asked for
+
+
+class Finished(NamedTuple):
+    """A choice is over."""
+
+    choice: int
+    reason: str  # "stop", "length", "cancelled" or "error"
+    output_tokens: int
+    cached_tokens: int  # of the prompt, found in the prefix cache
+    error: str | None  # what went wrong, for "error"
+    # The steps of the engine that computed it: choices whose ranges overlap shared batches.
+    first_step: int | None  # None: it never ran
+    last_step: int | None
+
+
+Event = Accepted | Text | Finished
+
+
+class Model(NamedTuple):
+    """A name that requests may use."""
+
+    name: str
+    root: str  # where its weights came from
+    parent: str | None  # the base's name; None for the base itself
+    digest: str | None  # of an adapter's content
+    rank: int | None
+    created_s: int  # unix time at which it became known
+    max_model_len: int
+
+
+class Report(NamedTuple):
+    """The counters of every process, after each has checked its invariants."""
+
+    sections: dict[str, dict[str, float]]  # process -> counter -> value
+    adapters: list[dict[str, Any]]  # one for the base and each adapter in use, see INGRESS.md

@@ -1,0 +1,245 @@
+"""A client's requests on its two links: what was asked, and what has been heard. No I/O."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from weft.runtime.client.events import (
+    Accepted,
+    Disconnected,
+    Event,
+    Finished,
+    Model,
+    Refused,
+    Report,
+    Text,
+    TokenLogprob,
+)
+from weft.runtime.client.wire import Fields, Link
+
+_METRICS_FIELDS = (
+    "digest", "names", "requests", "prompt_tokens", "cached_tokens", "output_tokens", "queue_s",
+    "queue_s_sum", "first_token_s", "first_token_s_sum", "resident",
+)  # fmt: skip
+
+
+class Request:
+    """One request: what was heard of it and not read yet."""
+
+    def __init__(self, label: str, wake: Callable[[], None]) -> None:
+        """``wake`` is called when there is something to read."""
+        self.label = label
+        self.accepted: Accepted | None = None
+        self._wake = wake
+        self._events: deque[Event] = deque()
+        self._failure: Exception | None = None
+        self._unfinished = 1  # choices; how many there are is known once it is accepted
+
+    @property
+    def is_over(self) -> bool:
+        """Whether weft will say nothing more of it."""
+        return self._unfinished == 0
+
+    @property
+    def has_news(self) -> bool:
+        """Whether ``take`` returns something, or raises."""
+        return bool(self._events) or self.is_over
+
+    def take(self) -> Event | None:
+        """Return the next event, None after the last one.
+
+        Raises ``Refused`` or ``Disconnected``. There must be news.
+        """
+        if self._events:
+            return self._events.popleft()
+        assert self.is_over
+        if self._failure is not None:
+            raise self._failure
+        return None
+
+    def hear(self, event: Event) -> None:
+        """Add an event. Text that follows unread text of the same choice is joined to it."""
+        last = self._events[-1] if self._events else None
+        if (
+            isinstance(event, Text)
+            and isinstance(last, Text)
+            and event.choice == last.choice
+            and not (event.logprobs or last.logprobs)
+        ):
+            self._events[-1] = Text(last.choice, last.text + event.text, [])
+        else:
+            self._events.append(event)
+        if isinstance(event, Accepted):
+            self.accepted = event
+            self._unfinished = event.choices
+        elif isinstance(event, Finished):
+            self._unfinished -= 1
+        self._wake()
+
+    def fail(self, failure: Exception) -> None:
+        """End it; what was heard before can still be read."""
+        self._failure = failure
+        self._unfinished = 0
+        self._wake()
+
+
+class Question:
+    """Something with one answer: a list of models, or a report."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.answer: list[Model] | Report | Exception | None = None
+        self._wake = wake
+
+    def settle(self, answer: list[Model] | Report | Exception) -> None:
+        """Take in the answer."""
+        self.answer = answer
+        self._wake()
+
+
+class Session:
+    """Both links, and everything that waits for an answer. Labels are the session's own.
+
+    Invariant: every live sequence belongs to a request that is not over.
+    """
+
+    def __init__(self) -> None:
+        self.tokenizer = Link("tokenizer")
+        self.detokenizer = Link("detokenizer")
+        self.failure: Disconnected | None = None
+        self._count = 0
+        self._requests: dict[str, Request] = {}  # live, by label
+        self._sequences: dict[int, tuple[Request, int]] = {}  # live: request and choice
+        self._questions: dict[str, Question] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether both links have been welcomed."""
+        return self.tokenizer.is_open and self.detokenizer.is_open
+
+    def submit(
+        self,
+        wake: Callable[[], None],
+        *,
+        model: str | None,
+        messages: Sequence[Mapping[str, Any]] | None,
+        prompt: str | Sequence[int] | None,
+        sampling: Mapping[str, Any],
+        user: str | None,
+    ) -> Request:
+        """Ask for a completion."""
+        request = Request(self._label(), wake)
+        if prompt is not None and not isinstance(prompt, str):
+            prompt = list(prompt)
+        chat = None if messages is None else [dict(message) for message in messages]
+        fields = ["Submit", request.label, model, chat, prompt, dict(sampling), user]
+        if self.failure is not None:
+            request.fail(self.failure)
+            return request
+        self.tokenizer.send(fields)
+        self._requests[request.label] = request
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Give a request up: it ends as ``Finished``, or ``Refused`` if it was not accepted yet."""
+        if not request.is_over and self.failure is None:
+            self.tokenizer.send(["Cancel", request.label])
+
+    def ask(self, name: str, wake: Callable[[], None]) -> Question:
+        """Send ``ListModels`` or ``Inspect``."""
+        question, label = Question(wake), self._label()
+        if self.failure is not None:
+            question.settle(self.failure)
+            return question
+        self._questions[label] = question
+        self.tokenizer.send([name, label])
+        return question
+
+    def receive(self, link: Link, frame: bytes) -> None:
+        """Take in what came through a link."""
+        try:
+            message = link.receive(frame)
+        except Disconnected as failure:
+            self.fail(failure)
+            return
+        if message is not None:
+            name, fields = message
+            # Messages of a later version are not for this client: it did not ask for them.
+            handle = _HANDLERS.get(name)
+            if handle is not None:
+                handle(self, fields)
+
+    def fail(self, failure: Disconnected) -> None:
+        """End everything that waits; nothing can be asked any more."""
+        self.failure = failure
+        requests, questions = list(self._requests.values()), list(self._questions.values())
+        self._requests.clear()
+        self._sequences.clear()
+        self._questions.clear()
+        for request in requests:
+            request.fail(failure)
+        for question in questions:
+            question.settle(failure)
+
+    def _label(self) -> str:
+        self._count += 1
+        return str(self._count)
+
+    def _refused(self, fields: Fields) -> None:
+        label, code, text, param, retry_after_s = [*fields, None, None][:5]
+        refused = Refused(code, text, param, retry_after_s)
+        request = self._requests.pop(label, None)
+        question = self._questions.pop(label, None)
+        if request is not None:
+            request.fail(refused)
+        elif question is not None:
+            question.settle(refused)
+
+    def _models(self, fields: Fields) -> None:
+        label, models = fields
+        question = self._questions.pop(label, None)
+        if question is not None:
+            question.settle([Model(*model) for model in models])
+
+    def _report(self, fields: Fields) -> None:
+        label, sections, adapters = fields
+        question = self._questions.pop(label, None)
+        if question is not None:
+            named = [dict(zip(_METRICS_FIELDS, values, strict=False)) for values in adapters]
+            question.settle(Report(sections, named))
+
+    def _accepted(self, fields: Fields) -> None:
+        label, request_id, first_sequence, choices, prompt_tokens = fields
+        request = self._requests[label]
+        for choice in range(choices):
+            self._sequences[first_sequence + choice] = request, choice
+        request.hear(Accepted(request_id, prompt_tokens, choices))
+
+    def _text(self, fields: Fields) -> None:
+        sequences, texts, ends, logprobs = [*fields, [], []][:4]
+        by_index: dict[int, list[TokenLogprob]] = {}
+        for index, token, token_bytes, logprob, top in logprobs:
+            alternatives = [tuple(entry) for entry in top]
+            entry = TokenLogprob(token, token_bytes, logprob, alternatives)
+            by_index.setdefault(index, []).append(entry)
+        for index, (sequence, text) in enumerate(zip(sequences, texts, strict=True)):
+            token_logprobs = by_index.get(index, [])
+            if text or token_logprobs:
+                request, choice = self._sequences[sequence]
+                request.hear(Text(choice, text, token_logprobs))
+        for fields_of_end in ends:
+            sequence, *rest = fields_of_end
+            request, choice = self._sequences.pop(sequence)
+            request.hear(Finished(choice, *[*rest, None, None, None][:6]))
+            if request.is_over:
+                del self._requests[request.label]
+
+
+_HANDLERS: dict[str, Callable[[Session, Fields], None]] = {
+    "Refused": Session._refused,
+    "Models": Session._models,
+    "Report": Session._report,
+    "Accepted": Session._accepted,
+    "Text": Session._text,
+}
