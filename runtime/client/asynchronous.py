@@ -12,7 +12,7 @@ import zmq
 
 from weft.runtime.client.blocking import ANSWER_TIMEOUT_S
 from weft.runtime.client.connection import Connection
-from weft.runtime.client.events import Disconnected, Event, Finished, Model, Report, Text
+from weft.runtime.client.events import Disconnected, Event, Failed, Finished, Model, Report, Text
 from weft.runtime.client.session import Request
 
 
@@ -173,7 +173,7 @@ class AsyncStream:
         self.cancel()
 
     async def text(self) -> AsyncIterator[str]:
-        """Yield the text of the first choice. Raises ``RuntimeError`` if it ends in an error.
+        """Yield the text of the first choice. Raises ``Failed`` if it ends in an error.
 
         Close it (``aclosing``), or use ``async with`` on the stream, to leave before the end.
         """
@@ -183,7 +183,7 @@ class AsyncStream:
                     case Text(0, text) if text:
                         yield text
                     case Finished(0, "error", error=error):
-                        raise RuntimeError(error)
+                        raise Failed(error)
         finally:
             self.cancel()
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import zmq
 
 from weft.runtime.client.connection import Connection
-from weft.runtime.client.events import Disconnected, Event, Finished, Model, Report, Text
+from weft.runtime.client.events import Disconnected, Event, Failed, Finished, Model, Report, Text
 from weft.runtime.client.session import Question, Request
 
 # How long weft may take to answer what it answers at once.
@@ -150,7 +150,7 @@ class Stream:
         self.cancel()
 
     def text(self) -> Iterator[str]:
-        """Yield the text of the first choice. Raises ``RuntimeError`` if it ends in an error.
+        """Yield the text of the first choice. Raises ``Failed`` if it ends in an error.
 
         A loop that is left before the end cancels the request.
         """
@@ -160,7 +160,7 @@ class Stream:
                     case Text(0, text) if text:
                         yield text
                     case Finished(0, "error", error=error):
-                        raise RuntimeError(error)
+                        raise Failed(error)
         finally:
             self.cancel()
 

@@ -19,6 +19,10 @@ class Refused(Exception):
         self.retry_after_s = retry_after_s
 
 
+class Failed(Exception):
+    """The request was accepted, but the model could not finish it."""
+
+
 class Disconnected(ConnectionError):
     """weft has ended, or turned this client away."""
 

@@ -1,0 +1,86 @@
+"""A report of the actors in Prometheus' text format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from weft.runtime.client import Report
+from weft.runtime.messages import METRIC_BUCKETS_S
+
+# Of each adapter and of the base. ``model`` is what clients call it; several names of the same
+# content are one adapter.
+_LABELS = ("model", "digest")
+_COUNTERS = {
+    "requests": "Requests accepted",
+    "prompt_tokens": "Prompt tokens of accepted requests",
+    "cached_tokens": "Prompt tokens found in the prefix cache",
+    "output_tokens": "Tokens generated",
+}
+_HISTOGRAMS = {
+    "queue": ("queue_s", "Time from acceptance to the first step"),
+    "time_to_first_token": ("first_token_s", "Time from acceptance to the first token"),
+}
+
+
+def text(report: Report) -> bytes:
+    """Return all metrics, named ``weft_<process>_<counter>`` and ``weft_adapter_<counter>``."""
+    registry = CollectorRegistry()
+    registry.register(_Reported(report))
+    return generate_latest(registry)
+
+
+class _Reported(Collector):
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def collect(self) -> Iterator[Metric]:
+        for process, counters in self._report.sections.items():
+            for name, value in counters.items():
+                yield _process_metric(process, name, value)
+        adapters = self._report.adapters
+        for name, help_text in _COUNTERS.items():
+            counter = CounterMetricFamily(f"weft_adapter_{name}", help_text, labels=_LABELS)
+            for adapter in adapters:
+                counter.add_metric(_labels(adapter), adapter[name])
+            yield counter
+        for name, (field, help_text) in _HISTOGRAMS.items():
+            histogram = HistogramMetricFamily(
+                f"weft_adapter_{name}_seconds", help_text, labels=_LABELS
+            )
+            for adapter in adapters:
+                buckets = _buckets(adapter[field])
+                histogram.add_metric(_labels(adapter), buckets, adapter[f"{field}_sum"])
+            yield histogram
+        resident = GaugeMetricFamily(
+            "weft_adapter_resident", "1 if the adapter is in a device slot", labels=_LABELS
+        )
+        for adapter in adapters:
+            resident.add_metric(_labels(adapter), float(adapter["resident"]))
+        yield resident
+
+
+def _process_metric(process: str, name: str, value: float) -> Metric:
+    full_name, help_text = f"weft_{process}_{name}", f"{name} of the process {process}"
+    if name.endswith("_total"):
+        return CounterMetricFamily(full_name, help_text, value=value)
+    return GaugeMetricFamily(full_name, help_text, value=value)
+
+
+def _labels(adapter: dict[str, Any]) -> list[str]:
+    return [",".join(adapter["names"]), adapter["digest"] or ""]
+
+
+def _buckets(counts: Sequence[int]) -> list[tuple[str, float]]:
+    edges = [*(str(edge) for edge in METRIC_BUCKETS_S), "+Inf"]
+    return list(zip(edges, map(float, accumulate(counts)), strict=True))

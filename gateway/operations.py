@@ -1,0 +1,53 @@
+"""What operators ask: is it alive, is it ready, what does it do, is its state sound?"""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from weft.gateway import errors, metrics
+from weft.gateway.responses import Json
+from weft.runtime.client import Disconnected
+
+# A weft that is ready answers in milliseconds, whatever its load.
+READY_TIMEOUT_S = 5.0
+
+router = APIRouter()
+
+
+@router.get("/health", response_model=None)
+async def health(request: Request) -> Response:
+    """Say 200 while the processes behind the gateway are there."""
+    failure = request.app.state.client.failure
+    if failure is not None:
+        return errors.respond(*errors.of_exception(failure))
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/ready", response_model=None)
+async def ready(request: Request) -> Response:
+    """Say 200 when a request sent now would be served."""
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            models = await request.app.state.client.models()
+    except TimeoutError:
+        failure = Disconnected(f"weft has not answered in {READY_TIMEOUT_S:.0f} s")
+        return errors.respond(*errors.of_exception(failure))
+    return JSONResponse({"status": "ready", "models": len(models)})
+
+
+@router.get("/metrics", response_model=None)
+async def show_metrics(request: Request) -> Response:
+    """Return Prometheus' text: every actor's counters, and those of each adapter."""
+    report = await request.app.state.client.inspect()
+    return Response(metrics.text(report), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/debug/state")
+async def state(request: Request) -> Json:
+    """Have every actor check its invariants, and return what each one holds."""
+    report = await request.app.state.client.inspect()
+    return {"sections": report.sections, "adapters": report.adapters}

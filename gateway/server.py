@@ -1,0 +1,69 @@
+"""The gateway's process: uvicorn, from the launcher's start to its SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from weft.gateway import app
+from weft.runtime.config import Config, ConfigError
+
+# Connections that wait to be accepted: as many as a burst of clients opens at once.
+BACKLOG = 2048
+
+
+def serve(config: Config, run_dir: Path, on_ready: Callable[[str], None]) -> None:
+    """Serve HTTP until SIGTERM, then finish what has begun. ``on_ready`` hears the URL.
+
+    Raises ``ConfigError`` if the address cannot be had.
+    """
+    listener = _listen(config)
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    settings = uvicorn.Config(
+        app.create(config, run_dir),
+        loop="uvloop",
+        http="httptools",
+        lifespan="on",
+        access_log=False,  # weft's own log tells every request's story
+        log_config=None,
+    )
+    server = _Server(settings, lambda: on_ready(url))
+    server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Says when it is ready, and ends without an exit by signal after it was told to end."""
+
+    def __init__(self, settings: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(settings)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
+def _listen(config: Config) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {config.host}, port {config.port}: {error.strerror}; choose another "
+            f"port"
+        ) from None
