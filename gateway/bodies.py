@@ -75,7 +75,7 @@ class _Body(BaseModel):
         for name, values in _NEUTRAL.items():
             if getattr(self, name, None) not in (None, *values):
                 message = f"{name} is not supported; leave it out"
-                raise PydanticCustomError("unsupported", message, {"param": name})  # type: ignore[arg-type]
+                raise PydanticCustomError("unsupported", message, {"param": name})
         return self
 
 
@@ -240,7 +240,7 @@ class ChatBody(_Generation):
 class CompletionBody(_Generation):
     """POST /v1/completions. ``prompt`` is text, token ids, or a list of either."""
 
-    prompts: Annotated[list[Text | list[Integer]], Field(alias="prompt")]
+    prompts: Annotated[list[str | list[int]], Field(alias="prompt")]
     logprobs: Integer | None = None
 
     best_of: Any = None
@@ -250,20 +250,20 @@ class CompletionBody(_Generation):
     # OpenAI's own default, for completions only.
     COMPLETION_TOKENS: ClassVar[int] = 16
 
-    @field_validator("prompts", mode="before")
+    @field_validator("prompts", mode="plain")
     @classmethod
-    def _list_prompts(cls, value: Any) -> Any:
+    def _list_prompts(cls, value: Any) -> list[str | list[int]]:
         match value:
             case str() | [int(), *_]:
-                return [value]
-            case [*prompts] if 0 < len(prompts) <= PROMPTS_MAX and all(
-                isinstance(prompt, str | list) for prompt in prompts
-            ):
-                return value
+                prompts = [value]
             case []:
                 raise ValueError("it is empty; send some text")
-            case [*prompts] if len(prompts) > PROMPTS_MAX:
-                raise ValueError(f"{len(prompts)} prompts; at most {PROMPTS_MAX} are taken")
+            case [*_] if len(value) > PROMPTS_MAX:
+                raise ValueError(f"{len(value)} prompts; at most {PROMPTS_MAX} are taken")
+            case _:
+                prompts = value
+        if isinstance(prompts, list) and all(map(_is_prompt, prompts)):
+            return prompts
         raise ValueError("text, a list of token ids, or a list of either is needed")
 
     def sampling(self) -> dict[str, Any]:
@@ -273,6 +273,15 @@ class CompletionBody(_Generation):
         if self.logprobs is not None:
             given["logprobs"] = self.logprobs
         return given
+
+
+def _is_prompt(value: object) -> bool:
+    if isinstance(value, str):
+        _check_encodable(value)
+        return True
+    return isinstance(value, list) and all(
+        type(token) is int and -(2**63) <= token < 2**63 for token in value
+    )
 
 
 def _nearest(name: str) -> str:
