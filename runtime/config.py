@@ -49,6 +49,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     host: str = "127.0.0.1"
     port: int = 8000
     drain_timeout_s: float = 30.0
+    example_prompts: dict[str, str] = {}  # name -> what the examples shown at start ask it
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def __post_init__(self) -> None:
@@ -135,6 +136,9 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     config = msgspec.structs.replace(config, **changes)
     if not Path(config.model, "config.json").is_file():
         raise ConfigError(f"model: no config.json in {config.model}")
+    for name in config.example_prompts:
+        if name not in (config.base_name, *config.adapters):
+            raise ConfigError(f"example_prompts: {name!r} is neither the base nor an adapter")
     if config.base_name in config.adapters:
         raise ConfigError(f"adapters: {config.base_name!r} is the base model's own name")
     return config

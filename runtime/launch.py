@@ -7,7 +7,6 @@ behind a launcher that was killed.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import selectors
@@ -21,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from weft.runtime import janitor, rundir, topology
+from weft.runtime.announce import announcement
 from weft.runtime.config import Config, ConfigError
 from weft.runtime.process import EXIT_BUG, EXIT_REFUSED, Handover
 from weft.runtime.progress import ProgressDisplay
@@ -250,13 +250,9 @@ class Launcher:
         self._signalled_at = now
 
     def _announce(self, run_dir: RunDir, seconds: float) -> None:
-        base, adapters = self._config.base_name, len(self._config.adapters)
-        print(f"weft serves {base} with {adapters} adapters, ready in {seconds:.1f} s")
-        print(f"  ZeroMQ  {run_dir.path}")
-        for child in self._children.values():
-            if child.ready and child.ready.url:
-                print(f"  HTTP    {child.ready.url}\n  try     {_curl(child.ready.url, base)}")
-        print("  stop    Ctrl-C", flush=True)
+        urls = [child.ready.url for child in self._children.values() if child.ready]
+        url = next(filter(None, urls), None)
+        print(announcement(self._config, run_dir.path, url, seconds), end="", flush=True)
 
 
 def _start_janitor(run_dir: RunDir) -> tuple[int, subprocess.Popen[bytes]]:
@@ -300,8 +296,3 @@ def _check_port(config: Config) -> None:
 
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def _curl(url: str, model: str) -> str:
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
-    return f"curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"

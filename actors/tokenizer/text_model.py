@@ -142,6 +142,9 @@ def _defaults(generation: dict[str, Any]) -> GenerationDefaults:
         for name in GenerationDefaults.__struct_fields__
         if generation.get(name) is not None
     }
+    # transformers says "greedy" in this way, vLLM and OpenAI by the temperature.
+    if generation.get("do_sample") is False:
+        given["temperature"] = 0.0
     try:
         return msgspec.convert(given, GenerationDefaults)
     except msgspec.ValidationError as error:

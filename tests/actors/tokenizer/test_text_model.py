@@ -27,6 +27,11 @@ def test_a_folder_without_generation_config_has_neutral_defaults(folder):
     assert (defaults.temperature, defaults.top_k, defaults.repetition_penalty) == (1.0, 0, 1.0)
 
 
+def test_a_generation_config_that_does_not_sample_is_greedy(folder):
+    write(folder, "generation_config.json", {"do_sample": False, "temperature": 0.6})
+    assert TextModel.load(Config(model=str(folder))).defaults.temperature == 0.0
+
+
 def test_generation_config_gives_defaults_and_ends(folder):
     write(
         folder, "generation_config.json", {"temperature": 0.6, "top_k": 20, "eos_token_id": [3, 9]}
