@@ -14,8 +14,8 @@ help:  ## list the targets
 serve: $(VENV)/serve.stamp  ## serve CONFIG (configs/demo.yaml); ARGS="--port 9000" overrides options
 	$(BIN)/weft serve $(CONFIG) $(ARGS)
 
-demo: $(VENV)/dev.stamp  ## start a server, send it mixed requests, show the answers
-	$(BIN)/python -m tests.bench.demo $(ARGS)
+demo: $(VENV)/dev.stamp  ## ask every adapter the same things at once, show the answers side by side
+	$(BIN)/python -m configs.demo.ask $(ARGS)
 
 test: $(VENV)/dev.stamp check  ## everything that runs without a GPU
 	$(BIN)/python -m pytest -m "(slow or system) and not gpu" $(ARGS)

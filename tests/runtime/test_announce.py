@@ -9,7 +9,7 @@ URL = "http://127.0.0.1:8000"
 CONFIG = Config(
     model="/models/base",
     adapters={"sql": "a", 'odd "name"': "b"},
-    example_prompts={"sql": "What's \"up\"?"},
+    example_prompts={"sql": 'What\'s "up"?'},
 )
 
 
@@ -21,7 +21,7 @@ def test_there_is_a_curl_command_for_each_model_that_a_shell_understands():
     commands = [shlex.split(line) for line in lines() if line.startswith("curl")]
     bodies = [ast.literal_eval(command[-1]) for command in commands]
     assert [body["model"] for body in bodies] == ["sql", 'odd "name"', "base"]
-    assert bodies[0]["messages"] == [{"role": "user", "content": "What's \"up\"?"}]
+    assert bodies[0]["messages"] == [{"role": "user", "content": 'What\'s "up"?'}]
     assert commands[0][2] == f"{URL}/v1/chat/completions"
 
 
