@@ -116,11 +116,15 @@ class Answer:
     async def _events(self) -> AsyncGenerator[tuple[int, Event]]:
         if len(self._streams) == 1:
             async for event in self._streams[0]:
-                yield getattr(event, "choice", 0), event
+                yield _choice(event), event
             return
         async with aclosing(_merge(self._streams)) as merged:
             async for prompt, event in merged:
-                yield prompt * self._per_prompt + getattr(event, "choice", 0), event
+                yield prompt * self._per_prompt + _choice(event), event
+
+
+def _choice(event: Event) -> int:
+    return 0 if isinstance(event, Accepted) else event.choice
 
 
 async def _merge(streams: Sequence[AsyncStream]) -> AsyncGenerator[tuple[int, Event]]:

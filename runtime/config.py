@@ -49,8 +49,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     host: str = "127.0.0.1"
     port: int = 8000
     drain_timeout_s: float = 30.0
-    example_prompts: dict[str, str] = {}  # name -> what the examples shown at start ask it
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    example_prompts: dict[str, str] = {}  # name -> what the examples shown at start ask it
 
     def __post_init__(self) -> None:
         def need(ok: bool, message: str) -> None:
