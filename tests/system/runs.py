@@ -1,0 +1,112 @@
+"""Starts launchers and looks after what they start."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 20.0
+
+
+class Run:
+    """A launcher, started as a user would; its runs lie in ``place``."""
+
+    def __init__(self, place, arguments, stderr=subprocess.PIPE):
+        self.place = place
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, "XDG_RUNTIME_DIR": str(place), "PYTHONPATH": "."},
+        )
+        self.run_dir = None
+
+    def serve(self):
+        """Wait until it is ready."""
+        lines = []
+        while not lines or "stop" not in lines[-1]:
+            lines.append(self.popen.stdout.readline())
+            assert lines[-1], self.popen.stderr.read()
+        self.run_dir = Path(re.search(r"ZeroMQ +(\S+)", "".join(lines))[1])
+        return "".join(lines)
+
+    def processes(self):
+        """Processes of this run that are alive, by what they are."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                arguments = (folder / "cmdline").read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            if str(self.run_dir) in arguments:
+                is_janitor = arguments[-2] == str(self.run_dir)
+                role = (
+                    "janitor" if is_janitor else arguments[arguments.index(str(self.run_dir)) - 1]
+                )
+                found[role] = int(folder.name)
+        return found
+
+    def stop(self, number=signal.SIGTERM):
+        self.popen.send_signal(number)
+
+    def end(self):
+        """Wait for the end; return exit code and what was said on stderr."""
+        _, error = self.popen.communicate(timeout=TIMEOUT_S)
+        return self.popen.returncode, error
+
+    def assert_nothing_is_left(self):
+        deadline = time.monotonic() + TIMEOUT_S
+        while self.processes() or list(self.place.glob("weft/run-*")):
+            assert time.monotonic() < deadline, (self.processes(), list(self.place.rglob("*")))
+            time.sleep(0.01)
+
+
+class Server(Run):
+    """The demonstration, served by ``weft serve``; options override the configuration."""
+
+    def __init__(self, place, **options):
+        self.log = place / "log"
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        config = str(ROOT / "configs/demo.yaml")
+        with self.log.open("w") as log:
+            super().__init__(
+                place, ["weft", "serve", config, "--port=0", "--threads=2", *flags], log
+            )
+        self.url = None
+
+    def serve(self):
+        said = super().serve()
+        self.url = re.search(r"HTTP +(\S+)/v1", said)[1]
+        return said
+
+    def state(self):
+        """What every process holds, after each has checked its invariants."""
+        return httpx.get(f"{self.url}/debug/state", timeout=TIMEOUT_S).raise_for_status().json()
+
+    def assert_all_is_back(self):
+        """Assert that nothing is held for any request, as soon as the last one has ended."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while held := {name: value for name, value in self.held().items() if value}:
+            assert time.monotonic() < deadline, held
+            time.sleep(0.05)
+
+    def held(self):
+        """Everything that is there only while a request is."""
+        sections = self.state()["sections"]
+        scheduler, detokenizer = sections["scheduler"], sections["detokenizer"]
+        names = ("requests", "sequences", "waiting", "rows_running", "pages_held", "adapter_pins")
+        held = {name: scheduler[name] for name in names}
+        held["pages lost"] = (
+            scheduler["pages"] - scheduler["pages_free"] - scheduler["pages_cached"]
+        )
+        held |= {name: detokenizer[name] for name in ("sequences", "characters_unsent")}
+        held["encoding"] = sections["tokenizer"]["waiting"]
+        held["loading"] = sections["adapters"]["waiting"]
+        return held
