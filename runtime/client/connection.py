@@ -53,27 +53,26 @@ class Connection:
                 was_moved = True
                 self.session.receive(link, frame)
         # Looked at last: what weft said before it ended was heard by then.
-        for monitor in self._monitors:
+        for monitor, (_, link) in zip(self._monitors, self._links, strict=True):
             while (event := _receive_parts(monitor)) is not None:
                 if parse_monitor_message(event)["event"] == zmq.EVENT_DISCONNECTED:
-                    self._lose("weft has ended")
+                    self.session.lose(link, Disconnected("weft has ended"))
         for socket, link in self._links:
             while link.outgoing:
                 was_moved = True
                 try:
                     socket.send(link.outgoing.popleft(), zmq.DONTWAIT)
                 except zmq.Again:
-                    self._lose("weft does not take any more frames")
+                    self._lose_all("weft does not take any more frames")
                     return was_moved
         return was_moved
 
     def close(self) -> None:
         """Tell weft goodbye, which frees all that this client held there."""
-        if self.session.failure is None:
-            self.session.tokenizer.close()
-            self.session.detokenizer.close()
-            self.pump()
-            self._lose("this client was closed")
+        self.session.tokenizer.close()
+        self.session.detokenizer.close()
+        self.pump()
+        self._lose_all("this client was closed")
         for (socket, _), monitor in zip(self._links, self._monitors, strict=True):
             socket.disable_monitor()
             monitor.close(linger=0)
@@ -91,9 +90,9 @@ class Connection:
         socket.connect(address)
         self._links.append((socket, link))
 
-    def _lose(self, why: str) -> None:
-        if self.session.failure is None:
-            self.session.fail(Disconnected(why))
+    def _lose_all(self, why: str) -> None:
+        for _, link in self._links:
+            self.session.lose(link, Disconnected(why))
 
 
 def _receive(socket: zmq.Socket[bytes]) -> bytes | None:

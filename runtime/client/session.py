@@ -101,13 +101,15 @@ class Question:
 class Session:
     """Both links, and everything that waits for an answer. Labels are the session's own.
 
+    A weft that stops closes the tokenizer's link first: what it has taken is still answered.
+
     Invariant: every live sequence belongs to a request that is not over.
     """
 
     def __init__(self) -> None:
         self.tokenizer = Link("tokenizer")
         self.detokenizer = Link("detokenizer")
-        self.failure: Disconnected | None = None
+        self.failure: Disconnected | None = None  # nothing can be asked any more
         self._count = 0
         self._requests: dict[str, Request] = {}  # live, by label
         self._sequences: dict[int, tuple[Request, int]] = {}  # live: request and choice
@@ -161,7 +163,7 @@ class Session:
         try:
             message = link.receive(frame)
         except Disconnected as failure:
-            self.fail(failure)
+            self.lose(link, failure)
             return
         if message is not None:
             name, fields = message
@@ -170,17 +172,19 @@ class Session:
             if handle is not None:
                 handle(self, fields)
 
-    def fail(self, failure: Disconnected) -> None:
-        """End everything that waits; nothing can be asked any more."""
-        self.failure = failure
-        requests, questions = list(self._requests.values()), list(self._questions.values())
-        self._requests.clear()
-        self._sequences.clear()
+    def lose(self, link: Link, failure: Disconnected) -> None:
+        """Take in that nothing more comes through a link."""
+        self.failure = self.failure or failure
+        questions = list(self._questions.values())
         self._questions.clear()
-        for request in requests:
-            request.fail(failure)
         for question in questions:
             question.settle(failure)
+        if link is self.detokenizer:
+            requests = list(self._requests.values())
+            self._requests.clear()
+            self._sequences.clear()
+            for request in requests:
+                request.fail(failure)
 
     def _label(self) -> str:
         self._count += 1

@@ -197,6 +197,19 @@ def test_goodbye_fails_everything_that_waits_and_everything_later(weft):
     assert isinstance(weft.session.ask("Inspect", lambda: None).answer, Disconnected)
 
 
+def test_what_was_accepted_goes_on_when_weft_takes_nothing_new(weft):
+    request, question = weft.ask(), weft.session.ask("ListModels", lambda: None)
+    accept(weft, request)
+    weft.endpoints["tokenizer"].close()
+    weft.settle()
+    assert isinstance(question.answer, Disconnected)
+    with pytest.raises(Disconnected):
+        weft.ask().take()
+    weft.session.cancel(request)  # too late, and harmless
+    weft.say(messages.Text([1], ["end"], [End(1, "stop", 1, 0)]))
+    assert [type(event) for event in events(request)] == [Accepted, Text, Finished]
+
+
 def events_until_failure(request):
     """What was heard before the connection was lost, which comes last."""
     found = []

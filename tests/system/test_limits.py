@@ -1,0 +1,157 @@
+"""Overload, and ends of all kinds: nothing that was accepted is lost, and nothing is left."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+
+from tests.system.runs import TIMEOUT_S
+from weft.runtime.client import AsyncClient, Disconnected, Finished, Refused
+
+pytestmark = pytest.mark.system
+
+
+def ask_many(server, count, **sampling):
+    """Send many at once; return the ends and the refusals."""
+
+    async def work():
+        async with await AsyncClient.connect(server.run_dir) as client:
+
+            async def one():
+                last = None
+                async for event in client.generate(prompt="The", ignore_eos=True, **sampling):
+                    last = event
+                return last
+
+            return await asyncio.gather(*(one() for _ in range(count)), return_exceptions=True)
+
+    answers = asyncio.run(work())
+    ends = [answer for answer in answers if isinstance(answer, Finished)]
+    refusals = [answer for answer in answers if isinstance(answer, Refused)]
+    assert len(ends) + len(refusals) == count, answers
+    return ends, refusals
+
+
+def test_a_full_queue_says_when_to_come_back_and_loses_nothing(serve):
+    server = serve(max_num_seqs=2, max_queued_requests=3, max_num_batched_tokens=64)
+    ends, refusals = ask_many(server, 40, max_tokens=50)
+    assert refusals
+    assert {end.output_tokens for end in ends} == {50}
+    assert {(refused.code, refused.retry_after_s > 0) for refused in refusals} == {
+        ("queue_full", True)
+    }
+    server.assert_all_is_back()
+    answers = asyncio.run(ask_over_http(server, 30, max_retries=0))
+    refused = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
+    assert refused
+    assert len(refused) + len([answer for answer in answers if answer == 50]) == 30
+    assert refused[0].code == "rate_limit_exceeded"
+    assert int(refused[0].response.headers["retry-after"]) >= 1
+    # An unchanged client comes back by itself.
+    assert asyncio.run(ask_over_http(server, 10, max_retries=30)) == [50] * 10
+    server.assert_all_is_back()
+
+
+async def ask_over_http(server, count, *, max_retries):
+    """Send many at once; return their numbers of tokens, or what they raised."""
+    async with openai.AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key="none", max_retries=max_retries
+    ) as client:
+
+        async def one():
+            response = await client.completions.create(
+                model="weft-demo", prompt="The", max_tokens=50, extra_body={"ignore_eos": True}
+            )
+            return response.usage.completion_tokens
+
+        return await asyncio.gather(*(one() for _ in range(count)), return_exceptions=True)
+
+
+def test_pages_for_one_long_answer_serve_many_by_preemption(serve):
+    server = serve(kv_cache_memory_mib=2, max_num_seqs=16, max_num_batched_tokens=64)
+    alone, _ = ask_many(server, 1, max_tokens=300)
+    ends, refusals = ask_many(server, 12, max_tokens=300)
+    assert {end.output_tokens for end in [*alone, *ends]} == {300}
+    assert not refusals
+    assert server.state()["sections"]["scheduler"]["preemptions_total"] > 0
+    server.assert_all_is_back()
+
+
+def test_a_drain_finishes_streams_and_takes_nothing_new(serve):
+    server = serve()
+    lines = []
+
+    def read():
+        body = {"prompt": "The", "ignore_eos": True, "max_tokens": 600, "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
+            lines.extend(line for line in answer.iter_lines() if line)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while len(lines) < 3:
+        time.sleep(0.01)
+    server.stop()
+    code, _ = server.end()
+    reader.join()
+    assert code == 0, server.log.read_text()
+    assert lines[-1] == "data: [DONE]"
+    assert '"finish_reason":"length"' in lines[-2]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/health")
+    server.assert_nothing_is_left()
+
+
+def test_requests_over_zeromq_are_refused_while_draining_and_finished_if_accepted(serve):
+    server = serve()
+
+    async def work():
+        async with await AsyncClient.connect(server.run_dir) as client:
+            events = aiter(client.generate(prompt="The", ignore_eos=True, max_tokens=600))
+            for _ in range(3):
+                await anext(events)
+            server.stop()
+            refused = None
+            while refused is None:
+                try:
+                    async for _ in client.generate(prompt="The", max_tokens=1):
+                        pass
+                except Refused as error:
+                    refused = error
+                except Disconnected:
+                    break
+            return refused, [event async for event in events][-1]
+
+    refused, last = asyncio.run(work())
+    assert last.reason == "length"
+    assert refused is None or refused.code == "draining"
+    assert server.end()[0] == 0
+    server.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("role", ["launcher", "scheduler", "runner0", "gateway"])
+def test_after_a_kill_nothing_is_left_and_clients_hear_of_it(serve, role):
+    server = serve()
+
+    async def work():
+        async with await AsyncClient.connect(server.run_dir) as client:
+            events = aiter(client.generate(prompt="The", ignore_eos=True, max_tokens=2000))
+            for _ in range(3):
+                await anext(events)
+            if role == "launcher":
+                server.stop(signal.SIGKILL)
+            else:
+                os.kill(server.processes()[role], signal.SIGKILL)
+            async with asyncio.timeout(TIMEOUT_S):
+                with pytest.raises(Disconnected):
+                    async for _ in events:
+                        pass
+
+    asyncio.run(work())
+    server.end()
+    assert server.popen.returncode != 0
+    server.assert_nothing_is_left()
