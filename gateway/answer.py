@@ -43,8 +43,8 @@ class Answer:
     ) -> None:
         """Send everything."""
         self.created_s = int(time.time())
-        self.choices = len(prompts) * max(1, sampling.get("n", 1))
-        self._per_prompt = max(1, sampling.get("n", 1))
+        self._per_prompt = max(1, int(sampling.get("n", 1)))
+        self.choices = len(prompts) * self._per_prompt
         self._accepted: dict[int, Accepted] = {}  # by prompt
         self._finished: dict[int, Finished] = {}  # by choice
         self._early: list[tuple[int, Text | Finished]] = []  # heard by ``start``
@@ -67,7 +67,7 @@ class Answer:
                 continue
             self._note(choice, event)
             self._early.append((choice, event))
-            if len(self._accepted) == len(self._streams):
+            if self.is_accepted:
                 return
 
     async def events(self) -> AsyncIterator[tuple[int, Text | Finished]]:
@@ -81,9 +81,19 @@ class Answer:
 
     def cancel(self) -> None:
         """Give up what has not finished. Does nothing after the end."""
-        if len(self._finished) < self.choices:
+        if not self.is_over:
             for stream in self._streams:
                 stream.cancel()
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether weft has accepted every prompt."""
+        return len(self._accepted) == len(self._streams)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every choice has finished."""
+        return len(self._finished) == self.choices
 
     @property
     def request_id(self) -> str:

@@ -86,7 +86,7 @@ async def respond(request: Request, answer: Answer, form: Format) -> Response:
         return Response(status_code=CLIENT_CLOSED)
     finally:
         if not is_handed_over:
-            answer.cancel()
+            _close(answer)
 
 
 class _EventStream(StreamingResponse):
@@ -101,7 +101,15 @@ class _EventStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._answer.cancel()
+            _close(self._answer)
+
+
+def _close(answer: Answer) -> None:
+    """Say how a response ended, and free what its answer still holds."""
+    if answer.is_accepted:
+        how = "answered" if answer.is_over else "the client left"
+        _log.info("%s", how, extra={"request": answer.request_id})
+    answer.cancel()
 
 
 async def _events(answer: Answer, form: Format) -> AsyncIterator[bytes]:
