@@ -70,12 +70,18 @@ class World:
         self._wake(resident, self.now_ns)
         return mailbox
 
+    def kill(self, name: str) -> None:
+        """End a client without a word: what is sent to it from now on cannot be delivered."""
+        self._network.leave(self._residents.pop(name).mailbox.endpoint)
+
     def run_until(self, holds: Callable[[], bool], *, limit_s: float = 60.0) -> None:
         """Let virtual time pass until ``holds``; raise ``TimeoutError`` beyond the limit."""
         limit_ns = self.now_ns + int(limit_s * 1e9)
         while not holds():
             self.now_ns, _, identity, parcel = heapq.heappop(self._events)
-            resident = self._residents[identity]
+            resident = self._residents.get(identity)
+            if resident is None:
+                continue  # it was killed
             if self.now_ns > limit_ns:
                 raise TimeoutError(
                     f"seed {self._seed}: not in {limit_s} s\n" + "\n".join(self._tail)

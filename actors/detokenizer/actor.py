@@ -150,8 +150,9 @@ class Detokenizer:
             return
         outbox = self._outboxes[live.client]
         outbox.add(end.sequence, live.text.finish())
-        if live.text.is_stopped and end.reason in ("length", "error"):
-            # The scheduler ended it before it heard of the stop string, which came first.
+        if live.text.is_stopped and end.reason != "stop":
+            # Something else ended it before the scheduler heard of the stop string, which came
+            # first: the answer is complete.
             end = End(end.sequence, "stop", live.text.output_tokens, end.cached_tokens)
         outbox.end(end)
 

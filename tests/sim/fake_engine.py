@@ -14,18 +14,25 @@ VOCABULARY = 1000
 EOS = 2
 
 
-def next_token(adapter: str | None, context: list[int], *, seed: int, choice: int) -> int:
+def next_token(
+    adapter: str | None,
+    context: list[int],
+    *,
+    seed: int,
+    choice: int,
+    vocabulary: int = VOCABULARY,
+) -> int:
     """The model's definition: every test computes what it expects with it."""
     text = f"{adapter} {context} {seed} {choice}".encode()
     value = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-    return value % VOCABULARY
+    return value % vocabulary
 
 
-def generate(adapter, prompt, *, max_tokens, seed=0, choice=0, stop=(EOS,)):
+def generate(adapter, prompt, *, max_tokens, seed=0, choice=0, stop=(EOS,), vocabulary=VOCABULARY):
     """All output tokens of one sequence, the one that stops it included."""
     tokens = list(prompt)
     for _ in range(max_tokens):
-        tokens.append(next_token(adapter, tokens, seed=seed, choice=choice))
+        tokens.append(next_token(adapter, tokens, seed=seed, choice=choice, vocabulary=vocabulary))
         if tokens[-1] in stop:
             break
     return tokens[len(prompt) :]
@@ -43,7 +50,16 @@ class Row:
 class FakeEngine:
     """Executes steps as messages.Step defines them, and asserts everything they promise."""
 
-    def __init__(self, *, pages: int, page_tokens: int, slots: int, rows: int) -> None:
+    def __init__(
+        self,
+        *,
+        pages: int,
+        page_tokens: int,
+        slots: int,
+        rows: int,
+        vocabulary: int = VOCABULARY,
+    ) -> None:
+        self._vocabulary = vocabulary
         self._ready = RunnerReady(0, pages, page_tokens, slots)
         self._kv = [[None] * page_tokens for _ in range(pages)]
         self._slots: list[str | None] = [None] * slots
@@ -109,7 +125,13 @@ class FakeEngine:
             row.history = row.history or list(row.join.history)
             assert context == row.history
         sampling = row.join.sampling
-        row.last_token = next_token(adapter, context, seed=sampling.seed, choice=row.join.choice)
+        row.last_token = next_token(
+            adapter,
+            context,
+            seed=sampling.seed,
+            choice=row.join.choice,
+            vocabulary=self._vocabulary,
+        )
         if row.join.history is not None:
             row.history.append(row.last_token)
         return row.last_token
