@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple, assert_never
 
+from msgspec import structs
+
 from weft.actors.detokenizer.outbox import Outbox
 from weft.actors.detokenizer.sequence import SequenceText
 from weft.actors.detokenizer.stops import StopScanner, StopString
@@ -150,10 +152,10 @@ class Detokenizer:
             return
         outbox = self._outboxes[live.client]
         outbox.add(end.sequence, live.text.finish())
-        if live.text.is_stopped and end.reason != "stop":
-            # Something else ended it before the scheduler heard of the stop string, which came
-            # first: the answer is complete.
-            end = End(end.sequence, "stop", live.text.output_tokens, end.cached_tokens)
+        if live.text.is_stopped:
+            # Whatever else ended it before the scheduler heard of the stop string: that came first.
+            output_tokens = live.text.output_tokens
+            end = structs.replace(end, reason="stop", output_tokens=output_tokens, error=None)
         outbox.end(end)
 
     def _flush(self, client: str, turn: Turn) -> list[Send]:
