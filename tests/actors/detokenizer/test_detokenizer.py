@@ -137,7 +137,7 @@ def test_a_stop_string_across_tokens_stops_the_sequence_once(desk):
     assert "dog. It" not in desk.tokenizer.decode(desk.encode(TEXTS[0])[: found.output_tokens - 1])
 
     desk.end(1, "stop")
-    assert desk.ends() == [End(1, "stop", 7, 0)]
+    assert desk.ends() == [End(1, "stop", found.output_tokens, 0)]
     assert desk.actor.is_idle
 
 
