@@ -61,6 +61,7 @@ class Scheduler:
         self._in_flight: deque[Composed] = deque()
         self._steps_sent = 0
         self._steps_done = 0
+        self._compute_us = 0
         self._outbox: deque[Message] = deque()  # to the detokenizer, when there is room
         self._ends: list[End] = []
         self._metrics = Metrics()
@@ -267,9 +268,9 @@ class Scheduler:
         request = sequence.request
         self._metrics.ended(request, end)
         log.info(
-            "ended: %s, choice %d, %d output tokens, %d of %d prompt tokens cached%s",
+            "ended: %s, choice %d, %d output tokens, %d of %d prompt tokens cached, %s%s",
             reason, sequence.choice, count, end.cached_tokens, len(request.generate.prompt),
-            f", {error}" if error else "",
+            request.waits, f", {error}" if error else "",
             extra={"request": request.generate.request_id},
         )  # fmt: skip
         if request.is_over:
@@ -297,7 +298,7 @@ class Scheduler:
                 sequence.first_step = composed.step.step
             if request.admitted_ns is None:
                 self._metrics.admitted(request, now_ns)
-            log.info(
+            log.debug(
                 "admitted: choice %d in step %d, row %d, %d tokens cached, queued %.1f ms",
                 sequence.choice, composed.step.step, sequence.row, sequence.cached_tokens,
                 (now_ns - request.accepted_ns) / 1e6,
@@ -310,6 +311,7 @@ class Scheduler:
         assert done.step == composed.step.step, f"step {done.step}, not {composed.step.step}"
         assert len(done.tokens) == len(composed.sampled)
         self._steps_done += 1
+        self._compute_us += done.compute_us
         failed = frozenset(done.failed)
         logprobs = {item.index: item for item in done.logprobs}
         numbers: list[int] = []
@@ -346,7 +348,7 @@ class Scheduler:
         sequence.tokens.append(token)
         if request.first_token_ns is None:
             self._metrics.first_token(request, now_ns)
-            log.info(
+            log.debug(
                 "first token: %.1f ms after acceptance",
                 (now_ns - request.accepted_ns) / 1e6,
                 extra={"request": generate.request_id},
@@ -390,6 +392,7 @@ class Scheduler:
             "sequences": len(self._sequences),
             "rejected_total": self._metrics.rejected,
             "steps_total": self._steps_done,
+            "compute_us_total": self._compute_us,
         }
         composer = self._composer
         if composer is not None:

@@ -71,6 +71,18 @@ class Request:
         return all(sequence.is_over for sequence in self.sequences)
 
     @property
+    def waits(self) -> str:
+        """How long it waited, for the log."""
+        if self.admitted_ns is None:
+            return "never ran"
+        queued = f"queued {(self.admitted_ns - self.accepted_ns) / 1e6:.1f} ms"
+        if self.first_token_ns is None:
+            return f"{queued}, no token"
+        return (
+            f"{queued}, first token after {(self.first_token_ns - self.accepted_ns) / 1e6:.1f} ms"
+        )
+
+    @property
     def leads(self) -> bool:
         """Whether the first choice has computed the prompt, so that the others can share it."""
         first = self.sequences[0]

@@ -1,0 +1,49 @@
+"""What is served: the demonstration's model or a random one of half a billion, and adapters."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from tests.actors import made_tokenizers
+from tests.checkpoints import HALF_BILLION, MODULES, random_model
+
+DEMO = Path(__file__).parents[2] / "configs/demo/model"
+SHAPES = ("demo", "0.5b")
+RANKS = (8, 16, 32, 64)
+
+
+def model_folder(shape, place, dtype):
+    """A folder with a model of a shape in a type, and with a tokenizer."""
+    folder = place / f"{shape}-{str(dtype).removeprefix('torch.')}"
+    if shape == "demo":
+        model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=dtype)
+        shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    else:
+        model = random_model(Qwen2Config(**HALF_BILLION), dtype=dtype)
+        shutil.copytree(made_tokenizers.save("byte_level", place), folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def adapter_folders(folder, place, count):
+    """Random adapters of a model, by name: ranks 8 to 64 on every linear layer."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    folders = {}
+    for index in range(count):
+        torch.manual_seed(index)
+        rank = RANKS[index % len(RANKS)]
+        config = LoraConfig(
+            r=rank, lora_alpha=rank, target_modules=list(MODULES), task_type="CAUSAL_LM"
+        )
+        adapted = get_peft_model(model, config)
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.02)
+        path = place / f"adapter{index}"
+        adapted.save_pretrained(path, save_embedding_layers=False)
+        model = adapted.unload()
+        folders[path.name] = path
+    return folders

@@ -1,0 +1,86 @@
+"""A server under measurement: `weft serve` as a user starts it."""
+
+import asyncio
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from weft.runtime.client import AsyncClient, Text
+
+
+class Server(NamedTuple):
+    """Where it is reached."""
+
+    run_dir: Path
+    url: str
+
+
+@contextmanager
+def serve(model, adapters, **options):
+    """Serve until the block is left."""
+    values = {
+        "model": str(model),
+        "served_model_name": "base",
+        "adapters": {name: str(path) for name, path in adapters.items()},
+        "max_loras_per_batch": max(8, len(adapters)),
+        "log_level": "warning",
+        "port": 0,
+    }
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as config:
+        yaml.safe_dump(values | options, config)
+        config.flush()
+        command = [sys.executable, "-m", "weft", "serve", config.name]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as server:
+            try:
+                yield _wait(server)
+            finally:
+                server.terminate()
+                server.stdout.close()
+
+
+def _wait(server):
+    url = run_dir = None
+    for line in server.stdout:
+        if found := re.match(r" +HTTP +(.+)/v1", line):
+            url = found[1]
+        if found := re.match(r" +ZeroMQ +(.+)", line):
+            run_dir = Path(found[1])
+        if " stop " in line:
+            return Server(run_dir, url)
+    raise SystemExit("the server did not start; run it by hand to see why")
+
+
+def generate(server, prompts, *, tokens, concurrency=None):
+    """Answer (model, prompt) each with ``tokens`` tokens; return when each piece of text came.
+
+    The result has one list of seconds for each prompt, from its sending on. ``concurrency`` limits
+    how many are under way at once.
+    """
+
+    async def work():
+        gate = asyncio.Semaphore(concurrency or len(prompts))
+        async with await AsyncClient.connect(server.run_dir) as client:
+
+            async def one(model, prompt):
+                async with gate:
+                    started, times = time.perf_counter(), []
+                    async for event in client.generate(
+                        prompt=prompt, model=model, temperature=0, ignore_eos=True,
+                        max_tokens=tokens, skip_special_tokens=False,
+                    ):  # fmt: skip
+                        if isinstance(event, Text):
+                            times.append(time.perf_counter() - started)
+                    return times
+
+            return await asyncio.gather(*(one(*each) for each in prompts))
+
+    return asyncio.run(work())
