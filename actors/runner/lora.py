@@ -10,8 +10,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from weft.actors.runner.architecture import Architecture
+from weft.kernels.sgmv import cpu, segments
 from weft.kernels.sgmv.reference import Part
-from weft.kernels.sgmv.segments import Site, lay_out, sgmv
+from weft.kernels.sgmv.segments import Segments
 
 # Modules that share an input are one site: their A matrices are multiplied together.
 SITES = {
@@ -35,9 +36,11 @@ class LoraSlots:
         self._architecture = architecture
         self._device = device
         self._dtype = dtype
-        self._sites: dict[str, list[list[Site | None]]] = {
-            site: [[None] * slots for _ in range(architecture.layers)] for site in SITES
-        }
+        is_native = device.type == "cpu" and cpu.library() is not None
+        make: type[cpu.SiteTable] | type[segments.SiteTable] = (
+            cpu.SiteTable if is_native else segments.SiteTable
+        )
+        self._sites = {site: [make(slots) for _ in range(architecture.layers)] for site in SITES}
         self.digests: list[str | None] = [None] * slots
 
     def fill(self, slot: int, digest: str, path: Path) -> None:
@@ -57,15 +60,13 @@ class LoraSlots:
                             b = self._on_device(file.get_tensor(f"{name}.B").float() * scales[name])
                             parts.append(Part(a, b, column))
                         column += self._architecture.module_shape(module)[0]
-                    self._sites[site][i][slot] = lay_out(parts)
+                    self._sites[site][i].set(slot, parts)
         self.digests[slot] = digest
 
-    def apply(
-        self, y: Tensor, x: Tensor, site: str, layer: int, starts: list[int], slots: list[int]
-    ) -> None:
+    def add(self, y: Tensor, x: Tensor, site: str, layer: int, segments: Segments) -> None:
         """Add the updates of a sorted batch: y [T, out of the site], x [T, in]."""
-        if slots:
-            sgmv(y, x, starts, slots, self._sites[site][layer])
+        if len(segments):
+            self._sites[site][layer].add(y, x, segments)
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, self._dtype)

@@ -17,6 +17,7 @@ from weft.kernels.linear.reference import Linear
 from weft.kernels.paged_attention.padded import Plan, paged_attention
 from weft.kernels.rms_norm.reference import rms_norm
 from weft.kernels.rotary.reference import rotary
+from weft.kernels.sgmv.segments import Segments
 from weft.kernels.silu_mul.reference import silu_mul
 
 
@@ -28,8 +29,7 @@ class Batch:
     positions: Tensor  # [T] int64
     kv_slots: Tensor  # [T] int64, page * page_tokens + offset
     plan: Plan  # of attention
-    lora_starts: list[int]  # segment i is tokens starts[i]:starts[i + 1]; base tokens come first
-    lora_slots: list[int]
+    segments: Segments  # of adapters; base tokens come first and are in none
     sampled: Tensor  # [R] int64, indices of the tokens whose logits are wanted
 
 
@@ -89,7 +89,7 @@ class Model:
         for i, layer in enumerate(self._layers):
             normed = rms_norm(x, layer.input_norm, a.epsilon)
             qkv = layer.qkv(normed)
-            lora.apply(qkv, normed, "qkv", i, batch.lora_starts, batch.lora_slots)
+            lora.add(qkv, normed, "qkv", i, batch.segments)
             q, k, v = torch.split(qkv, [a.q_size, a.kv_size, a.kv_size], dim=-1)
             q, k = self._heads(q, layer.q_norm), self._heads(k, layer.k_norm)
             keys, values = kv[i]
@@ -98,14 +98,14 @@ class Model:
                 rotary(q, cos, sin), keys, values, batch.plan, scale=scale, window=a.windows[i]
             ).flatten(1)
             out = layer.o(seen)
-            lora.apply(out, seen, "o", i, batch.lora_starts, batch.lora_slots)
+            lora.add(out, seen, "o", i, batch.segments)
             x = x + out
             normed = rms_norm(x, layer.post_norm, a.epsilon)
             gate_up = layer.gate_up(normed)
-            lora.apply(gate_up, normed, "gate_up", i, batch.lora_starts, batch.lora_slots)
+            lora.add(gate_up, normed, "gate_up", i, batch.segments)
             inner = silu_mul(gate_up)
             out = layer.down(inner)
-            lora.apply(out, inner, "down", i, batch.lora_starts, batch.lora_slots)
+            lora.add(out, inner, "down", i, batch.segments)
             x = x + out
         final = rms_norm(x[batch.sampled], self._norm, a.epsilon)
         logits: Tensor = self._head(final)

@@ -18,6 +18,7 @@ from weft.actors.runner.model import Batch, Model
 from weft.actors.runner.rows import HostBatch, RowTable
 from weft.actors.runner.sampler import Sampler
 from weft.kernels.paged_attention import padded
+from weft.kernels.sgmv.segments import Segments
 from weft.runtime.config import Config
 from weft.runtime.messages import RunnerReady, Step, StepDone
 
@@ -121,8 +122,7 @@ class TorchEngine:
             positions=tensor(host.positions),
             kv_slots=tensor(host.kv_slots),
             plan=plan,
-            lora_starts=host.lora_starts,
-            lora_slots=host.lora_slots,
+            segments=Segments(host.lora_starts, host.lora_slots),
             sampled=tensor(host.sampled),
         )
 

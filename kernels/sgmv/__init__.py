@@ -1,1 +1,1 @@
-"""Segmented gather matrix-vector products: LoRA updates on a mixed batch."""
+"""The LoRA update of a mixed batch: segmented gather matrix-vector products."""

@@ -9,10 +9,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from weft.kernels.sgmv.reference import Part
+
+Ints = NDArray[np.int64]
+
+
+class Segments:
+    """One step's rows, sorted by adapter: made once, used at every site of every layer."""
+
+    def __init__(self, starts: Sequence[int], slots: Sequence[int]) -> None:
+        """As for ``reference.sgmv``; no slot is negative."""
+        self.starts: Ints = np.array(starts, dtype=np.int64)
+        self.slots: Ints = np.array(slots, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.slots)
 
 
 class Site(NamedTuple):
@@ -50,3 +66,18 @@ def sgmv(
         rows = y[begin:end]
         for rank, rank_end, column, column_end, b in site.parts:
             rows[:, column:column_end].addmm_(v[:, rank:rank_end], b)
+
+
+class SiteTable:
+    """What every slot has at one site of one layer."""
+
+    def __init__(self, slots: int) -> None:
+        self._sites: list[Site | None] = [None] * slots
+
+    def set(self, slot: int, parts: list[Part]) -> None:
+        """Replace what a slot has."""
+        self._sites[slot] = lay_out(parts)
+
+    def add(self, y: Tensor, x: Tensor, segments: Segments) -> None:
+        """Add the updates of all segments: y [T, out of the site], x [T, in]."""
+        sgmv(y, x, segments.starts.tolist(), segments.slots.tolist(), self._sites)
