@@ -16,11 +16,16 @@ from weft.kernels.sample.reference import draw, min_p, penalise, top_k_top_p
 from weft.runtime.messages import RowSampling, TokenLogprobs
 
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+# Below it float32 loses precision, and at last is zero.
+TEMPERATURE_MIN = float(np.finfo(np.float32).tiny)
+
+
 class Drawn(NamedTuple):
     """The outcome for one step's rows."""
 
     tokens: Tensor  # [R] int64, on the host
-    failed: list[int]  # indices whose logits were not finite; their token is 0
+    failed: list[int]  # indices that have no finite logit to choose; their token is 0
     logprobs: list[TokenLogprobs]
 
 
@@ -114,14 +119,18 @@ class Sampler:
         """
         rules = [self._rules[row] for row in rows]
         highest, tokens = logits.max(dim=-1)
-        failed = (~highest.isfinite()).nonzero().flatten().tolist()
+        failed = _not_finite(highest)
         if failed:
             logits[failed] = 0.0
         logprobs = self._logprobs_before(logits, rules)
         adjusted = [i for i, rule in enumerate(rules) if rule.adjusts]
         if adjusted:
             self._adjust(logits, rules, positions, adjusted)
-            tokens[adjusted] = logits[adjusted].argmax(dim=-1)
+            highest, tokens[adjusted] = logits[adjusted].max(dim=-1)
+            lost = [adjusted[j] for j in _not_finite(highest)]  # e.g. every token is banned
+            if lost:
+                logits[lost] = 0.0
+                failed = sorted({*failed, *lost})
         drawing = [i for i, rule in enumerate(rules) if rule.sampling.temperature > 0]
         if drawing:
             tokens[drawing] = self._draw(logits, rules, positions, drawing)
@@ -152,7 +161,8 @@ class Sampler:
         sizes = [len(history.ids) for _, history, _ in entries]
 
         def spread(values: list[float]) -> Tensor:
-            return self._tensor(np.repeat(np.array(values, dtype=np.float32), sizes))
+            finite = np.minimum(values, FLOAT32_MAX).astype(np.float32)
+            return self._tensor(np.repeat(finite, sizes))
 
         penalise(
             logits,
@@ -171,7 +181,10 @@ class Sampler:
             return torch.tensor(values, dtype=torch.float32, device=self._device)[:, None]
 
         chosen = [rules[i] for i in which]
-        scaled = logits[which] / column([rule.sampling.temperature for rule in chosen])
+        temperature = column([max(rule.sampling.temperature, TEMPERATURE_MIN) for rule in chosen])
+        scaled = logits[which]
+        # Without the subtraction a temperature near zero turns logits into infinities.
+        scaled = (scaled - scaled.amax(dim=-1, keepdim=True)) / temperature
         cut = [j for j, rule in enumerate(chosen) if rule.sampling.min_p > 0]
         if cut:
             scaled[cut] = min_p(scaled[cut], column([chosen[j].sampling.min_p for j in cut]))
@@ -208,6 +221,11 @@ class Sampler:
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def _not_finite(values: Tensor) -> list[int]:
+    indices: list[int] = (~values.isfinite()).nonzero().flatten().tolist()
+    return indices
 
 
 def _with_chosen(

@@ -26,7 +26,9 @@ class Group(NamedTuple):
     """Rows that attend together, padded to the longest of them."""
 
     queries: Tensor  # [rows, queries_max] int64 into T; padding repeats the row's last query
-    pages: Tensor  # [rows, pages_max] int64; padding repeats any page
+    # [rows, keys] int64, page * page_tokens + offset; padding repeats the row's last key, since
+    # hiding a key does not keep a NaN out that somebody else left there.
+    keys: Tensor
     hidden: dict[int | None, Tensor]  # window -> [rows, 1, queries_max, keys] float, 0 or -inf
     is_padded: bool  # whether some entry of ``queries`` is padding
 
@@ -69,15 +71,16 @@ def paged_attention(
     _, heads, size = q.shape
     kv_heads = k_cache.shape[2]
     fold = heads // kv_heads
+    all_keys, all_values = k_cache.view(-1, kv_heads, size), v_cache.view(-1, kv_heads, size)
     for group in plan.groups:
         rows, queries = group.queries.shape
         flat = group.queries.view(-1)
         # [rows, kv_heads, queries * fold, d]: heads that share keys are more queries of one head.
         folded = q.index_select(0, flat).view(rows, queries, kv_heads, fold, size)
         folded = folded.transpose(1, 2).reshape(rows, kv_heads, queries * fold, size)
-        pages = group.pages.view(-1)
-        keys = k_cache.index_select(0, pages).view(rows, -1, kv_heads, size).transpose(1, 2)
-        values = v_cache.index_select(0, pages).view(rows, -1, kv_heads, size).transpose(1, 2)
+        places = group.keys.view(-1)
+        keys = all_keys.index_select(0, places).view(rows, -1, kv_heads, size).transpose(1, 2)
+        values = all_values.index_select(0, places).view(rows, -1, kv_heads, size).transpose(1, 2)
         hidden = group.hidden[window]
         if queries > 1:
             hidden = hidden.repeat_interleave(fold, dim=2)
@@ -108,8 +111,7 @@ def _group(
     # Past a row's end its last query is repeated: the same result is written again.
     queries = starts[rows, None] + np.minimum(offsets[None, :], counts[:, None] - 1)
     own = positions[queries]
-    pages_max = int(own.max()) // page_tokens + 1
-    keys = np.arange(pages_max * page_tokens)
+    keys = np.arange((own.max() // page_tokens + 1) * page_tokens)
     distance = own[:, :, None] - keys[None, None, :]
     hidden = {}
     for window in windows:
@@ -120,9 +122,11 @@ def _group(
             torch.from_numpy(~seen), float("-inf")
         )
         hidden[window] = mask[:, None].to(device)
+    read = np.minimum(keys[None, :], own.max(axis=1, keepdims=True))
+    places = page_table[rows[:, None], read // page_tokens] * page_tokens + read % page_tokens
     return Group(
         torch.from_numpy(queries).to(device),
-        torch.from_numpy(np.ascontiguousarray(page_table[rows, :pages_max])).to(device),
+        torch.from_numpy(places).to(device),
         hidden,
         is_padded=bool((counts != counts.max()).any()),
     )
