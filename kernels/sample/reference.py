@@ -54,9 +54,10 @@ def top_k_top_p(logits: Tensor, k: Tensor, p: Tensor) -> Tensor:
     values, order = logits.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(values.shape[-1], device=values.device)
     values = values.masked_fill(rank >= k, float("-inf"))
-    before = values.softmax(dim=-1).double().cumsum(dim=-1)
-    before = torch.cat((torch.zeros_like(before[:, :1]), before[:, :-1]), dim=-1)
-    dropped = (rank >= k) | ((before >= p) & (rank > 0))
+    sums = values.softmax(dim=-1).double().cumsum(dim=-1)
+    before = torch.cat((torch.zeros_like(sums[:, :1]), sums[:, :-1]), dim=-1)
+    # Of the last sum, which rounding leaves beside one: p = 1 must drop nothing.
+    dropped = (rank >= k) | ((before >= p * sums[:, -1:]) & (rank > 0))
     return logits.masked_fill(torch.empty_like(dropped).scatter_(1, order, dropped), float("-inf"))
 
 
