@@ -15,7 +15,6 @@ from weft.kernels.sample.philox import uniform
 from weft.kernels.sample.reference import draw, min_p, penalise, top_k_top_p
 from weft.runtime.messages import RowSampling, TokenLogprobs
 
-
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Below it float32 loses precision, and at last is zero.
 TEMPERATURE_MIN = float(np.finfo(np.float32).tiny)

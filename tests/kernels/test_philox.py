@@ -51,7 +51,7 @@ def test_known_answers_of_the_authors(counter, key, expected):
 )
 def test_numbers_are_uniform_whichever_input_counts(inputs):
     values = np.sort(draws(**inputs))
-    assert 0 <= values[0]
+    assert values[0] >= 0
     assert values[-1] < 1
     steps = np.arange(COUNT + 1) / COUNT
     distance = max((steps[1:] - values).max(), (values - steps[:-1]).max())
