@@ -62,7 +62,7 @@ def test_numbers_are_uniform_whichever_input_counts(inputs):
 @pytest.mark.parametrize("other", [{"seeds": 8}, {"choices": 1}, {"seeds": 7 + 2**32}], ids=str)
 def test_neighbouring_streams_are_not_correlated(other):
     positions = np.arange(COUNT)
-    one = draws(positions=positions, **{"seeds": 7})
+    one = draws(positions=positions, seeds=7)
     two = draws(positions=positions, **({"seeds": 7} | other))
     shifted = draws(positions=positions + 1, seeds=7)
     for stream in (two, shifted):

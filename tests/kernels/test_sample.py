@@ -32,9 +32,6 @@ def kept(logits):
     return logits > -INFINITY
 
 
-# ---- drawing
-
-
 @pytest.mark.parametrize("vocabulary", [2, 50, 1000])
 def test_frequencies_of_drawn_tokens_match_softmax(vocabulary):
     logits = random_logits(1, vocabulary, spread=1.0)
@@ -78,9 +75,6 @@ def test_a_row_draws_the_same_token_alone_and_among_others():
     together = draw(logits, points)
     for i in range(33):
         assert draw(logits[i : i + 1], points[i : i + 1]) == together[i]
-
-
-# ---- filters
 
 
 @pytest.mark.parametrize("k", [1, 2, 17, 99, 100])
@@ -140,10 +134,8 @@ def test_filters_treat_each_row_by_its_own_numbers():
         assert cut[own].equal(top_k_top_p(min_p(logits[own], least[own]), k[own], p[own]))
 
 
-# ---- penalties
-
-
-def penalised(logits, row, prompt, output, *, repetition=1.0, presence=0.0, frequency=0.0):
+def penalised(logits, prompt, output, *, row=0, penalties):
+    repetition, presence, frequency = penalties
     tokens = sorted({*prompt, *output})
     ones = torch.ones(len(tokens))
     result = logits.clone()
@@ -166,7 +158,7 @@ def test_repetition_is_penalised_as_in_transformers(repetition):
     prompt, output = [3, 3, 9, 20], [41, 20, 41]
     processor = RepetitionPenaltyLogitsProcessor(repetition)
     expected = processor(torch.tensor([prompt + output]), logits.clone())
-    assert penalised(logits, 0, prompt, output, repetition=repetition).equal(expected)
+    assert penalised(logits, prompt, output, penalties=(repetition, 0, 0)).equal(expected)
 
 
 @pytest.mark.parametrize(("presence", "frequency"), [(0.7, 0.0), (0.0, 0.4), (-1.5, 2.0)])
@@ -177,20 +169,20 @@ def test_presence_and_frequency_follow_the_formula_of_openai(presence, frequency
     for token in range(50):
         count = output.count(token)  # of the output only
         expected[0, token] -= count * frequency + (count > 0) * presence
-    actual = penalised(logits, 0, prompt, output, presence=presence, frequency=frequency)
+    actual = penalised(logits, prompt, output, penalties=(1, presence, frequency))
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
 
 
 def test_penalties_touch_their_own_row_alone():
     logits = random_logits(3, 50)
-    actual = penalised(logits, 1, [3], [4, 4], repetition=2.0, presence=1.0, frequency=1.0)
+    actual = penalised(logits, [3], [4, 4], row=1, penalties=(2, 1, 1))
     assert actual[[0, 2]].equal(logits[[0, 2]])
-    alone = penalised(logits[1:2], 0, [3], [4, 4], repetition=2.0, presence=1.0, frequency=1.0)
+    alone = penalised(logits[1:2], [3], [4, 4], penalties=(2, 1, 1))
     assert actual[1:2].equal(alone)
 
 
 def test_a_banned_token_stays_banned_when_it_is_penalised():
     logits = random_logits(1, 8)
     logits[0, 4] = -INFINITY
-    actual = penalised(logits, 0, [4], [4], repetition=0.5, presence=-2.0, frequency=-2.0)
+    actual = penalised(logits, [4], [4], penalties=(0.5, -2, -2))
     assert actual[0, 4] == -INFINITY

@@ -1,0 +1,219 @@
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weft.kernels.paged_attention import padded, reference
+
+NAN = float("nan")
+NO_PAGE = 1_000_000  # reading it would fail
+
+
+@dataclass
+class Case:
+    """Rows of a mixed step, their whole keys and values, and the pages that hold them."""
+
+    counts: list[int]  # queries of each row: the last ones of its tokens
+    lengths: list[int]  # tokens of each row
+    q: Tensor  # [T, heads, d]
+    keys: list[Tensor]  # of each row, [length, kv_heads, d]
+    values: list[Tensor]
+    k_cache: Tensor
+    v_cache: Tensor
+    page_table: np.ndarray
+    page_tokens: int
+
+    @property
+    def starts(self):
+        return np.concatenate(([0], np.cumsum(self.counts)))
+
+    @property
+    def positions(self):
+        spans = zip(self.counts, self.lengths, strict=True)
+        return np.concatenate([np.arange(length - count, length) for count, length in spans])
+
+    @property
+    def scale(self):
+        return self.q.shape[-1] ** -0.5
+
+
+def made(rows, *, heads=4, kv_heads=2, size=16, page_tokens=4):
+    """Rows of (queries, tokens) on scattered pages; whatever no row owns is NaN."""
+    torch.manual_seed(0)
+    counts, lengths = [count for count, _ in rows], [length for _, length in rows]
+    needed = [-(-length // page_tokens) for length in lengths]
+    pages = sum(needed) + 3
+    k_cache = torch.full((pages, page_tokens, kv_heads, size), NAN)
+    v_cache = k_cache.clone()
+    free = np.random.default_rng(0).permutation(pages)
+    page_table = np.full((len(rows), max(needed) + 2), NO_PAGE, dtype=np.int64)
+    keys, values = [], []
+    for row, length in enumerate(lengths):
+        own, free = free[: needed[row]], free[needed[row] :]
+        page_table[row, : len(own)] = own
+        keys.append(torch.randn(length, kv_heads, size))
+        values.append(torch.randn(length, kv_heads, size))
+        for position in range(length):
+            place = own[position // page_tokens], position % page_tokens
+            k_cache[place], v_cache[place] = keys[-1][position], values[-1][position]
+    q = torch.randn(sum(counts), heads, size)
+    return Case(counts, lengths, q, keys, values, k_cache, v_cache, page_table, page_tokens)
+
+
+def with_reference(case, window):
+    return reference.paged_attention(
+        case.q,
+        case.k_cache,
+        case.v_cache,
+        torch.from_numpy(case.page_table),
+        torch.from_numpy(case.starts),
+        torch.from_numpy(case.positions),
+        scale=case.scale,
+        window=window,
+    )
+
+
+def with_padded(case, window, rows=None):
+    """Attend for some rows of a case, or for all of them."""
+    rows = list(range(len(case.counts))) if rows is None else rows
+    starts, positions = case.starts, case.positions
+    tokens = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
+    plan = padded.plan(
+        case.page_table[rows],
+        np.concatenate(([0], np.cumsum([case.counts[row] for row in rows]))),
+        positions[tokens],
+        case.page_tokens,
+        windows={window, None},
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    q = case.q[torch.from_numpy(tokens)]
+    return padded.paged_attention(
+        q, case.k_cache, case.v_cache, plan, scale=case.scale, window=window
+    )
+
+
+def definition(case, window):
+    """Each query by itself over plain lists of keys: torch's attention without any mask."""
+    out = torch.empty_like(case.q)
+    group = case.q.shape[1] // case.k_cache.shape[2]
+    for row, (begin, end) in enumerate(zip(case.starts[:-1], case.starts[1:], strict=True)):
+        for token in range(begin, end):
+            last = case.positions[token]
+            seen = slice(0 if window is None else max(0, last - window + 1), last + 1)
+            keys = case.keys[row][seen].repeat_interleave(group, dim=1).transpose(0, 1)
+            values = case.values[row][seen].repeat_interleave(group, dim=1).transpose(0, 1)
+            query = case.q[token][:, None]
+            out[token] = F.scaled_dot_product_attention(query, keys, values)[:, 0]
+    return out
+
+
+ROWS = {
+    "one-token": [(1, 1)],
+    "decode": [(1, length) for length in (1, 2, 3, 4, 5, 16, 17, 63, 64, 65)],
+    "whole-prompts": [(1, 1), (4, 4), (5, 5), (33, 33)],
+    "chunks-after-prefixes": [(3, 4), (7, 20), (16, 64), (1, 40)],
+    "mixed": [(1, 50), (9, 9), (1, 3), (13, 37), (1, 200), (60, 61), (2, 2)],
+}
+SHAPES = {
+    "multi-head": {"heads": 2, "kv_heads": 2},
+    "grouped": {"heads": 6, "kv_heads": 2, "size": 24, "page_tokens": 8},
+    "multi-query": {"heads": 5, "kv_heads": 1, "size": 7, "page_tokens": 1},
+    "odd-pages": {"page_tokens": 3},
+}
+
+
+@pytest.mark.parametrize("window", [None, 1, 6], ids="window-{}".format)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+def test_reference_and_padded_agree_with_the_definition(rows, shape, window):
+    case = made(rows, **shape)
+    expected = definition(case, window)
+    torch.testing.assert_close(with_reference(case, window), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(with_padded(case, window), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_reference_takes_rows_without_queries():
+    case = made([(2, 5), (0, 7), (1, 3)])
+    torch.testing.assert_close(with_reference(case, None), definition(case, None))
+
+
+def test_scale_multiplies_the_scores():
+    case = made([(5, 9)])
+    halved = made([(5, 9)])
+    halved.q = case.q / 2
+    plan = padded.plan(
+        case.page_table,
+        case.starts,
+        case.positions,
+        case.page_tokens,
+        windows={None},
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    caches = case.k_cache, case.v_cache
+    expected = padded.paged_attention(halved.q, *caches, plan, scale=1.0, window=None)
+    actual = padded.paged_attention(case.q, *caches, plan, scale=0.5, window=None)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_a_row_of_nan_reaches_no_other_row():
+    rows = [(1, 17), (4, 18), (1, 20), (3, 19), (1, 18)]
+    case = made(rows)
+    expected = with_padded(case, None)
+    case.q[case.starts[2]] = NAN
+    case.k_cache[case.page_table[3, 0]] = NAN
+    case.v_cache[case.page_table[4, 1]] = NAN
+    actual = with_padded(case, None)
+    failed = slice(case.starts[2], None)
+    assert actual[failed].isnan().all()
+    assert actual[: case.starts[2]].equal(expected[: case.starts[2]])
+
+
+def test_rows_that_share_pages_see_the_same_prefix():
+    case = made([(1, 9), (1, 9)])
+    case.page_table[1, :2] = case.page_table[0, :2]
+    case.keys[1][:8], case.values[1][:8] = case.keys[0][:8], case.values[0][:8]
+    torch.testing.assert_close(with_padded(case, None), definition(case, None))
+
+
+@pytest.mark.parametrize("window", [None, 6], ids="window-{}".format)
+def test_a_row_is_near_alone_and_among_others(window):
+    """Near, not equal: how far a row is padded changes the order in which torch sums."""
+    case = made(ROWS["mixed"])
+    together = with_padded(case, window)
+    for row in range(len(case.counts)):
+        own = slice(case.starts[row], case.starts[row + 1])
+        alone = with_padded(case, window, [row])
+        torch.testing.assert_close(alone, together[own], rtol=1e-5, atol=1e-6)
+
+
+def test_the_order_of_rows_does_not_matter():
+    case = made(ROWS["mixed"])
+    together = with_padded(case, None)
+    reverse = list(reversed(range(len(case.counts))))
+    backwards = with_padded(case, None, reverse)
+    begin = 0
+    for row in reverse:
+        own = slice(case.starts[row], case.starts[row + 1])
+        end = begin + case.counts[row]
+        assert backwards[begin:end].equal(together[own])
+        begin = end
+
+
+def test_few_calls_serve_many_rows():
+    """What the grouping is for: calls grow with the logarithm of the lengths."""
+    case = made([(1, length) for length in range(1, 65)])
+    plan = padded.plan(
+        case.page_table,
+        case.starts,
+        case.positions,
+        case.page_tokens,
+        windows={None},
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    assert len(plan.groups) == 4  # up to 1, 4, 16 and 64 tokens
