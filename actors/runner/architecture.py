@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Rope types whose frequencies do not depend on the length of the sequence.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -68,7 +73,7 @@ class Architecture:
 
 def read(folder: Path) -> Architecture:
     """Read config.json. Raises ``UnsupportedModel``."""
-    config = AutoConfig.from_pretrained(folder)
+    config = _config(folder)
     _refuse(config)
     family = config.model_type
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -97,10 +102,32 @@ def read(folder: Path) -> Architecture:
     )
 
 
-def _refuse(config: Any) -> None:
-    if config.model_type not in ("llama", "mistral", "qwen2", "qwen3"):
+def _config(folder: Path) -> Any:
+    path = folder / "config.json"
+    try:
+        fields = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(f"{path}: {error}; is this a Hugging Face model folder?") from None
+    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    if model_type not in FAMILIES:
         raise UnsupportedModel(
-            f"model_type {config.model_type!r}: llama, mistral, qwen2 and qwen3 are served"
+            f"{path}: model_type {model_type!r} is not served; {', '.join(FAMILIES)} are"
+        )
+    try:
+        return AutoConfig.from_pretrained(folder)
+    # What the fields of a configuration make transformers raise.
+    except (
+        OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError,
+        StrictDataclassError,
+    ) as error:  # fmt: skip
+        raise UnsupportedModel(f"{path}: {error}") from None
+
+
+def _refuse(config: Any) -> None:
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if kv_heads and heads % kv_heads:
+        raise UnsupportedModel(
+            f"num_attention_heads ({heads}) is no multiple of num_key_value_heads ({kv_heads})"
         )
     if config.hidden_act != "silu":
         raise UnsupportedModel(f"hidden_act {config.hidden_act!r}: only 'silu' is served")
@@ -123,15 +150,26 @@ def _rope(config: Any, head_dim: int) -> tuple[Tensor, float]:
 
 
 def _windows(config: Any) -> tuple[int | None, ...]:
+    if config.model_type == "llama":  # has no window; transformers ignores a field of that name
+        return (None,) * int(config.num_hidden_layers)
     window: int | None = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         return (window,) * int(config.num_hidden_layers)
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise UnsupportedModel(
+                f"layer_types {kind!r}: full_attention and sliding_attention are served"
+            )
+    if window is None and "sliding_attention" in kinds:
+        raise UnsupportedModel("layer_types has sliding_attention: sliding_window must be set")
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
 def _dtype(config: Any) -> torch.dtype:
     dtype = config.dtype
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
-    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+    if dtype is None:
+        return torch.float32
+    if dtype not in DTYPES:
+        raise UnsupportedModel(f"dtype {dtype}: convert to float32, bfloat16 or float16 first")
+    return dtype  # type: ignore[no-any-return]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
+import msgspec
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from weft.actors.runner.architecture import Architecture, UnsupportedModel
+from weft.actors.runner.architecture import DTYPES, Architecture, UnsupportedModel
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]  # tensor -> file
 
 
 def load(
@@ -40,10 +43,15 @@ def load(
                     tensors[short] = _checked(name, opened.get_tensor(name), expected[short])
                     progress(len(tensors) / len(expected))
         except (OSError, SafetensorError) as error:
-            raise UnsupportedModel(f"{file}: {error}") from None
+            raise UnsupportedModel(
+                f"{file}: {error}; the checkpoint is not whole, download it again"
+            ) from None
     missing = sorted(expected.keys() - tensors.keys())
     if missing:
-        raise UnsupportedModel(f"{folder}: {len(missing)} tensors are missing, first {missing[0]}")
+        raise UnsupportedModel(
+            f"{folder}: {len(missing)} tensors are missing, first {missing[0]}; "
+            "config.json and the weights must be of the same model"
+        )
     return tensors
 
 
@@ -57,7 +65,14 @@ def _files(folder: Path) -> list[Path]:
             f"{folder}: neither model.safetensors nor model.safetensors.index.json; "
             "convert other formats to safetensors first"
         )
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    try:
+        names = sorted(
+            set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values())
+        )
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UnsupportedModel(
+            f"{index}: {error}; the checkpoint is not whole, download it again"
+        ) from None
     if any(Path(name).name != name for name in names):
         raise UnsupportedModel(f"{index}: shards must lie beside the index")
     return [folder / name for name in names]
@@ -68,8 +83,10 @@ def _checked(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         raise UnsupportedModel(
             f"{name}: shape {tuple(tensor.shape)}, the configuration says {shape}"
         )
-    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise UnsupportedModel(f"{name}: type {tensor.dtype}, not a floating type that is served")
+    if tensor.dtype not in DTYPES:
+        raise UnsupportedModel(
+            f"{name}: type {tensor.dtype}; convert to float32, bfloat16 or float16 first"
+        )
     return tensor
 
 
