@@ -74,8 +74,9 @@ class Model:
         self._layers = [self._layer(tensors, i) for i in range(architecture.layers)]
         positions = torch.arange(context_max, dtype=torch.float32)
         angles = torch.outer(positions, architecture.frequencies)[:, None, :]
-        self._cos = self._dense(angles.cos() * architecture.rope_scale)
-        self._sin = self._dense(angles.sin() * architecture.rope_scale)
+        # Not weights: rounded by the computation alone.
+        self._cos = (angles.cos() * architecture.rope_scale).to(device, self.compute_dtype)
+        self._sin = (angles.sin() * architecture.rope_scale).to(device, self.compute_dtype)
 
     def forward(self, batch: Batch, kv: list[tuple[Tensor, Tensor]], lora: LoraSlots) -> Tensor:
         """Write the batch's KV and return the logits of its sampled tokens: [R, vocabulary].

@@ -1,0 +1,68 @@
+"""Real engines on tiny models, driven by steps or by a scheduler; adapters made to measure."""
+
+import json
+
+import torch
+from safetensors.torch import save_file
+
+from tests.actors.scheduler_harness import GREEDY, Harness, config
+from tests.checkpoints import MODULES
+from weft.actors.runner import architecture
+from weft.actors.runner.torch_engine import TorchEngine
+from weft.runtime.messages import Chunk, Join, Step
+
+DEFAULTS = {"max_num_seqs": 40, "max_num_batched_tokens": 64, "block_size": 4}
+
+
+def engine_of(model, **options):
+    settings = DEFAULTS | {"kv_cache_memory_mib": 1} | options
+    return TorchEngine(config(model=str(model), **settings), lambda share: None)
+
+
+def harness_of(model, paths, *, slots=4, **options):
+    """A scheduler over a real engine; ``paths`` maps digests to files."""
+    options = DEFAULTS | options
+    engine = engine_of(model, max_loras_per_batch=slots, max_loaded_loras=slots + 9, **options)
+    return Harness(slots=slots, engine=engine, paths=paths, **options)
+
+
+def save_adapter(folder, model, digest, *, modules=MODULES, rank=8, size=0.4):
+    """Write a file as the adapter store does, of random weights; returns its path."""
+    shapes = architecture.read(model)
+    generator = torch.Generator().manual_seed(sum(digest.encode()))
+    tensors, scales = {}, {}
+    for layer in range(shapes.layers):
+        for module in modules:
+            out, features = shapes.module_shape(module)
+            name = f"layers.{layer}.{module}"
+            a = torch.randn(rank, features, generator=generator)
+            b = torch.randn(out, rank, generator=generator)
+            tensors[f"{name}.A"] = a / features**0.5
+            tensors[f"{name}.B"] = b * size / rank**0.5
+            scales[name] = 1.5
+    path = folder / f"{digest}.safetensors"
+    save_file(tensors, path, metadata={"digest": digest, "scales": json.dumps(scales)})
+    return str(path)
+
+
+def prefill(engine, prompts, *, sampling=GREEDY, adapters=(), step=0):
+    """Run whole prompts as one step, row i on slot ``adapters[i]``; return its StepDone."""
+    page_tokens = engine.ready().page_tokens
+    joins, chunks, first = [], [], 0
+    for row, prompt in enumerate(prompts):
+        count = -(-(len(prompt) + 1) // page_tokens)
+        joins.append(
+            Join(
+                row,
+                adapters[row] if adapters else None,
+                0,
+                list(range(first, first + count)),
+                sampling,
+                0,
+                len(prompt),
+                list(prompt) if sampling.needs_history else None,
+            )
+        )
+        chunks.append(Chunk(row, 0, list(prompt), True))
+        first += count
+    return engine.execute(Step(step, joins=joins, chunks=chunks))
