@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+
+from tests.actors.scheduler_harness import GREEDY
+from weft.actors.runner.rows import RowTable
+from weft.runtime.messages import Chunk, Join, Step
+
+PAGE_TOKENS = 4
+
+
+@pytest.fixture
+def table():
+    return RowTable(6, pages_max=5, page_tokens=PAGE_TOKENS)
+
+
+def join(row, *, pages, slot=None, position=0):
+    return Join(row, slot, position, pages, GREEDY, 0, 10, None)
+
+
+def lay_out(table, **changes):
+    step = Step(0, **changes)
+    table.apply(step)
+    return table.lay_out(step)
+
+
+def test_a_batch_is_sorted_by_slot_with_the_base_first(table):
+    batch = lay_out(
+        table,
+        joins=[
+            join(0, pages=[7], slot=2),
+            join(1, pages=[3]),
+            join(2, pages=[5], slot=0),
+            join(3, pages=[1], slot=2),
+        ],
+        chunks=[
+            Chunk(0, 0, [10, 11], True),
+            Chunk(1, 0, [20], True),
+            Chunk(2, 0, [30, 31, 32], False),
+            Chunk(3, 0, [40], True),
+        ],
+    )
+    assert batch.tokens.tolist() == [20, 30, 31, 32, 10, 11, 40]
+    assert batch.positions.tolist() == [0, 0, 1, 2, 0, 1, 0]
+    assert batch.kv_slots.tolist() == [12, 20, 21, 22, 28, 29, 4]
+    assert batch.starts.tolist() == [0, 1, 4, 6, 7]
+    assert (batch.lora_starts, batch.lora_slots) == ([1, 4, 7], [0, 2])
+    # Row 2 has more to come; the others sample, in ascending order of rows.
+    assert batch.sampled_rows.tolist() == [0, 1, 3]
+    assert batch.sampled.tolist() == [5, 0, 6]
+
+
+def test_a_row_that_has_sampled_feeds_its_own_token_at_its_next_position(table):
+    lay_out(table, joins=[join(4, pages=[2])], chunks=[Chunk(4, 0, [1, 2, 3], True)])
+    assert table.next_positions(np.array([4])) == [3]
+    table.feed(np.array([4]), np.array([77]))
+    batch = lay_out(table)
+    assert (batch.tokens.tolist(), batch.positions.tolist()) == ([77], [3])
+    table.feed(np.array([4]), np.array([78]))
+    batch = lay_out(table, page_rows=[4], page_ids=[0])
+    assert (batch.tokens.tolist(), batch.kv_slots.tolist()) == ([78], [0])
+
+
+def test_a_row_between_two_chunks_does_not_decode(table):
+    lay_out(table, joins=[join(0, pages=[2])], chunks=[Chunk(0, 0, [1, 2], False)])
+    assert lay_out(table) is None
+    batch = lay_out(table, chunks=[Chunk(0, 2, [3], True)])
+    assert (batch.tokens.tolist(), batch.positions.tolist()) == ([3], [2])
+
+
+def test_decodes_and_chunks_share_a_batch(table):
+    lay_out(table, joins=[join(5, pages=[2], slot=1)], chunks=[Chunk(5, 0, [1], True)])
+    table.feed(np.array([5]), np.array([9]))
+    batch = lay_out(table, joins=[join(0, pages=[3], slot=1)], chunks=[Chunk(0, 0, [4, 5], True)])
+    assert sorted(batch.tokens.tolist()) == [4, 5, 9]
+    assert (batch.lora_starts, batch.lora_slots) == ([0, 3], [1])
+    assert batch.sampled_rows.tolist() == [0, 5]
+    assert batch.tokens[batch.sampled].tolist() == [5, 9]
+
+
+def test_a_prefix_that_is_cached_is_neither_fed_nor_written(table):
+    batch = lay_out(
+        table, joins=[join(1, pages=[6, 4], position=4)], chunks=[Chunk(1, 4, [50, 51], True)]
+    )
+    assert batch.positions.tolist() == [4, 5]
+    assert batch.kv_slots.tolist() == [16, 17]
+    assert batch.page_table[0, :2].tolist() == [6, 4]
+
+
+def test_a_row_can_leave_and_be_joined_by_another_in_one_step(table):
+    lay_out(table, joins=[join(0, pages=[2], slot=1)], chunks=[Chunk(0, 0, [1], True)])
+    assert (table.joined, table.pages, table.adapter_slots) == (1, 1, {1})
+    batch = lay_out(
+        table, leaves=[0], joins=[join(0, pages=[3, 4])], chunks=[Chunk(0, 0, [8], True)]
+    )
+    assert (table.joined, table.pages, table.adapter_slots) == (1, 2, set())
+    assert (batch.tokens.tolist(), batch.kv_slots.tolist()) == ([8], [12])
+    assert batch.lora_slots == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"leaves": [1]}, id="leaves-without-joining"),
+        pytest.param({"joins": [join(0, pages=[3])]}, id="joins-twice"),
+        pytest.param({"chunks": [Chunk(1, 0, [1], True)]}, id="chunk-of-no-row"),
+        pytest.param({"chunks": [Chunk(0, 1, [1], True)]}, id="chunk-at-a-wrong-position"),
+        pytest.param({"chunks": [Chunk(0, 2, [1, 2, 3], True)]}, id="token-without-a-page"),
+    ],
+)
+def test_a_step_that_breaks_the_rules_is_an_assertion(table, changes):
+    lay_out(table, joins=[join(0, pages=[2])], chunks=[Chunk(0, 0, [1, 2], False)])
+    with pytest.raises(AssertionError):
+        lay_out(table, **changes)
