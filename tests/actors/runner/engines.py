@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import torch
 from safetensors.torch import save_file
 
@@ -19,10 +20,12 @@ def engine_of(model, **options):
     return TorchEngine(config(model=str(model), **settings), lambda share: None)
 
 
-def harness_of(model, paths, *, slots=4, **options):
-    """A scheduler over a real engine; ``paths`` maps digests to files."""
+def harness_of(model, paths, *, slots=4, pages=None, **options):
+    """A scheduler over a real engine of ``pages`` at most; ``paths`` maps digests to files."""
     options = DEFAULTS | options
     engine = engine_of(model, max_loras_per_batch=slots, max_loaded_loras=slots + 9, **options)
+    if pages is not None:
+        engine._ready = msgspec.structs.replace(engine.ready(), pages=pages)
     return Harness(slots=slots, engine=engine, paths=paths, **options)
 
 

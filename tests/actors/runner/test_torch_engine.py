@@ -179,6 +179,37 @@ def test_sampled_tokens_are_the_same_alone_and_among_thirty_others(model, paths)
     assert len(set(expected["one"])) > 10
 
 
+def test_preemption_changes_no_sampled_token(model, paths):
+    """Penalties, minimum lengths and noise go on where the sequence was interrupted."""
+    each = [
+        RANDOM,
+        msgspec.structs.replace(RANDOM, repetition_penalty=1.3, frequency_penalty=0.4),
+        msgspec.structs.replace(RANDOM, min_tokens=30, min_tokens_banned=list(range(80))),
+        msgspec.structs.replace(GREEDY, presence_penalty=1.5, logit_bias={5: 3.0}),
+        msgspec.structs.replace(RANDOM, top_k=9, top_p=0.9, min_p=0.05),
+    ]
+    adapters = ["wide", None, "few", "narrow"]
+
+    def run(harness):
+        for i, prompt in enumerate(prompts_of(10)):
+            harness.generate(
+                f"r{i}",
+                prompt,
+                adapter=adapters[i % 4],
+                sampling=msgspec.structs.replace(each[i % 5], seed=i),
+                max_tokens=40,
+                stop_token_ids=[],
+            )
+        harness.run()
+        harness.assert_all_is_back()
+        return [harness.output(f"r{i}") for i in range(10)]
+
+    expected = run(harness_of(model, paths))
+    short = harness_of(model, paths, pages=70)
+    assert run(short) == expected
+    assert short.scheduler._counters()["preemptions_total"] > 0
+
+
 def test_choices_of_one_request_differ_and_each_repeats(model, paths):
     [prompt] = prompts_of(1)
     sampling = msgspec.structs.replace(RANDOM, seed=9)
