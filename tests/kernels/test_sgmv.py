@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from weft.kernels.sgmv import reference
+from weft.kernels.sgmv import cpu, reference, segments
 from weft.kernels.sgmv.reference import Part
-from weft.kernels.sgmv.segments import lay_out, sgmv
+from weft.kernels.sgmv.segments import Segments
 
 # Row counts of each segment: where segmented kernels go wrong.
 SEGMENTS = {
@@ -16,6 +16,7 @@ SEGMENTS = {
 }
 # The parts that share an input, as columns of the output: q, k and v; gate and up; one alone.
 SITES = {"qkv": (48, 16, 16), "gate-up": (61, 61), "one": (97,)}
+FEATURES = [1, 7, 61, 64]
 SLOTS = 5
 
 
@@ -54,96 +55,157 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=["segments", "native"])
+def table_of(request):
+    """A function from the parts of each slot to a table of one implementation or the other."""
+    if request.param == "native" and cpu.library() is None:
+        pytest.skip("no C compiler")
+    make = segments.SiteTable if request.param == "segments" else cpu.SiteTable
+
+    def fill(weights):
+        table = make(len(weights))
+        for slot, parts in enumerate(weights):
+            table.set(slot, parts)
+        return table
+
+    return fill
+
+
 @pytest.mark.parametrize("rows", SEGMENTS.values(), ids=SEGMENTS.keys())
 @pytest.mark.parametrize("columns", SITES.values(), ids=SITES.keys())
-@pytest.mark.parametrize("features", [1, 61, 64])
-def test_reference_and_segments_agree_with_the_definition(features, columns, rows):
+@pytest.mark.parametrize("features", FEATURES)
+def test_the_reference_agrees_with_the_definition(features, columns, rows):
     weights = random_slots(columns, features)
-    slots = [i % (SLOTS + 1) - 1 for i in range(1, len(rows) + 1)]  # 0, 1, .., 4, -1, 0, ..
+    slots = [i % (SLOTS + 1) - 1 for i in range(len(rows))]  # -1, 0, .., 4, -1, ..
     starts = starts_of(rows)
     x, y = torch.randn(sum(rows), features), torch.randn(sum(rows), sum(columns))
     expected = definition(y, x, starts, slots, weights)
-
-    actual = y.clone()
-    reference.sgmv(actual, x, starts, slots, weights)
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
-
-    actual = y.clone()
-    sgmv(actual, x, starts, slots, [lay_out(parts) for parts in weights])
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
+    reference.sgmv(y, x, starts, slots, weights)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_one_adapter_in_two_segments_updates_both():
+@pytest.mark.parametrize("rows", SEGMENTS.values(), ids=SEGMENTS.keys())
+@pytest.mark.parametrize("columns", SITES.values(), ids=SITES.keys())
+@pytest.mark.parametrize("features", FEATURES)
+def test_tables_agree_with_the_reference(table_of, features, columns, rows):
+    weights = random_slots(columns, features)
+    slots = [i % SLOTS for i in range(len(rows))]
+    starts = [2 + start for start in starts_of(rows)]  # two rows of the base come first
+    x, y = torch.randn(starts[-1], features), torch.randn(starts[-1], sum(columns))
+    expected = y.clone()
+    reference.sgmv(expected, x, starts, slots, weights)
+    table_of(weights).add(y, x, Segments(starts, slots))
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
+    assert y[:2].equal(expected[:2])
+
+
+def test_one_adapter_in_two_segments_updates_both(table_of):
     weights = random_slots((8,), 16)
     x, y = torch.randn(6, 16), torch.zeros(6, 8)
-    sgmv(y, x, [0, 2, 4, 6], [0, -1, 0], [lay_out(parts) for parts in weights])
+    table_of(weights).add(y, x, Segments([0, 2, 4, 6], [0, 4, 0]))  # the fifth has nothing here
     whole = torch.zeros(6, 8)
     reference.sgmv(whole, x, [0, 6], [0], weights)
     torch.testing.assert_close(y[[0, 1, 4, 5]], whole[[0, 1, 4, 5]])
     assert y[2:4].eq(0).all()
 
 
-def test_rows_before_the_first_segment_stay_bit_equal():
-    weights = random_slots((8,), 16)
-    x, y = torch.randn(6, 16), torch.randn(6, 8)
-    before = y.clone()
-    sgmv(y, x, [4, 6], [0], [lay_out(parts) for parts in weights])
-    assert y[:4].equal(before[:4])
-    assert not y[4:].equal(before[4:])
-
-
-def test_columns_without_a_part_stay_bit_equal():
-    parts = [Part(torch.randn(4, 16), torch.randn(8, 4), 8)]  # of three parts the middle one
+def test_columns_without_a_part_stay_bit_equal(table_of):
+    parts = [Part(torch.randn(4, 16), torch.randn(7, 4), 8)]  # of three parts the middle one
     x, y = torch.randn(3, 16), torch.randn(3, 24)
     before = y.clone()
-    sgmv(y, x, [0, 3], [0], [lay_out(parts)])
-    assert y[:, :8].equal(before[:, :8])
-    assert y[:, 16:].equal(before[:, 16:])
+    table_of([parts]).add(y, x, Segments([0, 3], [0]))
+    others = [*range(8), *range(15, 24)]
+    assert y[:, others].equal(before[:, others])
+    assert y[:, 8:15].ne(before[:, 8:15]).all()
 
 
-def test_slots_and_rows_of_nan_reach_nobody_else():
+def test_a_slot_that_is_set_again_keeps_no_trace(table_of):
+    weights = random_slots((48, 16, 16), 61)
+    x = torch.randn(5, 61)
+    for parts in (weights[1], weights[3], weights[4]):
+        table, fresh = table_of(weights), table_of([parts])
+        table.set(0, parts)
+        y, expected = torch.zeros(5, 80), torch.zeros(5, 80)
+        table.add(y, x, Segments([0, 5], [0]))
+        fresh.add(expected, x, Segments([0, 5], [0]))
+        assert y.equal(expected)
+
+
+def test_slots_and_rows_of_nan_reach_nobody_else(table_of):
     weights = random_slots((16, 16), 24)
-    sites = [lay_out(parts) for parts in weights]
     x, y = torch.randn(12, 24), torch.randn(12, 32)
-    starts, slots = [0, 3, 6, 9, 12], [-1, 0, 1, 2]
+    batch = Segments([3, 6, 9, 12], [0, 1, 2])
     expected = y.clone()
-    sgmv(expected, x, starts, slots, sites)
+    table_of(weights).add(expected, x, batch)
 
     for part in weights[1]:
         part.b.fill_(float("nan"))  # an adapter in the batch
     weights[3][0].a.fill_(float("nan"))  # an adapter that nobody uses
     poisoned = x.clone()
     poisoned[1] = poisoned[10] = float("nan")  # rows of the base and of an adapter
-    sgmv(y, poisoned, starts, slots, [lay_out(parts) for parts in weights])
+    table_of(weights).add(y, poisoned, batch)
     assert y[6:9].isnan().all()
     assert y[10, :16].isnan().all()  # the third adapter has the first part
     others = [0, 1, 2, 3, 4, 5, 9, 11]
     assert y[others].equal(expected[others])
 
 
-def test_a_slot_without_parts_has_no_site():
-    assert lay_out([]) is None
-
-
-def test_a_segment_is_bit_equal_whatever_the_other_segments_are():
+def test_x_and_y_may_be_parts_of_wider_rows(table_of):
     weights = random_slots((48, 16, 16), 61)
-    sites = [lay_out(parts) for parts in weights]
+    wide_x, wide_y = torch.randn(9, 70), torch.randn(9, 100)
+    expected = wide_y.clone()
+    reference.sgmv(expected[:, 10:90], wide_x[:, 4:65], [0, 9], [0], weights)
+    table_of(weights).add(wide_y[:, 10:90], wide_x[:, 4:65], Segments([0, 9], [0]))
+    torch.testing.assert_close(wide_y, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_segment_is_bit_equal_whatever_the_other_segments_are(table_of):
+    table = table_of(random_slots((48, 16, 16), 61))
     x = torch.randn(40, 61)
-    alone = torch.zeros(9, 80)
-    sgmv(alone, x[20:29], [0, 9], [0], sites)
-    among = torch.zeros(40, 80)
-    sgmv(among, x, [2, 20, 29, 33, 40], [1, 0, 2, 3], sites)
+    alone, among = torch.zeros(9, 80), torch.zeros(40, 80)
+    table.add(alone, x[20:29], Segments([0, 9], [0]))
+    table.add(among, x, Segments([2, 20, 29, 33, 40], [1, 0, 2, 3]))
     assert among[20:29].equal(alone)
 
 
-def test_a_row_is_near_alone_and_among_others_of_its_adapter():
-    """Near, not equal: the matrix library sums in another order for few rows than for many."""
-    weights = random_slots((48, 16, 16), 61)
-    sites = [lay_out(parts) for parts in weights]
-    x = torch.randn(40, 61)
-    together = torch.zeros(40, 80)
-    sgmv(together, x, [0, 40], [0], sites)
+def test_a_row_is_near_alone_and_among_others_of_its_adapter(table_of):
+    """Near, not equal: a matrix library sums in another order for few rows than for many."""
+    table = table_of(random_slots((48, 16, 16), 61))
+    x, together = torch.randn(40, 61), torch.zeros(40, 80)
+    table.add(together, x, Segments([0, 40], [0]))
     for i in range(40):
         alone = torch.zeros(1, 80)
-        sgmv(alone, x[i : i + 1], [0, 1], [0], sites)
+        table.add(alone, x[i : i + 1], Segments([0, 1], [0]))
         torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
+@pytest.mark.parametrize("columns", SITES.values(), ids=SITES.keys())
+@pytest.mark.parametrize("features", [*FEATURES, 300, 319])
+def test_the_native_kernel_computes_a_row_bit_equal_among_any_others(features, columns):
+    weights = random_slots(columns, features)
+    for slot in range(SLOTS - 1):
+        table = cpu.SiteTable(SLOTS)
+        table.set(slot, weights[slot])
+        x, y = torch.randn(135, features), torch.randn(135, sum(columns))
+        together = y.clone()
+        table.add(together, x, Segments([0, 135], [slot]))
+        for begin, end in [(0, 1), (1, 4), (2, 7), (63, 65), (64, 128), (100, 135), (134, 135)]:
+            part = y[begin:end].clone()
+            table.add(part, x[begin:end], Segments([0, end - begin], [slot]))
+            assert part.equal(together[begin:end]), (slot, begin, end)
+
+
+@pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
+def test_the_native_kernel_writes_within_its_rows():
+    weights = random_slots((61, 61), 37)
+    table = cpu.SiteTable(SLOTS)
+    for slot in range(SLOTS):
+        table.set(slot, weights[slot])
+    # Two guard rows and a guard column on each side.
+    y, x = torch.full((14, 124), 7.0), torch.full((14, 39), float("nan"))
+    x[2:12, 1:38] = torch.randn(10, 37)
+    table.add(y[2:12, 1:123], x[2:12, 1:38], Segments([0, 3, 7, 10], [2, 0, 1]))
+    assert y[[0, 1, 12, 13]].eq(7).all()
+    assert y[:, [0, 123]].eq(7).all()
+    assert y.isfinite().all()

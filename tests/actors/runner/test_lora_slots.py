@@ -5,6 +5,7 @@ from tests.actors.runner.engines import save_adapter
 from tests.checkpoints import ARCHITECTURES
 from weft.actors.runner import architecture
 from weft.actors.runner.lora import SITES, LoraSlots
+from weft.kernels.sgmv.segments import Segments
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def updates(model, slots, slot=1):
             width = sum(shapes.module_shape(module)[0] for module in modules)
             x = torch.randn(5, shapes.module_shape(modules[0])[1], generator=generator)
             y = torch.zeros(5, width)
-            slots.apply(y, x, site, layer, [0, 5], [slot])
+            slots.add(y, x, site, layer, Segments([0, 5], [slot]))
             found[layer, site] = y
     return found
 
