@@ -14,7 +14,7 @@ from weft.actors.runner.weights import parent
 from weft.kernels.kv_write.reference import kv_write
 from weft.kernels.linear.cpu import PackedLinear
 from weft.kernels.linear.reference import Linear
-from weft.kernels.paged_attention.padded import Plan, paged_attention
+from weft.kernels.paged_attention import cpu, padded
 from weft.kernels.rms_norm.reference import rms_norm
 from weft.kernels.rotary.reference import rotary
 from weft.kernels.sgmv.segments import Segments
@@ -28,7 +28,7 @@ class Batch:
     tokens: Tensor  # [T] int64
     positions: Tensor  # [T] int64
     kv_slots: Tensor  # [T] int64, page * page_tokens + offset
-    plan: Plan  # of attention
+    plan: cpu.Plan | padded.Plan  # of attention
     segments: Segments  # of adapters; base tokens come first and are in none
     sampled: Tensor  # [R] int64, indices of the tokens whose logits are wanted
 
@@ -95,8 +95,8 @@ class Model:
             q, k = self._heads(q, layer.q_norm), self._heads(k, layer.k_norm)
             keys, values = kv[i]
             kv_write(rotary(k, cos, sin), self._heads(v, None), keys, values, batch.kv_slots)
-            seen = paged_attention(
-                rotary(q, cos, sin), keys, values, batch.plan, scale=scale, window=a.windows[i]
+            seen = batch.plan.attend(
+                rotary(q, cos, sin), keys, values, scale=scale, window=a.windows[i]
             ).flatten(1)
             out = layer.o(seen)
             lora.add(out, seen, "o", i, batch.segments)

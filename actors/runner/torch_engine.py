@@ -17,6 +17,7 @@ from weft.actors.runner.lora import LoraSlots
 from weft.actors.runner.model import Batch, Model
 from weft.actors.runner.rows import HostBatch, RowTable
 from weft.actors.runner.sampler import Sampler
+from weft.kernels.paged_attention import cpu as native_attention
 from weft.kernels.paged_attention import padded
 from weft.kernels.sgmv.segments import Segments
 from weft.runtime.config import Config
@@ -55,6 +56,7 @@ class TorchEngine:
         )
         self._sampler = Sampler(architecture.vocabulary, self._device)
         self._windows = set(architecture.windows)
+        self._has_native_attention = native_attention.serves(architecture.head_dim, self._device)
         self._ready = RunnerReady(0, pages, config.block_size, config.max_loras_per_batch)
         log.info(
             "%s on %s: %d pages of %d tokens (%.0f MiB), weights %s",
@@ -108,7 +110,19 @@ class TorchEngine:
         def tensor(array: padded.Ints) -> Tensor:
             return torch.from_numpy(array).to(self._device)
 
-        plan = padded.plan(
+        return Batch(
+            tokens=tensor(host.tokens),
+            positions=tensor(host.positions),
+            kv_slots=tensor(host.kv_slots),
+            plan=self._plan(host),
+            segments=Segments(host.lora_starts, host.lora_slots),
+            sampled=tensor(host.sampled),
+        )
+
+    def _plan(self, host: HostBatch) -> native_attention.Plan | padded.Plan:
+        if self._has_native_attention:
+            return native_attention.Plan(host.page_table, host.starts, host.positions)
+        return padded.plan(
             host.page_table,
             host.starts,
             host.positions,
@@ -116,14 +130,6 @@ class TorchEngine:
             windows=self._windows,
             device=self._device,
             dtype=self._model.compute_dtype,
-        )
-        return Batch(
-            tokens=tensor(host.tokens),
-            positions=tensor(host.positions),
-            kv_slots=tensor(host.kv_slots),
-            plan=plan,
-            segments=Segments(host.lora_starts, host.lora_slots),
-            sampled=tensor(host.sampled),
         )
 
     def _allocate(self, architecture: Architecture, config: Config) -> list[tuple[Tensor, Tensor]]:

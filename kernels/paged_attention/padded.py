@@ -38,6 +38,12 @@ class Plan(NamedTuple):
 
     groups: list[Group]
 
+    def attend(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, *, scale: float, window: int | None
+    ) -> Tensor:
+        """Compute what ``reference.paged_attention`` computes."""
+        return paged_attention(q, k_cache, v_cache, self, scale=scale, window=window)
+
 
 def plan(
     page_table: Ints,

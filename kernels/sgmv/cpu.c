@@ -6,10 +6,11 @@
  */
 #include <stdint.h>
 
+/* A tile's sums fit into the registers: 32 of 16 floats, or 16 of 8. */
 #ifdef __AVX512F__
-#define WIDTH 16
+enum { WIDTH = 16, TILE_RANKS = 4, TILE_TOKENS = 4 };
 #else
-#define WIDTH 8
+enum { WIDTH = 8, TILE_RANKS = 2, TILE_TOKENS = 2 };
 #endif
 
 typedef float vec __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
@@ -61,6 +62,9 @@ static inline __attribute__((always_inline)) void shrink_tile(
         }
 }
 
+#define SHRINK(T, R)                                                                               \
+    shrink_tile(T, R, x + t * x_stride, x_stride, a + r * in, in, v + t * v_stride + r, v_stride)
+
 static void shrink(
     int64_t tokens, int64_t ranks, const float *x, int64_t x_stride, const float *a, int64_t in,
     float *v, int64_t v_stride)
@@ -68,17 +72,17 @@ static void shrink(
     int64_t t = 0;
     for (; t + 4 <= tokens; t += 4) {
         int64_t r = 0;
-        for (; r + 2 <= ranks; r += 2)
-            shrink_tile(4, 2, x + t * x_stride, x_stride, a + r * in, in, v + t * v_stride + r, v_stride);
+        for (; r + TILE_RANKS <= ranks; r += TILE_RANKS)
+            SHRINK(4, TILE_RANKS);
         for (; r < ranks; r++)
-            shrink_tile(4, 1, x + t * x_stride, x_stride, a + r * in, in, v + t * v_stride + r, v_stride);
+            SHRINK(4, 1);
     }
     for (; t < tokens; t++) {
         int64_t r = 0;
         for (; r + 4 <= ranks; r += 4)
-            shrink_tile(1, 4, x + t * x_stride, x_stride, a + r * in, in, v + t * v_stride + r, v_stride);
+            SHRINK(1, 4);
         for (; r < ranks; r++)
-            shrink_tile(1, 1, x + t * x_stride, x_stride, a + r * in, in, v + t * v_stride + r, v_stride);
+            SHRINK(1, 1);
     }
 }
 
@@ -102,6 +106,10 @@ static inline __attribute__((always_inline)) void expand_tile(
             *(vec *)(y + t * y_stride + c * WIDTH) += sums[t][c];
 }
 
+#define EXPAND(T, C)                                                                               \
+    expand_tile(T, C, v + t * v_stride, v_stride, b + c, b_stride, ranks, y + t * y_stride + c,    \
+                y_stride)
+
 static void expand(
     int64_t tokens, int64_t columns, const float *v, int64_t v_stride, const float *b,
     int64_t b_stride, int64_t ranks, float *y, int64_t y_stride)
@@ -109,14 +117,14 @@ static void expand(
     int64_t c = 0;
     for (; c + 4 * WIDTH <= columns; c += 4 * WIDTH) {
         int64_t t = 0;
-        for (; t + 2 <= tokens; t += 2)
-            expand_tile(2, 4, v + t * v_stride, v_stride, b + c, b_stride, ranks, y + t * y_stride + c, y_stride);
+        for (; t + TILE_TOKENS <= tokens; t += TILE_TOKENS)
+            EXPAND(TILE_TOKENS, 4);
         for (; t < tokens; t++)
-            expand_tile(1, 4, v + t * v_stride, v_stride, b + c, b_stride, ranks, y + t * y_stride + c, y_stride);
+            EXPAND(1, 4);
     }
     for (; c + WIDTH <= columns; c += WIDTH)
         for (int64_t t = 0; t < tokens; t++)
-            expand_tile(1, 1, v + t * v_stride, v_stride, b + c, b_stride, ranks, y + t * y_stride + c, y_stride);
+            EXPAND(1, 1);
     for (; c < columns; c++)
         for (int64_t t = 0; t < tokens; t++) {
             float sum = 0;

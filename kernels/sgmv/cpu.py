@@ -35,14 +35,15 @@ class SiteTable:
 
     def __init__(self, slots: int) -> None:
         self._sites: Ints = np.zeros(slots, dtype=np.int64)  # addresses of the structs below
-        self._ranks: Ints = np.zeros(slots, dtype=np.int64)
+        self._sites_address = self._sites.ctypes.data
+        self._ranks = [0] * slots
+        self._rank_max = 0
         self._kept: list[tuple[Ints, list[Tensor]] | None] = [None] * slots
 
     def set(self, slot: int, parts: list[Part]) -> None:
         """Replace what a slot has: float32 on the CPU."""
         if not parts:
-            self._sites[slot] = self._ranks[slot] = 0
-            self._kept[slot] = None
+            self._put(slot, None, 0)
             return
         a = torch.cat([part.a for part in parts]).contiguous()
         bs = [part.b.t().contiguous() for part in parts]
@@ -50,23 +51,25 @@ class SiteTable:
         for part, b in zip(parts, bs, strict=True):
             fields += [*b.shape[:1], part.column, b.shape[1], b.data_ptr()]
         struct = np.array(fields, dtype=np.int64)
-        self._sites[slot] = struct.ctypes.data
-        self._ranks[slot] = a.shape[0]
-        self._kept[slot] = struct, [a, *bs]
+        self._put(slot, (struct, [a, *bs]), a.shape[0])
+
+    def _put(self, slot: int, kept: tuple[Ints, list[Tensor]] | None, rank: int) -> None:
+        self._sites[slot] = kept[0].ctypes.data if kept else 0
+        self._kept[slot] = kept
+        self._ranks[slot] = rank
+        self._rank_max = max(self._ranks)
 
     def add(self, y: Tensor, x: Tensor, segments: Segments) -> None:
         """Add the updates of all segments: y [T, out], x [T, in], float32, rows contiguous."""
         assert x.dtype == y.dtype == torch.float32
         assert x.stride(1) == y.stride(1) == 1
-        rank_max = int(self._ranks[segments.slots].max())
-        if rank_max == 0:
+        if self._rank_max == 0:
             return
-        v = torch.empty(len(x), rank_max)
-        pieces = np.empty(2 * (len(segments) + 1), dtype=np.int64)
         kernel = library()
         assert kernel is not None
         kernel.weft_sgmv(
             y.data_ptr(), y.stride(0), x.data_ptr(), x.stride(0), x.shape[1],
-            segments.starts.ctypes.data, segments.slots.ctypes.data, len(segments),
-            self._sites.ctypes.data, v.data_ptr(), rank_max, pieces.ctypes.data,
+            segments.starts_address, segments.slots_address, len(segments),
+            self._sites_address, segments.scratch(len(x) * self._rank_max), self._rank_max,
+            segments.pieces_address,
         )  # fmt: skip

@@ -26,9 +26,21 @@ class Segments:
         """As for ``reference.sgmv``; no slot is negative."""
         self.starts: Ints = np.array(starts, dtype=np.int64)
         self.slots: Ints = np.array(slots, dtype=np.int64)
+        # For kernels in C: addresses, taken once, of these arrays and of room for their own.
+        self._pieces: Ints = np.empty(2 * (len(slots) + 1), dtype=np.int64)
+        self._scratch = torch.empty(0)
+        self.starts_address = self.starts.ctypes.data
+        self.slots_address = self.slots.ctypes.data
+        self.pieces_address = self._pieces.ctypes.data
 
     def __len__(self) -> int:
         return len(self.slots)
+
+    def scratch(self, size: int) -> int:
+        """Return the address of room for so many floats; it is the same room every time."""
+        if len(self._scratch) < size:
+            self._scratch = torch.empty(size)
+        return self._scratch.data_ptr()
 
 
 class Site(NamedTuple):

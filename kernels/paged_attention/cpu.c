@@ -1,0 +1,211 @@
+/* Attention over pages in float32, for decodes and chunks of prompts alike.
+ *
+ * Every query of every head is a sum of its own, whose order depends on nothing but its own keys:
+ * the result does not change with the other rows, the tiling or the number of threads.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#ifdef __AVX512F__
+#define WIDTH 16
+#else
+#define WIDTH 8
+#endif
+
+typedef float vec __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(WIDTH * 4)));
+typedef float half __attribute__((vector_size(WIDTH * 2)));
+typedef float four __attribute__((vector_size(16)));
+
+enum { QUERIES = 8 }; /* that are computed together */
+
+/* What all pieces of work share. */
+typedef struct {
+    float *out;              /* [tokens, heads, size], and so is q */
+    const float *q;
+    const float *k;          /* [pages, page_tokens, kv_heads, size], and so is v */
+    const float *v;
+    const int64_t *tiles;    /* [tiles, 3]: first token, tokens, entry */
+    const int64_t *positions; /* [tokens] */
+    const int64_t *pages;    /* [entries, pages_max] */
+    int64_t pages_max, page_tokens, heads, kv_heads, size;
+    int64_t window;          /* keys that a query sees, itself included; 0: all before it */
+    float scale;
+} work;
+
+static inline vec load(const float *p) { return *(const vec *)p; }
+
+static inline float sum_lanes(vec x)
+{
+#if WIDTH == 16
+    half h = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7)
+           + __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    four f = __builtin_shufflevector(h, h, 0, 1, 2, 3) + __builtin_shufflevector(h, h, 4, 5, 6, 7);
+#else
+    four f = __builtin_shufflevector(x, x, 0, 1, 2, 3) + __builtin_shufflevector(x, x, 4, 5, 6, 7);
+#endif
+    return (f[0] + f[2]) + (f[1] + f[3]);
+}
+
+/* exp for x <= 0 within 2 units in the last place: 2^n by the exponent's bits, the rest by a
+ * polynomial (coefficients of the Cephes library's expf). */
+static inline vec exp_lanes(vec x)
+{
+    const vec low = (vec){0} - 87.0f;
+    ivec is_low = x < low;
+    x = (vec)(((ivec)low & is_low) | ((ivec)x & ~is_low));
+    vec n = x * 1.44269504f + 12582912.0f; /* rounds to an integer */
+    ivec bits = (ivec)n << 23;
+    n -= 12582912.0f;
+    x = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = (vec){0} + 1.9875691500e-4f;
+    p = p * x + 1.3981999507e-3f;
+    p = p * x + 8.3334519073e-3f;
+    p = p * x + 4.1665795894e-2f;
+    p = p * x + 1.6666665459e-1f;
+    p = p * x + 5.0000001201e-1f;
+    p = p * x * x + x + 1.0f;
+    return (vec)((ivec)p + bits);
+}
+
+static inline const float *row_of(
+    const work *w, const float *cache, const int64_t *pages, int64_t position, int64_t kv_head)
+{
+    int64_t page = pages[position / w->page_tokens], offset = position % w->page_tokens;
+    return cache + ((page * w->page_tokens + offset) * w->kv_heads + kv_head) * w->size;
+}
+
+/* scores[i][j] = scale * q[i] . k[first + j] for Q queries and all keys up to last. */
+static inline __attribute__((always_inline)) void score(
+    const int Q, const work *w, const float *const *q, const int64_t *pages, int64_t kv_head,
+    int64_t first, int64_t last, float *scores, int64_t stride)
+{
+    for (int64_t key = first; key <= last; key++) {
+        const float *k = row_of(w, w->k, pages, key, kv_head);
+        vec sums[Q];
+        for (int i = 0; i < Q; i++)
+            sums[i] = (vec){0};
+        for (int64_t d = 0; d < w->size; d += WIDTH) {
+            vec part = load(k + d);
+            for (int i = 0; i < Q; i++)
+                sums[i] += load(q[i] + d) * part;
+        }
+        for (int i = 0; i < Q; i++)
+            scores[i * stride + key - first] = w->scale * sum_lanes(sums[i]);
+    }
+}
+
+/* Turn the scores of the keys [begin, end) into weights that add up to one, all others into 0. */
+static void softmax(float *scores, int64_t begin, int64_t end, int64_t count)
+{
+    float most = -INFINITY;
+    for (int64_t j = begin; j < end; j++)
+        most = scores[j] > most ? scores[j] : most;
+    vec sums = {0};
+    float sum = 0;
+    int64_t j = begin;
+    for (; j + WIDTH <= end; j += WIDTH) {
+        vec weights = exp_lanes(load(scores + j) - most);
+        *(vec *)(scores + j) = weights;
+        sums += weights;
+    }
+    if (j < end) {
+        vec rest = (vec){0} - 1000.0f;
+        for (int64_t i = j; i < end; i++)
+            rest[i - j] = scores[i] - most;
+        rest = exp_lanes(rest);
+        for (int64_t i = j; i < end; i++)
+            sum += scores[i] = rest[i - j];
+    }
+    float factor = 1.0f / (sum + sum_lanes(sums));
+    for (int64_t i = 0; i < begin; i++)
+        scores[i] = 0;
+    for (int64_t i = begin; i < end; i++)
+        scores[i] *= factor;
+    for (int64_t i = end; i < count; i++)
+        scores[i] = 0;
+}
+
+/* out[i] = sum over keys of weights[i][j] * v[first + j] for Q queries. */
+static inline __attribute__((always_inline)) void weigh(
+    const int Q, const work *w, const float *weights, int64_t stride, const int64_t *pages,
+    int64_t kv_head, int64_t first, int64_t last, float *const *out)
+{
+    for (int64_t d = 0; d < w->size; d += WIDTH) {
+        vec sums[Q];
+        for (int i = 0; i < Q; i++)
+            sums[i] = (vec){0};
+        for (int64_t key = first; key <= last; key++) {
+            vec part = load(row_of(w, w->v, pages, key, kv_head) + d);
+            for (int i = 0; i < Q; i++)
+                sums[i] += weights[i * stride + key - first] * part;
+        }
+        for (int i = 0; i < Q; i++)
+            *(vec *)(out[i] + d) = sums[i];
+    }
+}
+
+#define FOR_EACH_COUNT(call)                                                                       \
+    switch (count) {                                                                               \
+    case 1: call(1); break;                                                                        \
+    case 2: call(2); break;                                                                        \
+    case 3: call(3); break;                                                                        \
+    case 4: call(4); break;                                                                        \
+    case 5: call(5); break;                                                                        \
+    case 6: call(6); break;                                                                        \
+    case 7: call(7); break;                                                                        \
+    default: call(8);                                                                              \
+    }
+
+/* One tile of tokens with all heads that share the keys of one. */
+static void attend(const work *w, const int64_t *tile, int64_t kv_head, float *scores, int64_t stride)
+{
+    int64_t fold = w->heads / w->kv_heads, queries = tile[1] * fold;
+    const int64_t *pages = w->pages + tile[2] * w->pages_max;
+    int64_t last = w->positions[tile[0] + tile[1] - 1];
+    int64_t first = w->positions[tile[0]] - w->window + 1;
+    if (w->window == 0 || first < 0)
+        first = 0;
+    for (int64_t begin = 0; begin < queries; begin += QUERIES) {
+        int64_t count = queries - begin < QUERIES ? queries - begin : QUERIES;
+        const float *q[QUERIES];
+        float *out[QUERIES];
+        for (int64_t i = 0; i < count; i++) {
+            int64_t token = tile[0] + (begin + i) / fold;
+            int64_t head = kv_head * fold + (begin + i) % fold;
+            q[i] = w->q + (token * w->heads + head) * w->size;
+            out[i] = w->out + (token * w->heads + head) * w->size;
+        }
+#define SCORE(Q) score(Q, w, q, pages, kv_head, first, last, scores, stride)
+        FOR_EACH_COUNT(SCORE)
+        for (int64_t i = 0; i < count; i++) {
+            int64_t position = w->positions[tile[0] + (begin + i) / fold];
+            int64_t own = w->window && position - w->window + 1 > first ? position - w->window + 1 : first;
+            softmax(scores + i * stride, own - first, position + 1 - first, last + 1 - first);
+        }
+#define WEIGH(Q) weigh(Q, w, scores, stride, pages, kv_head, first, last, out)
+        FOR_EACH_COUNT(WEIGH)
+    }
+}
+
+/* Returns 0, or -1 if there is no memory. keys_max: the most keys that any tile sees. */
+int weft_paged_attention(const work *w, int64_t tiles, int64_t keys_max)
+{
+    int64_t pieces = tiles * w->kv_heads;
+    int failed = 0;
+#pragma omp parallel if (pieces > 1)
+    {
+        float *scores = malloc(sizeof(float) * QUERIES * keys_max);
+        if (scores == NULL) {
+#pragma omp atomic write
+            failed = -1;
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t piece = 0; piece < pieces; piece++)
+            if (scores != NULL)
+                attend(w, w->tiles + 3 * (piece / w->kv_heads), piece % w->kv_heads, scores, keys_max);
+        free(scores);
+    }
+    return failed;
+}
