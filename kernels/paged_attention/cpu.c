@@ -49,9 +49,10 @@ static inline float sum_lanes(vec x)
 }
 
 /* exp for x <= 0 within 2 units in the last place: 2^n by the exponent's bits, the rest by a
- * polynomial (coefficients of the Cephes library's expf). */
+ * polynomial (coefficients of the Cephes library's expf). What is not finite becomes NaN. */
 static inline vec exp_lanes(vec x)
 {
+    const vec nan_unless_finite = x - x;
     const vec low = (vec){0} - 87.0f;
     ivec is_low = x < low;
     x = (vec)(((ivec)low & is_low) | ((ivec)x & ~is_low));
@@ -66,7 +67,7 @@ static inline vec exp_lanes(vec x)
     p = p * x + 1.6666665459e-1f;
     p = p * x + 5.0000001201e-1f;
     p = p * x * x + x + 1.0f;
-    return (vec)((ivec)p + bits);
+    return (vec)((ivec)p + bits) + nan_unless_finite;
 }
 
 static inline const float *row_of(

@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.kernels.paged_attention import padded, reference
+from weft.kernels.paged_attention import cpu, padded, reference
 
 NAN = float("nan")
 NO_PAGE = 1_000_000  # reading it would fail
+
+needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
 
 
 @dataclass
@@ -76,24 +78,32 @@ def with_reference(case, window):
     )
 
 
-def with_padded(case, window, rows=None):
-    """Attend for some rows of a case, or for all of them."""
+def selected(case, rows):
+    """Page table, starts and positions of some rows of a case, or of all, and their tokens."""
     rows = list(range(len(case.counts))) if rows is None else rows
-    starts, positions = case.starts, case.positions
-    tokens = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
+    tokens = np.concatenate([np.arange(case.starts[row], case.starts[row + 1]) for row in rows])
+    starts = np.concatenate(([0], np.cumsum([case.counts[row] for row in rows])))
+    return (case.page_table[rows], starts, case.positions[tokens]), torch.from_numpy(tokens)
+
+
+def with_native(case, window, rows=None):
+    """Attend in C for some rows of a case, or for all of them."""
+    layout, tokens = selected(case, rows)
+    caches = case.k_cache, case.v_cache
+    return cpu.Plan(*layout).attend(case.q[tokens], *caches, scale=case.scale, window=window)
+
+
+def with_padded(case, window, rows=None):
+    """Attend in torch for some rows of a case, or for all of them."""
+    layout, tokens = selected(case, rows)
     plan = padded.plan(
-        case.page_table[rows],
-        np.concatenate(([0], np.cumsum([case.counts[row] for row in rows]))),
-        positions[tokens],
+        *layout,
         case.page_tokens,
         windows={window, None},
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
-    q = case.q[torch.from_numpy(tokens)]
-    return padded.paged_attention(
-        q, case.k_cache, case.v_cache, plan, scale=case.scale, window=window
-    )
+    return plan.attend(case.q[tokens], case.k_cache, case.v_cache, scale=case.scale, window=window)
 
 
 def definition(case, window):
@@ -136,6 +146,48 @@ def test_reference_and_padded_agree_with_the_definition(rows, shape, window):
     torch.testing.assert_close(with_padded(case, window), expected, rtol=1e-5, atol=1e-5)
 
 
+@needs_compiler
+@pytest.mark.parametrize("window", [None, 1, 6], ids="window-{}".format)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"heads": 2, "kv_heads": 2},
+        {"heads": 14, "kv_heads": 2, "size": 64, "page_tokens": 16},
+        {"heads": 5, "kv_heads": 1, "size": 48, "page_tokens": 1},
+        {"heads": 24, "kv_heads": 2, "size": 32, "page_tokens": 3},
+    ],
+    ids=["multi-head", "half-billion", "multi-query", "many-to-one"],
+)
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+def test_native_agrees_with_the_definition_and_a_row_is_bit_equal_alone(rows, shape, window):
+    case = made(rows, **shape)
+    together = with_native(case, window)
+    torch.testing.assert_close(together, definition(case, window), rtol=1e-5, atol=1e-5)
+    for row in range(len(case.counts)):
+        own = slice(case.starts[row], case.starts[row + 1])
+        assert with_native(case, window, [row]).equal(together[own])
+
+
+@needs_compiler
+def test_a_native_query_is_bit_equal_whatever_chunk_it_is_in():
+    whole = made([(37, 37)])
+    expected = with_native(whole, None)
+    for begin, end in ((0, 1), (1, 3), (3, 10), (10, 37), (36, 37)):
+        part = made([(37, 37)])
+        part.counts, part.lengths = [end - begin], [end]
+        part.q = whole.q[begin:end]
+        assert with_native(part, None).equal(expected[begin:end])
+
+
+@needs_compiler
+def test_large_scores_and_large_values_are_exact_enough():
+    case = made([(1, 40), (9, 30)])
+    case.q = case.q * 100
+    torch.testing.assert_close(
+        with_native(case, None), definition(case, None), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_the_reference_takes_rows_without_queries():
     case = made([(2, 5), (0, 7), (1, 3)])
     torch.testing.assert_close(with_reference(case, None), definition(case, None))
@@ -160,14 +212,15 @@ def test_scale_multiplies_the_scores():
     torch.testing.assert_close(actual, expected)
 
 
-def test_a_row_of_nan_reaches_no_other_row():
+@pytest.mark.parametrize("attend", [with_padded, pytest.param(with_native, marks=needs_compiler)])
+def test_a_row_of_nan_reaches_no_other_row(attend):
     rows = [(1, 17), (4, 18), (1, 20), (3, 19), (1, 18)]
     case = made(rows)
-    expected = with_padded(case, None)
+    expected = attend(case, None)
     case.q[case.starts[2]] = NAN
     case.k_cache[case.page_table[3, 0]] = NAN
     case.v_cache[case.page_table[4, 1]] = NAN
-    actual = with_padded(case, None)
+    actual = attend(case, None)
     failed = slice(case.starts[2], None)
     assert actual[failed].isnan().all()
     assert actual[: case.starts[2]].equal(expected[: case.starts[2]])
