@@ -273,6 +273,9 @@ def _environment(config: Config, process: Process) -> dict[str, str]:
     cores = config.threads or len(os.sched_getaffinity(0))
     threads = str(cores if process.computes else 1)
     return {
+        # A thread that waits for another one sleeps. It would spin by default, which is a little
+        # faster on an idle machine, and fifty times slower if another program uses a core.
+        "OMP_WAIT_POLICY": "passive",
         **os.environ,
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
