@@ -18,7 +18,8 @@ from weft.kernels.paged_attention import cpu, padded
 from weft.kernels.rms_norm.reference import rms_norm
 from weft.kernels.rotary.reference import rotary
 from weft.kernels.sgmv.segments import Segments
-from weft.kernels.silu_mul.reference import silu_mul
+from weft.kernels.silu_mul import cpu as native_silu_mul
+from weft.kernels.silu_mul import reference as silu_mul
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Model:
         self.compute_dtype = torch.float32 if device.type == "cpu" else dtype
         self._device = device
         self._dtype = dtype
+        is_native = device.type == "cpu" and native_silu_mul.library() is not None
+        self._silu_mul = native_silu_mul.silu_mul if is_native else silu_mul.silu_mul
         self._embedding = self._dense(tensors["embed_tokens.weight"])
         head = "embed_tokens.weight" if architecture.tied else "lm_head.weight"
         self._head = self._linear([tensors[head]], None)
@@ -104,7 +107,7 @@ class Model:
             normed = rms_norm(x, layer.post_norm, a.epsilon)
             gate_up = layer.gate_up(normed)
             lora.add(gate_up, normed, "gate_up", i, batch.segments)
-            inner = silu_mul(gate_up)
+            inner = self._silu_mul(gate_up)
             out = layer.down(inner)
             lora.add(out, inner, "down", i, batch.segments)
             x = x + out

@@ -17,6 +17,9 @@ from pathlib import Path
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno")
 COMPILE_TIMEOUT_S = 120
 
+# Shared by all sources.
+_HEADER = Path(__file__).with_name("vector.h")
+
 log = logging.getLogger("weft.kernels")
 
 
@@ -43,7 +46,7 @@ def _compile(compiler: str, source: Path, library: Path) -> None:
     with tempfile.NamedTemporaryFile(dir=library.parent, suffix=".so", delete=False) as made:
         pass
     try:
-        command = [compiler, *FLAGS, str(source), "-o", made.name]
+        command = [compiler, *FLAGS, f"-I{_HEADER.parent}", str(source), "-o", made.name]
         subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_TIMEOUT_S)
         os.replace(made.name, library)
     finally:
@@ -66,9 +69,10 @@ def _cache_folder() -> Path | None:
 
 
 def _key(source: Path, compiler: str) -> str:
-    """Return a name for what the compiler would make: source, flags, compiler and processor."""
+    """Return a name for what the compiler would make, from all that it depends on."""
     status = os.stat(compiler)
-    parts = [source.read_text(), *FLAGS, compiler, str(status.st_mtime_ns), _processor()]
+    sources = [source.read_text(), _HEADER.read_text()]
+    parts = [*sources, *FLAGS, compiler, str(status.st_mtime_ns), _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -6,14 +6,14 @@
  */
 #include <stdint.h>
 
-/* A tile's sums fit into the registers: 32 of 16 floats, or 16 of 8. */
-#ifdef __AVX512F__
-enum { WIDTH = 16, TILE_RANKS = 4, TILE_TOKENS = 4 };
-#else
-enum { WIDTH = 8, TILE_RANKS = 2, TILE_TOKENS = 2 };
-#endif
+#include "vector.h"
 
-typedef float vec __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
+/* A tile's sums fit into the registers: 32 of 16 floats, or 16 of 8. */
+#if WIDTH == 16
+enum { TILE_RANKS = 4, TILE_TOKENS = 4 };
+#else
+enum { TILE_RANKS = 2, TILE_TOKENS = 2 };
+#endif
 
 /* Rows of x that pass through the cache together, ranks and columns of one piece of work. */
 enum { TOKEN_BLOCK = 64, RANK_BLOCK = 8, COLUMN_BLOCK = 256 };
@@ -32,8 +32,6 @@ typedef struct {
     const float *a; /* [rank, in] */
     part part[];
 } site;
-
-static inline vec load(const float *p) { return *(const vec *)p; }
 
 /* v[t][r] = x[t] . a[r] for a tile of T tokens and R ranks. */
 static inline __attribute__((always_inline)) void shrink_tile(

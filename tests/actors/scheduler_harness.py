@@ -51,6 +51,7 @@ class Harness:
         self.sent_steps: list[Step] = []
         self.begun: dict[str, Begin] = {}
         self.tokens: dict[int, list[int]] = {}
+        self.logprobs: dict[int, list[tuple]] = {}
         self.ends: dict[int, End] = {}
         self.rejected: list[Reject] = []
         self.inspections: list[Inspection] = []
@@ -132,6 +133,10 @@ class Harness:
                     for number, token in zip(message.sequences, message.tokens, strict=True):
                         assert number not in self.ends
                         self.tokens.setdefault(number, []).append(token)
+                    for entry in message.logprobs:
+                        number = message.sequences[entry.index]
+                        told = (entry.chosen, entry.top_tokens, entry.top)
+                        self.logprobs.setdefault(number, []).append(told)
                     for end in message.ends:
                         assert end.sequence not in self.ends
                         self.ends[end.sequence] = end

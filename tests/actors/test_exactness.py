@@ -11,6 +11,9 @@ from weft.actors.adapters.actor import AdapterStore
 from weft.actors.adapters.base import BaseShapes
 from weft.actors.adapters.files import LocalFiles
 from weft.actors.runner.torch_engine import TorchEngine
+from weft.kernels.paged_attention import cpu as paged_attention
+from weft.kernels.sgmv import cpu as sgmv
+from weft.kernels.silu_mul import cpu as silu_mul
 from weft.runtime.actor import Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import Acquire
@@ -96,9 +99,16 @@ def ask(harness, requests, digests, **options):
         pytest.param({"max_num_batched_tokens": 512}, id="whole-prompts"),
         pytest.param({"max_num_batched_tokens": 40, "slots": 5}, id="chunks-and-few-slots"),
         pytest.param({"block_size": 4, "pages": 90}, id="few-pages"),
+        pytest.param({"max_num_batched_tokens": 100, "native": False}, id="without-a-compiler"),
     ],
 )
-def test_greedy_tokens_of_a_mixed_batch_equal_transformers_and_peft(checkpoint, digests, options):
+def test_greedy_tokens_of_a_mixed_batch_equal_transformers_and_peft(
+    checkpoint, digests, options, monkeypatch
+):
+    options = dict(options)
+    if not options.pop("native", True):
+        for kernel in (paged_attention, sgmv, silu_mul):
+            monkeypatch.setattr(kernel, "library", lambda: None)
     made = harness(checkpoint, digests, **options)
     requests = checkpoint[2]
     ask(made, requests, digests)

@@ -8,6 +8,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, app
 from weft.kernels.kv_write.reference import kv_write
 from weft.kernels.rms_norm.reference import rms_norm
 from weft.kernels.rotary.reference import rotary
+from weft.kernels.silu_mul import cpu as native_silu_mul
 from weft.kernels.silu_mul.reference import silu_mul
 
 NAN = float("nan")
@@ -136,3 +137,32 @@ def test_kv_write_takes_parts_of_a_wider_projection():
     kv_write(key, value, k_cache, v_cache, torch.tensor([3, 0, 1]))
     assert k_cache.view(4, heads, size)[[3, 0, 1]].equal(key)
     assert v_cache.view(4, heads, size)[[3, 0, 1]].equal(value)
+
+
+needs_compiler = pytest.mark.skipif(native_silu_mul.library() is None, reason="no C compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("columns", [1, 7, 16, 33, 2300])
+def test_native_silu_mul_is_near_torchs(columns):
+    gate_up = torch.randn(9, 2 * columns) * 10
+    torch.testing.assert_close(
+        native_silu_mul.silu_mul(gate_up), silu_mul(gate_up), rtol=1e-5, atol=1e-6
+    )
+
+
+@needs_compiler
+def test_native_silu_mul_keeps_its_limits():
+    gate = torch.tensor([[0.0, -0.0, 88.0, -88.0, 200.0, -200.0, 1e30, -1e30]])
+    out = native_silu_mul.silu_mul(torch.cat((gate, torch.ones_like(gate)), dim=1))
+    expected = torch.tensor([[0.0, 0.0, 88.0, 0.0, 200.0, 0.0, 1e30, 0.0]])
+    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+    assert native_silu_mul.silu_mul(torch.tensor([[NAN, 1.0]])).isnan().all()
+
+
+@needs_compiler
+def test_a_row_of_native_silu_mul_is_bit_equal_alone():
+    gate_up = torch.randn(70, 2 * 2300)
+    together = native_silu_mul.silu_mul(gate_up)
+    for row in range(len(gate_up)):
+        assert native_silu_mul.silu_mul(gate_up[row : row + 1])[0].equal(together[row])

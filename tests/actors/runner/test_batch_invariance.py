@@ -1,0 +1,76 @@
+"""With the kernels in C, a row's numbers are the same bits whoever else is in the batch."""
+
+import random
+
+import pytest
+import torch
+from transformers import Qwen2Config
+
+from tests.actors.runner.engines import harness_of, save_adapter
+from tests.checkpoints import SMALL, random_model
+from weft.kernels.paged_attention import cpu as attention
+from weft.kernels.sgmv import cpu as sgmv
+from weft.runtime.messages import RowSampling
+
+pytestmark = pytest.mark.skipif(
+    sgmv.library() is None or attention.library() is None, reason="no C compiler"
+)
+
+DIGESTS = [None, "a" * 64, "b" * 64, "c" * 64]
+PROMPT = [random.Random(1).randrange(160) for _ in range(45)]
+TOKENS = 12
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
+def model(request, tmp_path_factory):
+    """A model wide enough for kernels to split their work, in each type of weights."""
+    folder = tmp_path_factory.mktemp(request.param) / "model"
+    wide = SMALL | {"hidden_size": 256, "intermediate_size": 2300, "num_attention_heads": 4}
+    random_model(Qwen2Config(**wide), dtype=getattr(torch, request.param)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def paths(model):
+    return {
+        digest: save_adapter(model.parent, model, digest, rank=rank)
+        for digest, rank in zip(DIGESTS[1:], (5, 8, 64), strict=True)
+    }
+
+
+@pytest.fixture(autouse=True, params=[1, 3], ids="{}-threads".format)
+def threads(request):
+    """How work is split among threads must not matter either."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def told(harness, label):
+    """A request's tokens with their log probabilities, as the exact floats that were sent."""
+    number = harness.begun[label].first_sequence
+    return harness.tokens[number], harness.logprobs[number]
+
+
+@pytest.mark.parametrize("adapter", DIGESTS, ids=["base", "a", "b", "c"])
+def test_log_probabilities_are_bit_equal_alone_and_in_a_full_batch(model, paths, adapter):
+    def ask(harness, label, prompt, digest):
+        sampling = RowSampling(0.8, 1.0, 0, 0.0, 7, logprobs=2)
+        harness.generate(
+            label, prompt, adapter=digest, max_tokens=TOKENS, stop_token_ids=[], sampling=sampling
+        )
+
+    alone = harness_of(model, paths)
+    ask(alone, "me", PROMPT, adapter)
+    alone.run()
+    crowd = harness_of(model, paths)
+    rng = random.Random(2)
+    for index in range(30):
+        if index == 17:
+            ask(crowd, "me", PROMPT, adapter)
+        prompt = [rng.randrange(160) for _ in range(rng.randrange(1, 60))]
+        ask(crowd, f"other-{index}", prompt, rng.choice(DIGESTS))
+    crowd.run()
+    assert told(crowd, "me") == told(alone, "me")
+    assert len(told(alone, "me")[1]) == TOKENS
