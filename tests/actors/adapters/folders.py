@@ -1,0 +1,48 @@
+"""Adapter folders of a small base, made by hand, that tests then spoil."""
+
+import json
+
+import numpy as np
+from safetensors.numpy import save
+
+from weft.actors.adapters import adapter, peft_config, safetensors
+from weft.actors.adapters.base import BaseShapes
+
+BASE = BaseShapes(num_hidden_layers=2, hidden_size=8, intermediate_size=12, num_attention_heads=2)
+CONFIG = {
+    "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "bias": "none",
+    "target_modules": ["q_proj", "down_proj"],
+}  # fmt: skip
+PREFIX = "base_model.model.model.layers"
+
+
+def tensor_name(module="self_attn.q_proj", side="A", *, layer=0):
+    return f"{PREFIX}.{layer}.{module}.lora_{side}.weight"
+
+
+def tensors(rank=4, *, seed=0):
+    """A and B of one attention and one feed-forward module."""
+    rng = np.random.default_rng(seed)
+    shapes = {
+        tensor_name(): (rank, 8),
+        tensor_name(side="B"): (8, rank),
+        tensor_name("mlp.down_proj", layer=1): (rank, 12),
+        tensor_name("mlp.down_proj", "B", layer=1): (8, rank),
+    }
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def folder(config=None, weights=None):
+    """The files of a valid adapter, but for what is changed."""
+    weights = save(tensors()) if weights is None else weights
+    return {
+        "adapter_config.json": json.dumps(CONFIG | (config or {})).encode(),
+        "adapter_model.safetensors": weights if isinstance(weights, bytes) else save(weights),
+    }
+
+
+def build(files, *, rank_max=64):
+    """What the store makes of a folder's files. Raises ``BadAdapter``."""
+    config = peft_config.parse(files["adapter_config.json"])
+    found = safetensors.parse(files["adapter_model.safetensors"])
+    return adapter.build(config, found, BASE, rank_max=rank_max)

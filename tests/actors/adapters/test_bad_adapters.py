@@ -1,0 +1,173 @@
+"""Folders that nobody should be able to serve: each is refused with a reason, and nothing else."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from tests.actors.adapters.folders import build, folder, tensor_name, tensors
+from weft.actors.adapters import safetensors
+from weft.actors.adapters.errors import BadAdapter
+
+MUTATIONS = 3000
+
+
+def changed(**changes):
+    """The valid tensors with some replaced, or taken out by None."""
+    found = tensors() | changes
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def spoilt(name, change):
+    """A file whose header's entry of one tensor is changed."""
+    file = save(tensors())
+    length = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + length])
+    header[name] |= change
+    encoded = json.dumps(header).encode()
+    return len(encoded).to_bytes(8, "little") + encoded + file[8 + length :]
+
+
+def test_the_folder_that_the_others_are_made_from_is_good():
+    assert build(folder()).rank == 4
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type: 'IA3' is not supported; it must be LORA"),
+        ({"task_type": "SEQ_CLS"}, "task_type: .*must be CAUSAL_LM"),
+        ({"r": 0}, "r: 0 is no rank"),
+        ({"r": -3}, "r: -3 is no rank"),
+        ({"r": "4"}, "int"),
+        ({"r": 2**40}, "is no rank"),
+        ({"lora_alpha": float("nan")}, "lora_alpha: nan is not finite"),
+        ({"target_modules": None}, "target_modules"),
+        ({"target_modules": "(a+)+b"}, "target_modules: .*too complicated; list the modules"),
+        ({"target_modules": "("}, "target_modules: .*no regular expression"),
+        ({"rank_pattern": {"(": 4}}, "rank_pattern: .*no regular expression"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights: 'pissa' is not supported"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out: True is not supported"),
+        ({"something_new": 1}, "something_new: 1 is not supported"),
+        ({"target_modules": ["v_proj"]}, "target_modules does not cover it"),
+        ({"r": 5}, "expected \\[5, 8\\] for rank 5"),
+    ],
+    ids=str,
+)
+def test_a_configuration_is_refused_by_field(config, message):
+    with pytest.raises(BadAdapter, match=message):
+        build(folder(config))
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"[]", b"null", b"\xff", b'{"peft_type": ', b"[" * 100_000]
+)
+def test_a_configuration_that_is_no_object_is_refused(raw):
+    with pytest.raises(BadAdapter, match="save the adapter again"):
+        build(folder() | {"adapter_config.json": raw})
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({}, "no tensor"),
+        (changed(**{tensor_name(side="B"): None}), "lora_B is missing"),
+        (changed(**{tensor_name(): None}), "lora_A is missing"),
+        (changed(**{tensor_name(): np.zeros((4, 9), np.float32)}), "shape .*expected"),
+        (changed(**{tensor_name(): np.zeros((8, 4), np.float32)}), "shape .*expected"),
+        (changed(**{tensor_name(): np.zeros(32, np.float32)}), "shape .*expected"),
+        (changed(**{tensor_name(): np.full((4, 8), np.nan, np.float32)}), "infinite or NaN"),
+        (changed(**{tensor_name(): np.full((4, 8), np.inf, np.float16)}), "infinite or NaN"),
+        (changed(**{tensor_name(): np.zeros((4, 8), np.int32)}), "dtype I32 is not supported"),
+        (changed(**{tensor_name(): np.zeros((4, 8), np.float64)}), "dtype F64 is not supported"),
+        (changed(**{tensor_name(layer=2): np.zeros((4, 8), np.float32)}), "the base has 2 layers"),
+        (changed(**{"lm_head.weight": np.zeros(2, np.float32)}), "lm_head.weight: not supported"),
+        (
+            changed(**{tensor_name("mlp.q_proj"): np.zeros((4, 8), np.float32)}),
+            "not supported; an adapter may change",
+        ),
+        (
+            changed(**{tensor_name().replace("weight", "bias"): np.zeros(4, np.float32)}),
+            "not supported",
+        ),
+        (
+            changed(
+                **{tensor_name().replace(".weight", ".default.weight"): np.zeros((4, 8), "f4")}
+            ),
+            "the module has two",
+        ),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else "",
+)
+def test_tensors_are_refused_by_name(weights, message):
+    with pytest.raises(BadAdapter, match=message):
+        build(folder(weights=weights))
+
+
+def test_a_rank_beyond_the_limit_names_the_option():
+    with pytest.raises(BadAdapter, match=r"more than max_lora_rank \(2\); raise"):
+        build(folder(), rank_max=2)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        b"",
+        b"\x00" * 7,
+        (2**62).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        (2).to_bytes(8, "little") + b"{]",
+        (100).to_bytes(8, "little") + b"[" * 100,
+        (100).to_bytes(8, "little") + b"{}",
+        (26).to_bytes(8, "little") + b'{"a":{},"a":{},"b":{}}    ',
+        save(tensors()) + b"more",
+        save(tensors())[:-1],
+        spoilt(tensor_name(), {"data_offsets": [0, 10**12]}),
+        spoilt(tensor_name(), {"data_offsets": [64, 192]}),
+        spoilt(tensor_name(), {"data_offsets": [128, 0]}),
+        spoilt(tensor_name(), {"data_offsets": [-128, 0]}),
+        spoilt(tensor_name(), {"shape": [-4, -8]}),
+        spoilt(tensor_name(), {"shape": [2**40, 2**40]}),
+        spoilt(tensor_name(), {"shape": [4, 8.0]}),
+        spoilt(tensor_name(), {"shape": [True, 32]}),
+        spoilt(tensor_name(), {"dtype": 5}),
+        spoilt(tensor_name(), {"extra": 1}),
+    ],
+    ids=lambda file: f"{len(file)}-bytes",
+)
+def test_a_damaged_file_is_refused(file):
+    with pytest.raises(BadAdapter, match="save or copy it again"):
+        build(folder(weights=file))
+
+
+def test_no_damage_does_more_than_be_refused():
+    rng = random.Random(0)
+    good = folder()
+    refused = 0
+    for _ in range(MUTATIONS):
+        files = dict(good)
+        name = rng.choice(sorted(files))
+        data = bytearray(files[name])
+        for _ in range(rng.randrange(1, 4)):
+            match rng.randrange(3):
+                case 0:
+                    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+                case 1:
+                    del data[rng.randrange(len(data)) :][: rng.randrange(9)]
+                case 2:
+                    at = rng.randrange(len(data))
+                    data[at:at] = rng.randbytes(rng.randrange(1, 9))
+        files[name] = bytes(data)
+        try:
+            build(files)
+        except BadAdapter:
+            refused += 1
+    assert refused > MUTATIONS // 2
+
+
+def test_what_is_written_can_be_read_back():
+    kept = build(folder())
+    again = safetensors.parse(b"".join(bytes(part) for part in kept.file()))
+    assert again == kept.tensors
