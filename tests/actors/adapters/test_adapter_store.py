@@ -226,7 +226,7 @@ class TestLocalFiles:
         os.mkfifo(tmp_path / "pipe")
         (tmp_path / "folder").mkdir()
         for name in ("pipe", "folder"):
-            with pytest.raises(FileError, match="no regular file|Is a directory"):
+            with pytest.raises(FileError, match=r"no regular file|Is a directory"):
                 self.files.read(str(tmp_path), name, bytes_max=9)
 
     def test_what_is_missing_is_said(self, tmp_path):
