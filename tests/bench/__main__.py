@@ -12,6 +12,7 @@ import transformers
 
 from tests.bench import latency, steps, throughput
 from tests.bench.models import SHAPES
+from tests.bench.throughput import Load
 
 SECTIONS = ("throughput", "latency", "steps")
 
@@ -21,6 +22,8 @@ def main():
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {SECTIONS}")
     parser.add_argument("--shapes", nargs="+", default=SHAPES, choices=SHAPES)
     parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
@@ -34,11 +37,10 @@ def main():
     print(f"{_processor()}, {options.threads} threads, torch {torch.__version__}\n", flush=True)
     if "throughput" in sections:
         for shape in options.shapes:
-            print(f"Output tokens a second, {shape}: {options.requests} requests at once,")
-            print(f"{throughput.PROMPT_TOKENS} tokens in, {throughput.OUTPUT_TOKENS} out each\n")
-            table = throughput.run(
-                shape, requests=options.requests, rounds=options.rounds, threads=options.threads
-            )
+            load = Load(options.requests, options.prompt_tokens, options.output_tokens)
+            print(f"Output tokens a second, {shape}: {load.requests} requests at once,")
+            print(f"{load.prompt_tokens} tokens in, {load.output_tokens} out each\n", flush=True)
+            table = throughput.run(shape, load, rounds=options.rounds, threads=options.threads)
             print(table, end="\n\n", flush=True)
     if "latency" in sections:
         for shape in options.shapes:

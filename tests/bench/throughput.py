@@ -4,7 +4,9 @@ import random
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel
@@ -14,45 +16,81 @@ from tests.bench import models
 from tests.bench.serving import generate, serve
 from tests.bench.table import markdown
 
-PROMPT_TOKENS = 64
-OUTPUT_TOKENS = 64
 ADAPTERS = (0, 1, 4, 16)
 VOCABULARY = 400  # ids that every model here has
+PEFT_DTYPES = ("float32", "bfloat16")
 
 
-def run(shape, *, requests, rounds, threads):
-    """Measure both, in turns, and return the table.
+class Load(NamedTuple):
+    """What is asked, all at once."""
+
+    requests: int
+    prompt_tokens: int
+    output_tokens: int
+
+
+class Peft(NamedTuple):
+    """transformers, without PEFT's layers and with them; every adapter is loaded."""
+
+    plain: torch.nn.Module
+    adapted: PeftModel
+
+
+def run(shape, load, *, rounds, threads):
+    """Measure everything in turns, ``rounds`` times, and return the table.
 
     PEFT gets all requests in one batch of equal lengths, which is its best case, in float32 and in
-    bfloat16. weft computes in float32, from weights stored in either.
+    bfloat16. weft computes in float32. A column is the median of the rounds; a ratio is the median
+    of each round's own ratios, so that a machine that is busier in some rounds changes little.
     """
     torch.set_num_threads(threads)
-    rows = []
     with tempfile.TemporaryDirectory() as place:
         place = Path(place)
         folder = models.model_folder(shape, place, torch.float32)
         folders = models.adapter_folders(folder, place, max(ADAPTERS))
-        first = None
-        for count in ADAPTERS:
-            used = dict(list(folders.items())[:count])
-            prompts = _prompts(requests, list(used))
-            peft = {dtype: _peft(folder, used, dtype) for dtype in ("float32", "bfloat16")}
-            speeds = {"weft": [], "float32": [], "bfloat16": []}
-            with serve(folder, used, threads=threads, kv_cache_memory_mib=1024) as server:
-                generate(server, prompts, tokens=4)  # adapters are loaded then
-                for _ in range(rounds):
-                    speeds["weft"].append(_speed(_run_weft, server, prompts))
-                    for dtype, model in peft.items():
-                        speeds[dtype].append(_speed(_run_peft, model, prompts))
-            del peft
-            weft, full, half = (statistics.median(speeds[key]) for key in speeds)
-            first = first or weft
-            rows.append(
-                (
-                    count, f"{weft:.0f}", f"{full:.0f}", f"{half:.0f}", f"{weft / full:.1f}",
-                    f"{weft / half:.1f}", f"{weft / first:.2f}",
-                )
-            )  # fmt: skip
+        peft = {dtype: _load_peft(folder, folders, dtype) for dtype in PEFT_DTYPES}
+        with ExitStack() as stack:
+            options = {"threads": threads, "kv_cache_memory_mib": 1024}
+            server = stack.enter_context(serve(folder, folders, **options))
+            # Adapters are loaded, and memory is touched, before anything is timed.
+            generate(server, _prompts(load, list(folders)), tokens=4)
+            speeds = [_round(server, peft, list(folders), load) for _ in range(rounds)]
+    return _table(speeds)
+
+
+def _round(server, peft, names, load):
+    """Return tokens a second by number of adapters and engine."""
+    speeds = {}
+    for count in ADAPTERS:
+        prompts = _prompts(load, names[:count])
+        started = time.perf_counter()
+        generate(server, prompts, tokens=load.output_tokens)
+        seconds = {"weft": time.perf_counter() - started}
+        for dtype, engines in peft.items():
+            started = time.perf_counter()
+            _run_peft(engines, prompts, load)
+            seconds[dtype] = time.perf_counter() - started
+        tokens = load.requests * load.output_tokens
+        speeds[count] = {engine: tokens / seconds[engine] for engine in seconds}
+    return speeds
+
+
+def _table(speeds):
+    def middle(value):
+        return statistics.median(map(value, speeds))
+
+    rows = [
+        (
+            count,
+            *(f"{middle(lambda r: r[count][e]):.0f}" for e in ("weft", *PEFT_DTYPES)),  # noqa: B023
+            *(
+                f"{middle(lambda r: r[count]['weft'] / r[count][dtype]):.2f}"  # noqa: B023
+                for dtype in PEFT_DTYPES
+            ),
+            f"{middle(lambda r: r[count]['weft'] / r[0]['weft']):.2f}",  # noqa: B023
+        )
+        for count in ADAPTERS
+    ]
     header = (
         "adapters", "weft", "PEFT float32", "PEFT bfloat16", "weft / PEFT float32",
         "weft / PEFT bfloat16", "weft / weft without",
@@ -60,47 +98,45 @@ def run(shape, *, requests, rounds, threads):
     return markdown(header, rows)
 
 
-def _prompts(count, adapters):
-    """(model, token ids) each; requests take turns with the adapters."""
-    rng = random.Random(0)
-    names = adapters or [None]
+def _prompts(load, names):
+    """(model, token ids) each; requests take turns with the adapters.
+
+    Every call makes others, so that nothing is found in the prefix cache.
+    """
+    names = names or [None]
     return [
-        (names[i % len(names)], [rng.randrange(4, VOCABULARY) for _ in range(PROMPT_TOKENS)])
-        for i in range(count)
+        (
+            names[i % len(names)],
+            [random.randrange(4, VOCABULARY) for _ in range(load.prompt_tokens)],
+        )
+        for i in range(load.requests)
     ]
 
 
-def _speed(work, engine, prompts):
-    started = time.perf_counter()
-    work(engine, prompts)
-    return len(prompts) * OUTPUT_TOKENS / (time.perf_counter() - started)
+def _load_peft(folder, adapters, dtype):
+    def base():
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
-
-def _run_weft(server, prompts):
-    # Another first token, so that no prompt is found in the prefix cache.
-    fresh = random.randrange(4, VOCABULARY)
-    changed = [(model, [fresh, *prompt[1:]]) for model, prompt in prompts]
-    generate(server, changed, tokens=OUTPUT_TOKENS)
-
-
-def _peft(folder, adapters, dtype):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    adapted = None
     for name, path in adapters.items():
-        if isinstance(model, PeftModel):
-            model.load_adapter(path, name)
+        if adapted is None:
+            adapted = PeftModel.from_pretrained(base(), path, name)
         else:
-            model = PeftModel.from_pretrained(model, path, name)
-    return model.to(getattr(torch, dtype)).eval()
+            adapted.load_adapter(path, name)
+    return Peft(base(), adapted.to(getattr(torch, dtype)).eval())
 
 
 @torch.inference_mode()
-def _run_peft(model, prompts):
+def _run_peft(peft, prompts, load):
     tokens = torch.tensor([prompt for _, prompt in prompts])
     options = {
         "attention_mask": torch.ones_like(tokens), "do_sample": False,
-        "min_new_tokens": OUTPUT_TOKENS, "max_new_tokens": OUTPUT_TOKENS, "pad_token_id": 0,
+        "min_new_tokens": load.output_tokens, "max_new_tokens": load.output_tokens,
+        "pad_token_id": 0,
     }  # fmt: skip
-    if isinstance(model, PeftModel):
+    if prompts[0][0] is None:
+        out = peft.plain.generate(input_ids=tokens, **options)
+    else:
         options["adapter_names"] = [name for name, _ in prompts]
-    out = model.generate(input_ids=tokens, **options)
-    assert out.shape == (len(prompts), PROMPT_TOKENS + OUTPUT_TOKENS)
+        out = peft.adapted.generate(input_ids=tokens, **options)
+    assert out.shape == (load.requests, load.prompt_tokens + load.output_tokens)
