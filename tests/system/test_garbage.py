@@ -221,8 +221,7 @@ async def _ask_for_nonsense(weft, requests):
                 stream = client.generate(**asked)
                 return {event.reason async for event in stream if isinstance(event, Finished)}
             except Refused as refused:
-                assert refused.message
-                return {refused.code}
+                return {refused.code if refused.message else "says nothing"}
             except (OverflowError, TypeError, ValueError):
                 return {"unpackable"}  # MessagePack itself cannot say it
 
