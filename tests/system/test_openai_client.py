@@ -4,6 +4,9 @@ import json
 
 import openai
 import pytest
+from transformers import AutoTokenizer
+
+from tests.system.runs import ROOT
 
 pytestmark = pytest.mark.system
 
@@ -72,6 +75,56 @@ def test_several_choices_differ_and_are_told_apart(openai_client):
     for chunk in openai_client.chat.completions.create(**asked, stream=True):
         streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
     assert streamed == texts  # the same seed
+
+
+def test_every_choice_of_a_stream_is_opened_and_closed_once(openai_client):
+    stream = openai_client.chat.completions.create(
+        model="weft-demo", messages=MATH, n=3, seed=5, temperature=1.0, max_tokens=12, stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    *told, usage = stream
+    for index in range(3):
+        own = [chunk.choices[0] for chunk in told if chunk.choices[0].index == index]
+        assert [choice.delta.role for choice in own] == ["assistant"] + [None] * (len(own) - 1)
+        assert [choice.finish_reason is None for choice in own] == [True] * (len(own) - 1) + [False]
+    assert usage.choices == []
+    assert usage.usage.prompt_tokens == len(rendered(MATH))  # once for all choices
+    assert 3 <= usage.usage.completion_tokens <= 36
+
+
+def rendered(messages):
+    """The token ids of a chat, as transformers makes them."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "configs/demo/model")
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+
+
+def test_usage_counts_what_the_model_has_seen_and_said(openai_client):
+    response = openai_client.chat.completions.create(
+        model="math", messages=MATH, temperature=0, logprobs=True
+    )
+    assert response.usage.prompt_tokens == len(rendered(MATH))
+    shown = len(response.choices[0].logprobs.content)
+    # The token that ended the answer was generated too, but is no part of it.
+    assert response.usage.completion_tokens == shown + 1
+
+
+def test_a_stream_of_a_completion_ends_with_its_reason_and_usage(openai_client):
+    raw = openai_client.completions.with_raw_response.create(
+        model="sql", prompt=["The", "A"], max_tokens=5, temperature=0, stream=True,
+        stream_options={"include_usage": True}, extra_body={"ignore_eos": True},
+    )  # fmt: skip
+    *told, usage = raw.parse()
+    for index in range(2):
+        own = [chunk.choices[0] for chunk in told if chunk.choices[0].index == index]
+        assert [choice.finish_reason for choice in own] == [None] * (len(own) - 1) + ["length"]
+    assert usage.choices == []
+    assert usage.usage.completion_tokens == 10
+    assert {chunk.id for chunk in [*told, usage]} == {f"cmpl-{raw.headers['x-request-id']}"}
+
+
+def test_what_is_wrong_with_a_stream_is_said_before_it_begins(openai_client):
+    with pytest.raises(openai.NotFoundError):
+        openai_client.chat.completions.create(model="nope", messages=MATH, stream=True)
 
 
 def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(openai_client):
