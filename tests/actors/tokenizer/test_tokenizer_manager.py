@@ -311,7 +311,7 @@ def test_an_inspection_starts_with_the_tokenizers_section(desk):
     (send,) = desk.advance()
     assert send.to == "adapters"
     assert isinstance(send.message, Inspection)
-    assert send.message.sections["tokenizer"]["generated"] == 1
+    assert send.message.sections["tokenizer"]["generated_total"] == 1
 
 
 def test_a_lost_clients_requests_are_forgotten(desk):
