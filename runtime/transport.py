@@ -10,6 +10,7 @@ from pathlib import Path
 
 import zmq
 
+from weft.runtime import sockets
 from weft.runtime.actor import Send
 from weft.runtime.codec import FRAME_BYTES_MAX
 from weft.runtime.endpoint import Endpoint, Lost, Mail
@@ -102,7 +103,7 @@ class ZmqMailbox:
         self._transmit()
         for port, socket in self._sockets.items():
             socket.close(linger=LINGER_MS if self.endpoint.is_heard_on(port) else 0)
-        self._context.term()
+        sockets.terminate(self._context, linger_ms=LINGER_MS)
 
     def _socket(self, port: str, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
