@@ -15,9 +15,9 @@ from itertools import chain
 from operator import or_
 from typing import Any, NamedTuple
 
-from weft.runtime.codec import BadFrame, Decoder, Envelope, encode
+from weft.runtime.codec import BadFrame, BadMessage, Decoder, Envelope, encode
 from weft.runtime.link import Link, LinkError
-from weft.runtime.messages import Goodbye, Hello, LinkInbox, Message
+from weft.runtime.messages import Goodbye, Hello, LinkInbox, Message, Refused
 from weft.runtime.topology import CLIENT, Edge, Topology
 
 # Clients with an open link. The gateway is one, whatever the number of its HTTP connections.
@@ -285,7 +285,12 @@ class Endpoint:
 
     def _receive_bound(self, identity: bytes, frame: bytes) -> None:
         name, edge = self._introduce(identity)
-        envelope, message = self._decoders[edge.connects](frame)
+        try:
+            envelope, message = self._decoders[edge.connects](frame)
+        except BadMessage as error:
+            if name in self._clients:
+                self._refuse(self._clients[name], error)
+            raise
         if isinstance(message, Hello):
             self._admit(name, identity.decode(), edge, envelope.source_epoch, message.window)
         peer = self._peer(name)
@@ -305,6 +310,17 @@ class Endpoint:
                 self.arrived.append(Lost(peer.name))
             else:
                 peer.departed = True
+
+    def _refuse(self, client: _Peer, error: BadMessage) -> None:
+        """Tell a client of its message that cannot be read, and hear those after it."""
+        if not error.envelope.sequence:
+            return  # link control, which is not answered
+        _, replies = client.link.receive(error.envelope, None)
+        client.was_heard = True
+        self._post(client, replies)
+        if error.label is not None and Refused in client.edge.backward:
+            text = f"{error}; INGRESS.md lists the fields of every message"
+            self.send(client.name, Refused(error.label, "invalid_value", text, error.param or None))
 
     def _post(self, peer: _Peer, frames: list[bytes]) -> None:
         self.outgoing.extend(Parcel(peer.edge.binds, peer.identity, frame) for frame in frames)
