@@ -13,7 +13,7 @@ import zmq
 from weft.runtime import sockets
 from weft.runtime.actor import Send
 from weft.runtime.codec import FRAME_BYTES_MAX
-from weft.runtime.endpoint import Endpoint, Lost, Mail
+from weft.runtime.endpoint import PROBE_INTERVAL_S, Endpoint, Lost, Mail
 from weft.runtime.topology import Topology, address
 
 # Frames that a socket queues for one peer each way. Credit keeps honest peers far below it (the
@@ -28,9 +28,6 @@ LINGER_MS = 1000
 
 # Messages taken, and dropped, when a mailbox closes.
 CLOSE_MESSAGES_MAX = 1024
-
-# Silent clients get a frame this often, which finds out those that are gone.
-PROBE_INTERVAL_S = 5.0
 
 # At most one line about dropped frames in this time, however many there are.
 FAULT_LOG_INTERVAL_S = 5.0
