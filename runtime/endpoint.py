@@ -16,6 +16,7 @@ from operator import or_
 from typing import Any, NamedTuple
 
 from weft.runtime.codec import BadFrame, BadMessage, Decoder, Envelope, encode
+from weft.runtime.identity import process_identity
 from weft.runtime.link import Link, LinkError
 from weft.runtime.messages import Goodbye, Hello, LinkInbox, Message, Refused
 from weft.runtime.topology import CLIENT, Edge, Topology
@@ -89,8 +90,12 @@ class Endpoint:
         identity: str,
         epoch: int = 1,
         clients_max: int = CLIENTS_MAX,
+        key: bytes | None = None,
     ) -> None:
-        """``role`` is "client" for a process outside the table; ``identity`` must be fresh."""
+        """``role`` is "client" for a process outside the table; ``identity`` must be fresh.
+
+        With the run's ``key``, roles must prove that they know it: needed where strangers can come.
+        """
         self.role = role
         self.identity = identity
         self.outgoing: deque[Parcel] = deque()
@@ -99,6 +104,7 @@ class Endpoint:
         self.last_fault = ""
         self._epoch = epoch
         self._clients_max = clients_max
+        self._key = key
         self._roles = {end for edge in topology.edges for end in edge[:2]} - {CLIENT}
         self._bound = {edge.connects: edge for edge in topology.bound_by(role)}
         self._processes: dict[str, _Peer] = {}  # by role
@@ -253,6 +259,8 @@ class Endpoint:
                 raise LinkError("clients", f"{self._clients_max} clients are connected already")
             self._clients[name] = newcomer
             return
+        if self._key is not None and identity != process_identity(name, epoch, self._key):
+            raise LinkError("stranger", f"{identity} is not a life of {name} in this run")
         peer = self._processes[name]
         if not peer.link.is_open:
             peer.identity = identity  # what waits for it waits in this link

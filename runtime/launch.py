@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from weft.runtime import janitor, rundir, topology
+from weft.runtime import identity, janitor, rundir, topology
 from weft.runtime.announce import announcement
 from weft.runtime.config import Config, ConfigError
 from weft.runtime.process import EXIT_BUG, EXIT_REFUSED, Handover
@@ -131,7 +131,8 @@ class Launcher:
 
     def _start_all(self, run_dir: RunDir, pipe_fd: int) -> None:
         """Start the actors; once they are ready, what lets the world in."""
-        Handover(self._config, self._topology_name, os.getpid()).write(run_dir.path)
+        handover = Handover(self._config, self._topology_name, os.getpid(), identity.fresh_key())
+        handover.write(run_dir.path)
         for is_actor in (True, False):
             for process in self._topology.processes:
                 if process.is_actor == is_actor:

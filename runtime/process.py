@@ -19,8 +19,9 @@ import msgspec
 from weft.runtime import log, loop, topology
 from weft.runtime.config import Config, ConfigError
 from weft.runtime.endpoint import Endpoint
+from weft.runtime.identity import process_identity
 from weft.runtime.status import Failed, Progress, Ready, StatusPipe
-from weft.runtime.transport import ZmqMailbox, fresh_identity
+from weft.runtime.transport import ZmqMailbox
 
 # From linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
@@ -42,6 +43,7 @@ class Handover(msgspec.Struct, frozen=True):
     config: Config
     topology: str  # "module:variable"
     launcher_pid: int
+    key: bytes  # by which the run's processes know each other
 
     def write(self, run_dir: Path) -> None:
         """Write it where ``read`` looks."""
@@ -65,7 +67,7 @@ def main() -> int:
     try:
         start = _function(process.start)
         if process.is_actor:
-            _run_actor(start, role, table, handover.config, run_dir, status)
+            _run_actor(start, role, table, handover, run_dir, status)
         else:
             start(handover.config, run_dir, lambda url: status.say(Ready(url)))
     except ConfigError as error:
@@ -78,13 +80,16 @@ def _run_actor(
     build: Callable[..., Any],
     role: str,
     table: topology.Topology,
-    config: Config,
+    handover: Handover,
     run_dir: Path,
     status: StatusPipe,
 ) -> None:
     drain = loop.Drain()
-    actor = build(role, config, run_dir, lambda share, what: status.say(Progress(what, share)))
-    endpoint = Endpoint(role, table, identity=fresh_identity(role, EPOCH), epoch=EPOCH)
+    actor = build(
+        role, handover.config, run_dir, lambda share, what: status.say(Progress(what, share))
+    )
+    identity = process_identity(role, EPOCH, handover.key)
+    endpoint = Endpoint(role, table, identity=identity, epoch=EPOCH, key=handover.key)
     mailbox = ZmqMailbox(endpoint, table, run_dir)
     try:
         loop.run(actor, mailbox, drain, lambda: status.say(Ready()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import secrets
 import time
 from pathlib import Path
 
@@ -33,11 +32,6 @@ CLOSE_MESSAGES_MAX = 1024
 FAULT_LOG_INTERVAL_S = 5.0
 
 _log = logging.getLogger(__name__)
-
-
-def fresh_identity(role: str, epoch: int) -> str:
-    """Return a socket identity for one life of a role; no two lives share one."""
-    return f"{role}.{epoch}.{secrets.token_hex(6)}"
 
 
 class ZmqMailbox:

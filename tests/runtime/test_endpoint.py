@@ -5,10 +5,12 @@ from tests.runtime.runtime_harness import SMALL, messages, submit
 from weft.runtime.actor import Send
 from weft.runtime.codec import Decoder, encode
 from weft.runtime.endpoint import CLIENT_WAITING_MAX, JAM_WAITING, Endpoint, Lost, Mail
+from weft.runtime.identity import process_identity
 from weft.runtime.inprocess import Network
 from weft.runtime.messages import Goodbye, Hello, ListModels, Models, Refused
 from weft.runtime.topology import CLIENT
 
+KEY = bytes(range(16))
 REFUSED = Refused("a", "code", "why")
 
 
@@ -285,6 +287,28 @@ def test_a_newer_life_of_a_process_replaces_the_older_but_not_the_other_way_roun
     # The older one is not heard any more.
     town.boxes["store.2.x"].send(Send("server", Models("late", [])))
     assert messages(server) == []
+
+
+@pytest.mark.parametrize(
+    ("identity", "epoch", "is_heard"),
+    [
+        (process_identity("store", 2, KEY), 2, True),
+        (process_identity("store", 1, KEY), 2, False),  # another life's
+        (process_identity("back", 2, KEY), 2, False),
+        (process_identity("store", 2, bytes(16)), 2, False),
+        ("store.2.x", 2, False),
+        ("store", 2, False),
+    ],
+)
+def test_who_does_not_know_the_runs_key_cannot_take_a_processs_place(identity, epoch, is_heard):
+    server = Endpoint("server", SMALL, identity="server.1.x", key=KEY)
+    true_identity = process_identity("store", 1, KEY)
+    say_hello(server, true_identity.encode())
+    server.outgoing.clear()
+    say_hello(server, identity.encode(), epoch=epoch)
+    server.send("store", ListModels("a"))
+    assert server.outgoing[-1].identity == (identity if is_heard else true_identity)
+    assert server.faults == ({} if is_heard else {"stranger": 1})
 
 
 def test_a_hello_without_credit_leaves_a_processs_waiting_messages_in_place(town, server):

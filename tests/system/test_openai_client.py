@@ -202,6 +202,12 @@ def test_errors_have_openais_form(http, method, path, content, content_type, sta
     assert error["message"]
 
 
+def test_more_choices_than_may_ever_wait_are_refused_for_good(openai_client):
+    with pytest.raises(openai.BadRequestError, match="16384 choices in all") as caught:
+        openai_client.completions.create(model="sql", prompt=["a"] * 128, n=128, max_tokens=1)
+    assert caught.value.param == "prompt"
+
+
 def test_an_unknown_field_is_refused_with_the_nearest_name(http):
     body = {"model": "math", "messages": MATH, "temprature": 1}
     error = http.post("/v1/chat/completions", json=body).json()["error"]

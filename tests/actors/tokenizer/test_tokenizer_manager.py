@@ -173,6 +173,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(desk, submit):
         ({"frequency_penalty": 2.5}, "frequency_penalty"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty"),  # none, in float32
         ({"stop": ["x"] * 17}, "stop"),
         ({"stop": ["a", ""]}, "stop[1]"),
         ({"stop": ["a" * 1025]}, "stop[0]"),
