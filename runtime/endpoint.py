@@ -31,6 +31,9 @@ CLIENT_WAITING_MAX = 1024
 # where its work comes from. Edges never connect in a circle, so neither does this waiting.
 JAM_WAITING = 1024
 
+# Silent clients get a frame this often, which finds out those that are gone.
+PROBE_INTERVAL_S = 5.0
+
 # ZeroMQ's own limit for an identity.
 IDENTITY_BYTES_MAX = 255
 
@@ -209,7 +212,7 @@ class Endpoint:
     def probe(self) -> None:
         """Send a frame to every client that was silent since the last call.
 
-        The transport reports those that are gone; call it every few seconds.
+        The transport reports those that are gone; call it every ``PROBE_INTERVAL_S``.
         """
         for peer in self._clients.values():
             if not peer.was_heard:

@@ -52,6 +52,11 @@ class InprocessMailbox:
         self.endpoint.send(*send)
         self._network.carry(self.endpoint)
 
+    def probe(self) -> None:
+        """Find out which silent clients are gone."""
+        self.endpoint.probe()
+        self._network.carry(self.endpoint)
+
     @property
     def is_open(self) -> bool:
         """Whether every process that this one needs has answered."""

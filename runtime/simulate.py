@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from weft.runtime.actor import Actor
-from weft.runtime.endpoint import Parcel
+from weft.runtime.endpoint import PROBE_INTERVAL_S, Parcel
 from weft.runtime.inprocess import InprocessMailbox, Network
 from weft.runtime.loop import IDLE_WAIT_S, turn
 from weft.runtime.topology import CLIENT, TOPOLOGY, Topology
@@ -36,9 +36,13 @@ FAIR = Conditions()
 class _Resident:
     """An actor in the world."""
 
-    def __init__(self, actor: Actor[Any], mailbox: InprocessMailbox) -> None:
+    def __init__(
+        self, actor: Actor[Any], mailbox: InprocessMailbox, turn_ns: tuple[int, int]
+    ) -> None:
         self.actor = actor
         self.mailbox = mailbox
+        self.turn_ns = turn_ns
+        self.probes_ns = 0  # when it next looks after clients that are silent
         self.wakes_ns: int | None = None  # when its next turn is due
         self.busy_until_ns = 0
 
@@ -61,18 +65,35 @@ class World:
         self._digest = hashlib.sha256()
         self._tail: deque[str] = deque(maxlen=TRACE_TAIL)
 
-    def spawn(self, role: str, actor: Actor[Any], *, name: str | None = None) -> InprocessMailbox:
-        """Bring an actor to life. A client, of which there may be many, has a ``name``."""
+    def spawn(
+        self,
+        role: str,
+        actor: Actor[Any],
+        *,
+        name: str | None = None,
+        turn_ns: tuple[int, int] | None = None,
+    ) -> InprocessMailbox:
+        """Bring an actor to life. A client, of which there may be many, has a ``name``.
+
+        ``turn_ns`` is for one that is faster or slower than the conditions say.
+        """
         assert (name is not None) == (role == CLIENT), "clients have names, and only they"
         mailbox = self._network.join(role, identity=name or f"{role}.1.{len(self._residents)}")
-        resident = _Resident(actor, mailbox)
+        resident = _Resident(actor, mailbox, turn_ns or self._conditions.turn_ns)
         self._residents[mailbox.endpoint.identity] = resident
         self._wake(resident, self.now_ns)
         return mailbox
 
     def kill(self, name: str) -> None:
-        """End a client without a word: what is sent to it from now on cannot be delivered."""
-        self._network.leave(self._residents.pop(name).mailbox.endpoint)
+        """End an actor without a word; ``name`` is a role or a client's.
+
+        What is on its way to it is lost, what is sent to it from now on cannot be delivered.
+        """
+        self._network.leave(self._take_out(name).endpoint)
+
+    def retire(self, name: str) -> None:
+        """Let an actor say Goodbye on every link and be gone."""
+        self._take_out(name).close()
 
     def run_until(self, holds: Callable[[], bool], *, limit_s: float = 60.0) -> None:
         """Let virtual time pass until ``holds``; raise ``TimeoutError`` beyond the limit."""
@@ -81,7 +102,7 @@ class World:
             self.now_ns, _, identity, parcel = heapq.heappop(self._events)
             resident = self._residents.get(identity)
             if resident is None:
-                continue  # it was killed
+                continue  # it is gone
             if self.now_ns > limit_ns:
                 raise TimeoutError(
                     f"seed {self._seed}: not in {limit_s} s\n" + "\n".join(self._tail)
@@ -104,13 +125,23 @@ class World:
         """The SHA-256 of every delivery so far: two runs of a seed have the same."""
         return self._digest.hexdigest()
 
+    def _take_out(self, name: str) -> InprocessMailbox:
+        for identity, resident in self._residents.items():
+            endpoint = resident.mailbox.endpoint
+            if name == (identity if endpoint.role == CLIENT else endpoint.role):
+                return self._residents.pop(identity).mailbox
+        raise AssertionError(f"nobody is called {name}")
+
     def _turn(self, resident: _Resident) -> None:
         resident.wakes_ns = None
         # Any frame ends a wait, though it bring nothing but credit: the actor may now go on.
         had_frames = resident.mailbox.has_frames
         did_work = turn(resident.actor, resident.mailbox, lambda: self.now_ns, 0.0)
+        if self.now_ns >= resident.probes_ns:
+            resident.probes_ns = self.now_ns + int(PROBE_INTERVAL_S * 1e9)
+            resident.mailbox.probe()
         if did_work or had_frames:
-            resident.busy_until_ns = self.now_ns + self._draw(self._conditions.turn_ns)
+            resident.busy_until_ns = self.now_ns + self._draw(resident.turn_ns)
             self._wake(resident, resident.busy_until_ns)
         else:
             self._wake(resident, self.now_ns + int(IDLE_WAIT_S * 1e9))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import zmq
 
+from weft.runtime import sockets
 from weft.runtime.actor import Send
 from weft.runtime.codec import FRAME_BYTES_MAX
-from weft.runtime.endpoint import Endpoint, Lost, Mail
+from weft.runtime.endpoint import PROBE_INTERVAL_S, Endpoint, Lost, Mail
 from weft.runtime.topology import Topology, address
 
 # Frames that a socket queues for one peer each way. Credit keeps honest peers far below it (the
@@ -26,9 +27,6 @@ LINGER_MS = 1000
 
 # Messages taken, and dropped, when a mailbox closes.
 CLOSE_MESSAGES_MAX = 1024
-
-# Silent clients get a frame this often, which finds out those that are gone.
-PROBE_INTERVAL_S = 5.0
 
 # At most one line about dropped frames in this time, however many there are.
 FAULT_LOG_INTERVAL_S = 5.0
@@ -96,7 +94,7 @@ class ZmqMailbox:
         self._transmit()
         for port, socket in self._sockets.items():
             socket.close(linger=LINGER_MS if self.endpoint.is_heard_on(port) else 0)
-        self._context.term()
+        sockets.terminate(self._context, linger_ms=LINGER_MS)
 
     def _socket(self, port: str, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)

@@ -65,7 +65,6 @@ class Scheduler:
         self._outbox: deque[Message] = deque()  # to the detokenizer, when there is room
         self._ends: list[End] = []
         self._metrics = Metrics()
-        self._is_draining = False
 
     @property
     def is_idle(self) -> bool:
@@ -73,8 +72,10 @@ class Scheduler:
         return not (self._requests or self._in_flight or self._outbox or self._ends)
 
     def drain(self) -> None:
-        """Reject new requests; those accepted go on."""
-        self._is_draining = True
+        """Do nothing: the tokenizer stops first, and what it let in on its way out is served.
+
+        A rejection could reach nobody any more.
+        """
 
     def lost(self, peer: str, now_ns: int) -> list[Send]:
         """Nothing here belongs to one link: clients are the detokenizer's to watch."""
@@ -187,13 +188,6 @@ class Scheduler:
         return []
 
     def _refusal(self, generate: Generate) -> Refused | None:
-        if self._is_draining:
-            return Refused(
-                generate.label,
-                "draining",
-                "the server is shutting down; try again in a few seconds",
-                retry_after_s=5.0,
-            )
         if (generate.client, generate.label) in self._requests:
             return Refused(
                 generate.label,

@@ -53,16 +53,31 @@ def run(shape, load, *, rounds, threads):
             options = {"threads": threads, "kv_cache_memory_mib": 1024}
             server = stack.enter_context(serve(folder, folders, **options))
             # Adapters are loaded, and memory is touched, before anything is timed.
-            generate(server, _prompts(load, list(folders)), tokens=4)
+            generate(server, make_prompts(load, list(folders)), tokens=4)
             speeds = [_round(server, peft, list(folders), load) for _ in range(rounds)]
     return _table(speeds)
+
+
+def make_prompts(load, names):
+    """(model, token ids) each; requests take turns with the adapters.
+
+    Every call makes others, so that nothing is found in the prefix cache.
+    """
+    names = names or [None]
+    return [
+        (
+            names[i % len(names)],
+            [random.randrange(4, VOCABULARY) for _ in range(load.prompt_tokens)],
+        )
+        for i in range(load.requests)
+    ]
 
 
 def _round(server, peft, names, load):
     """Return tokens a second by number of adapters and engine."""
     speeds = {}
     for count in ADAPTERS:
-        prompts = _prompts(load, names[:count])
+        prompts = make_prompts(load, names[:count])
         started = time.perf_counter()
         generate(server, prompts, tokens=load.output_tokens)
         seconds = {"weft": time.perf_counter() - started}
@@ -96,21 +111,6 @@ def _table(speeds):
         "weft / PEFT bfloat16", "weft / weft without",
     )  # fmt: skip
     return markdown(header, rows)
-
-
-def _prompts(load, names):
-    """(model, token ids) each; requests take turns with the adapters.
-
-    Every call makes others, so that nothing is found in the prefix cache.
-    """
-    names = names or [None]
-    return [
-        (
-            names[i % len(names)],
-            [random.randrange(4, VOCABULARY) for _ in range(load.prompt_tokens)],
-        )
-        for i in range(load.requests)
-    ]
 
 
 def _load_peft(folder, adapters, dtype):

@@ -2,7 +2,7 @@ import pytest
 
 from tests.runtime.runtime_harness import SMALL
 from weft.runtime.actor import Send
-from weft.runtime.endpoint import Endpoint
+from weft.runtime.endpoint import PROBE_INTERVAL_S, Endpoint
 from weft.runtime.messages import ListModels, Models, Refused, Submit
 from weft.runtime.simulate import Conditions, World
 from weft.runtime.topology import CLIENT
@@ -104,6 +104,50 @@ def test_what_never_happens_is_a_timeout_that_names_its_seed():
     with pytest.raises(TimeoutError, match="seed 7"):
         world.run_until(lambda: False, limit_s=5.0)
     assert 4.9e9 < world.now_ns < 5.2e9
+
+
+def test_a_slow_actor_takes_its_own_time():
+    world = World(1, topology=SMALL)
+    hare, snail = Asking("hare"), Asking("snail")
+    world.spawn(CLIENT, hare, name="hare")
+    world.spawn(CLIENT, snail, name="snail", turn_ns=(100_000_000, 200_000_000))
+    world.spawn("server", Passing())
+    world.spawn("back", Refusing())
+    world.run_until(lambda: len(snail.answers) == REQUESTS)
+    assert hare.times_ns[-1] * 10 < snail.times_ns[-1]
+
+
+class Losing(Passing):
+    """A server that notes whom it lost, and when."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+
+    def lost(self, peer, now_ns):
+        self.losses.append((peer, now_ns))
+        return super().lost(peer, now_ns)
+
+
+@pytest.mark.parametrize("leave", ["kill", "retire"])
+def test_a_client_that_is_gone_is_lost_though_nobody_has_anything_to_tell_it(leave):
+    world = World(1, topology=SMALL)
+    server = Losing()
+    world.spawn("server", server)
+    world.spawn("back", Refusing())
+    world.spawn(CLIENT, Asking("a"), name="a")
+    world.run_until(lambda: world.now_ns > 6e9)
+    assert server.losses == []
+    if leave == "kill":
+        world.kill("a")
+    else:
+        world.retire("a")
+    left_ns = world.now_ns
+    world.run_until(lambda: server.losses)
+    ((peer, lost_ns),) = server.losses
+    assert peer == "a"
+    # One that says Goodbye is known to be gone at once, any other at the second probe.
+    assert lost_ns - left_ns < (0.1 if leave == "retire" else 3 * PROBE_INTERVAL_S) * 1e9
 
 
 def test_a_fault_in_a_link_is_seen(monkeypatch):
