@@ -56,6 +56,17 @@ def test_a_requests_id_finds_its_story_in_the_log(weft, http):
     assert any("ended: length" in line and "3 output tokens" in line for line in story)
 
 
+def test_the_log_tells_of_a_client_that_left(weft, http):
+    body = {"prompt": "The", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    with http.stream("POST", "/v1/completions", json=body) as response:
+        request_id = response.headers["x-request-id"]
+        next(response.iter_lines())
+    weft.assert_all_is_back()
+    story = [line for line in weft.log.read_text().splitlines() if request_id in line]
+    assert [line for line in story if "gateway info the client left" in line]
+    assert [line for line in story if "scheduler info ended: cancelled" in line]
+
+
 def test_metrics_count_each_adapters_requests(weft, http):
     def counted():
         text = http.get("/metrics").raise_for_status().text
