@@ -4,6 +4,8 @@ import json
 
 import openai
 import pytest
+from openai.types import Completion, Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from transformers import AutoTokenizer
 
 from tests.system.runs import ROOT
@@ -60,6 +62,22 @@ def test_a_stream_ends_with_done(http):
     for event in events:
         chunk = json.loads(event.removeprefix("data: "))
         assert "usage" not in chunk  # as it was not asked for
+
+
+def test_every_answer_has_the_form_that_openai_declares(http):
+    """The client itself takes anything: its types say what other clients rely on."""
+    chat = {"model": "math", "messages": MATH, "logprobs": True, "top_logprobs": 2, "max_tokens": 4}
+    response = http.post("/v1/chat/completions", json=chat)
+    ChatCompletion.model_validate_json(response.content, strict=True)
+    chat |= {"stream": True, "stream_options": {"include_usage": True}}
+    *events, _, _ = http.post("/v1/chat/completions", json=chat).text.split("\n\n")
+    for event in events:
+        ChatCompletionChunk.model_validate_json(event.removeprefix("data: "), strict=True)
+    completion = {"model": "math", "prompt": "The", "logprobs": 2, "max_tokens": 4}
+    response = http.post("/v1/completions", json=completion)
+    Completion.model_validate_json(response.content, strict=True)
+    for model in http.get("/v1/models").json()["data"]:
+        Model.model_validate(model, strict=True)
 
 
 def test_several_choices_differ_and_are_told_apart(openai_client):
