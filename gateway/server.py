@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ def serve(config: Config, run_dir: Path, on_ready: Callable[[str], None]) -> Non
         lifespan="on",
         access_log=False,  # weft's own log tells every request's story
         log_config=None,
+        # Whoever does not read, or sends half a request, must not cost the others their own end.
+        timeout_graceful_shutdown=math.ceil(config.drain_timeout_s),
     )
     server = _Server(settings, lambda: on_ready(url))
     server.run(sockets=[listener])

@@ -137,6 +137,19 @@ def test_a_drain_finishes_streams_and_takes_nothing_new(serve):
     server.assert_nothing_is_left()
 
 
+def test_half_a_request_does_not_keep_a_drain_from_ending_well(serve):
+    server = serve(drain_timeout_s=1)
+    place = urlsplit(server.url)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: weft\r\nContent-Length: 100\r\n\r\n{"
+    with socket.create_connection((place.hostname, place.port)) as connection:
+        connection.sendall(head)
+        time.sleep(0.2)  # until it is read
+        server.stop()
+        assert server.end()[0] == 0, server.log.read_text()
+    assert "launcher info drained" in server.log.read_text()
+    server.assert_nothing_is_left()
+
+
 def test_requests_over_zeromq_are_refused_while_draining_and_finished_if_accepted(serve):
     server = serve()
 
