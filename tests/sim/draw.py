@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, field
 
 from tests.sim.client import Plan
-from tests.sim.flow import ADAPTERS
+from tests.sim.flow import ADAPTERS, Flow
 from weft.runtime.messages import ChatMessage, Sampling, Submit
 
 MODELS = (None, "base", *ADAPTERS, "alias", "gone", "broken", "unknown")
@@ -28,6 +28,15 @@ class Setting:
     turns_ns: dict[str, tuple[int, int]] = field(default_factory=dict)  # of slow clients
     # Client -> messages that it hears before it leaves, and how it does.
     leaving: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+
+def play(seed, model, folder):
+    """Return the world of a seed, its clients in it."""
+    drawn = setting(seed)
+    flow = Flow(seed, model, folder, **drawn.options)
+    for name, made in drawn.plans.items():
+        flow.join(name, made, turn_ns=drawn.turns_ns.get(name), leaving=drawn.leaving.get(name))
+    return flow
 
 
 def setting(seed):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.sim.test_flow import folder, model, play  # noqa: F401
+from tests.sim.draw import play
 from weft.actors.adapters.cache import HostCache
 from weft.actors.detokenizer.actor import Detokenizer
 from weft.actors.detokenizer.outbox import Outbox
@@ -10,7 +10,6 @@ from weft.actors.scheduler.actor import Scheduler
 from weft.actors.scheduler.composer import Composer
 from weft.actors.scheduler.pages import Pages
 from weft.actors.scheduler.slots import AdapterSlots
-from weft.actors.tokenizer.actor import TokenizerManager
 from weft.runtime.link import Link
 from weft.runtime.messages import StopFound
 
@@ -38,7 +37,7 @@ def preempted_sequences_are_resumed_where_they_were(monkeypatch):
     monkeypatch.setattr(Composer, "_preempt", forgetful)
 
 
-def cancelled_sequences_keep_their_pages(monkeypatch):
+def some_sequences_keep_their_pages(monkeypatch):
     release = Composer._release
 
     def keeping(self, sequence):
@@ -53,9 +52,12 @@ def pinned_files_are_evicted(monkeypatch):
     monkeypatch.setattr(HostCache, "has_room", True)
 
     def victims(self):
-        digest = next(iter(self._residents))
-        self._pins.pop(digest, None)
-        return [self._residents.pop(digest)]
+        gone = []
+        while len(self._residents) >= self._entries_max:
+            digest = next(iter(self._residents))
+            self._pins.pop(digest, None)
+            gone.append(self._residents.pop(digest))
+        return gone
 
     monkeypatch.setattr(HostCache, "victims", victims)
 
@@ -92,11 +94,6 @@ def text_is_merged_in_the_wrong_order(monkeypatch):
     monkeypatch.setattr("weft.actors.detokenizer.outbox.PIECE_CHARACTERS_MAX", 0)
 
 
-def a_cancel_is_lost(monkeypatch):
-    monkeypatch.setattr(TokenizerManager, "_cancel", lambda *_: None)
-    monkeypatch.setattr(Scheduler, "_cancel", lambda *_: None)
-
-
 def credit_is_not_kept(monkeypatch):
     monkeypatch.setattr(Link, "room", 10)
 
@@ -117,19 +114,18 @@ def acknowledgements_are_not_sent(monkeypatch):
         adapters_share_prefixes,
         slots_are_filled_while_they_are_used,
         preempted_sequences_are_resumed_where_they_were,
-        cancelled_sequences_keep_their_pages,
+        some_sequences_keep_their_pages,
         pinned_files_are_evicted,
         stop_strings_are_not_heard_of,
         text_is_merged_in_the_wrong_order,
-        a_cancel_is_lost,
         credit_is_not_kept,
         acknowledgements_are_not_sent,
     ],
     ids=lambda rule: rule.__name__,
 )
-def test_a_broken_rule_is_caught(break_rule, monkeypatch, model, folder):  # noqa: F811
+def test_a_broken_rule_is_caught(break_rule, monkeypatch, model, folder):
     break_rule(monkeypatch)
-    with pytest.raises((AssertionError, TimeoutError, KeyError, IndexError)):
+    with pytest.raises((AssertionError, TimeoutError)):
         for seed in SEEDS:
             flow = play(seed, model, folder)
             flow.run()

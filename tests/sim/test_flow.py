@@ -5,25 +5,12 @@ import random
 
 import pytest
 
-from tests.actors import made_tokenizers
 from tests.sim import draw
 from tests.sim.client import Plan
 from tests.sim.flow import ADAPTERS, Flow
-from weft.actors.tokenizer.text_model import TextModel
-from weft.runtime.config import Config
 from weft.runtime.messages import Sampling, Submit
 
 SEEDS = range(int(os.environ.get("SEEDS", "50")))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return made_tokenizers.save("byte_level", tmp_path_factory.mktemp("sim"))
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return TextModel.load(Config(model=str(folder), max_model_len=128))
 
 
 def plans(rng, count):
@@ -35,18 +22,9 @@ def simple(label, model=None, *, prompt="x", after_ns=0, **sampling):
     return Plan(Submit(label, model, prompt=prompt, sampling=Sampling(**options)), after_ns)
 
 
-def play(seed, model, folder):
-    setting = draw.setting(seed)
-    flow = Flow(seed, model, folder, **setting.options)
-    for name, made in setting.plans.items():
-        turn_ns, leaving = setting.turns_ns.get(name), setting.leaving.get(name)
-        flow.join(name, made, turn_ns=turn_ns, leaving=leaving)
-    return flow
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_request_gets_its_answer_and_leaves_nothing(seed, model, folder):
-    flow = play(seed, model, folder)
+    flow = draw.play(seed, model, folder)
     flow.run()
     flow.assert_all_are_answered()
     flow.assert_all_is_back()
@@ -54,7 +32,7 @@ def test_every_request_gets_its_answer_and_leaves_nothing(seed, model, folder):
 
 @pytest.mark.parametrize("seed", SEEDS[::2])
 def test_a_drain_at_any_moment_finishes_what_was_let_in(seed, model, folder):
-    flow = play(seed, model, folder)
+    flow = draw.play(seed, model, folder)
     flow.wait(flow.is_open)
     # Often while a request is between the tokenizer and the scheduler.
     generated = random.Random(seed).randrange(8)
@@ -76,7 +54,7 @@ def test_the_drawn_worlds_run_short_of_everything(model, folder):
     short = {"preemptions_total", "adapter_evictions_total", "rejected_total"}
     seen = {"evictions": 0.0, "stops_found": 0.0} | dict.fromkeys(short, 0.0)
     for seed in range(12):
-        flow = play(seed, model, folder)
+        flow = draw.play(seed, model, folder)
         flow.run()
         sections = flow.sections()
         for counters in sections.values():
@@ -88,10 +66,26 @@ def test_the_drawn_worlds_run_short_of_everything(model, folder):
 def test_a_seed_plays_the_same_way_twice(model, folder):
     digests = []
     for seed in (3, 3, 4):
-        flow = play(seed, model, folder)
+        flow = draw.play(seed, model, folder)
         flow.run()
         digests.append(flow.world.digest)
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_cancelled_request_ends_at_once_whether_it_waits_or_runs(model, folder):
+    flow = Flow(1, model, folder, max_num_seqs=2)
+    made = [simple(f"r{i}", max_tokens=100, seed=i, n=2) for i in range(4)]
+    for plan, texts in zip(made, (3, 0, None, 0), strict=True):
+        plan.cancel_after_texts = texts
+    client = flow.join("ann", made)
+    flow.run()
+    flow.assert_all_are_answered()
+    flow.assert_all_is_back()
+    for plan in made:
+        heard = client.heard[plan.submit.label]
+        reasons = {end.reason for end in heard.ends.values()}
+        assert heard.refused is not None or ("cancelled" in reasons) == plan.is_cancelled
+    assert max(end.output_tokens for end in client.heard["r0"].ends.values()) < 30
 
 
 def test_a_client_that_vanishes_takes_nobody_with_it(model, folder):
