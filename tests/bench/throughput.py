@@ -2,6 +2,7 @@
 
 import random
 import statistics
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -87,6 +88,8 @@ def _round(server, peft, names, load):
             seconds[dtype] = time.perf_counter() - started
         tokens = load.requests * load.output_tokens
         speeds[count] = {engine: tokens / seconds[engine] for engine in seconds}
+        told = ", ".join(f"{engine} {speed:.0f}" for engine, speed in speeds[count].items())
+        print(f"{count} adapters: {told}", file=sys.stderr, flush=True)
     return speeds
 
 

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from tests.actors.adapters.folders import BASE, folder, tensors
-from tests.sim.flow import MemoryFiles
+from tests.sim.files import MemoryFiles
 from weft.actors.adapters.actor import AdapterStore
 from weft.actors.adapters.cache import HostCache, Resident
 from weft.actors.adapters.files import FileError, LocalFiles
