@@ -277,9 +277,9 @@ def _environment(config: Config, process: Process) -> dict[str, str]:
     cores = config.threads or len(os.sched_getaffinity(0))
     threads = str(cores if process.computes else 1)
     return {
-        # A thread that waits for another one soon sleeps. OpenMP lets it spin by default, which is a
-        # sixth faster on an idle machine, and thirty times slower if another program uses a core;
-        # to sleep at once costs a fifth. GCC's runtime counts spins, others know the policy only.
+        # A thread that waits for another one soon sleeps. OpenMP lets it spin by default, which is
+        # a sixth faster on an idle machine, and thirty times slower if another program uses a
+        # core; to sleep at once costs a fifth. GCC's runtime counts spins, others know the policy only.
         "OMP_WAIT_POLICY": "passive",
         "GOMP_SPINCOUNT": OMP_SPINS,
         **os.environ,
