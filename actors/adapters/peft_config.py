@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from typing import Any, TypeVar
 
 import msgspec
@@ -79,6 +80,8 @@ def parse(file: bytes) -> AdapterConfig:
     """Return a checked configuration. Raises ``BadAdapter`` for the first field at fault."""
     try:
         fields = json.loads(file)
+        # Half of a surrogate pair is JSON and no text: a message about it could not be sent.
+        json.dumps(fields, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise BadAdapter(f"it is no JSON ({error}); save the adapter again") from None
     if not isinstance(fields, dict):
@@ -95,10 +98,10 @@ def parse(file: bytes) -> AdapterConfig:
     for name, alpha in {"lora_alpha": config.lora_alpha, **config.alpha_pattern}.items():
         _need(math.isfinite(alpha), name, f"{alpha} is not finite")
     if isinstance(config.target_modules, str):
-        _check_pattern("target_modules", config.target_modules)
+        _check_pattern("target_modules", config.target_modules, config.target_modules)
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in fields.get(field) or ():
-            _check_pattern(field, pattern)
+            _check_pattern(field, pattern, _ending(pattern))
     return config
 
 
@@ -126,7 +129,8 @@ def _refuse_unsupported(fields: dict[str, Any]) -> None:
             raise BadAdapter(f"{name}: {_shown(value)} is not supported; {advice}")
 
 
-def _check_pattern(field: str, pattern: str) -> None:
+def _check_pattern(field: str, pattern: str, used: str) -> None:
+    """Refuse a pattern that is none, or none any more as it is ``used``."""
     repeats = sum(pattern.count(sign) for sign in "*+{")
     # A repeated group may need time exponential in the name's length.
     is_tame = (
@@ -136,17 +140,23 @@ def _check_pattern(field: str, pattern: str) -> None:
     )
     _need(is_tame, field, f"{_shown(pattern)} is too complicated; list the modules by name")
     try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of what another version of Python reads otherwise
+            re.compile(used)
+    except (re.error, RecursionError, OverflowError, Warning) as error:
         raise BadAdapter(f"{field}: {_shown(pattern)} is no regular expression: {error}") from None
 
 
 def _look_up(patterns: dict[str, _Value], module: str, default: _Value) -> _Value:
     """Return the value of the first pattern that matches the end of a module's name (as PEFT)."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(_ending(pattern), module):
             return value
     return default
+
+
+def _ending(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
 
 
 def _need(ok: bool, field: str, message: str) -> None:

@@ -108,6 +108,14 @@ def acknowledgements_are_not_sent(monkeypatch):
     monkeypatch.setattr(Link, "receive", silent)
 
 
+def play_all(model, folder):
+    for seed in SEEDS:
+        flow = play(seed, model, folder)
+        flow.run()
+        flow.assert_all_are_answered()
+        flow.assert_all_is_back()
+
+
 @pytest.mark.parametrize(
     "break_rule",
     [
@@ -126,12 +134,4 @@ def acknowledgements_are_not_sent(monkeypatch):
 def test_a_broken_rule_is_caught(break_rule, monkeypatch, model, folder):
     break_rule(monkeypatch)
     with pytest.raises((AssertionError, TimeoutError)):
-        _play_all(model, folder)
-
-
-def _play_all(model, folder):
-    for seed in SEEDS:
-        flow = play(seed, model, folder)
-        flow.run()
-        flow.assert_all_are_answered()
-        flow.assert_all_is_back()
+        play_all(model, folder)

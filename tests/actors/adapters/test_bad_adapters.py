@@ -1,14 +1,17 @@
 """Folders that nobody should be able to serve: each is refused with a reason, and nothing else."""
 
 import json
+import math
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from tests.actors.adapters import folders
 from tests.actors.adapters.folders import build, folder, tensor_name, tensors
-from weft.actors.adapters import safetensors
+from weft.actors.adapters import peft_config, safetensors
 from weft.actors.adapters.errors import BadAdapter
 
 MUTATIONS = 3000
@@ -48,6 +51,10 @@ def test_the_folder_that_the_others_are_made_from_is_good():
         ({"target_modules": "(a+)+b"}, "target_modules: .*too complicated; list the modules"),
         ({"target_modules": "("}, "target_modules: .*no regular expression"),
         ({"rank_pattern": {"(": 4}}, "rank_pattern: .*no regular expression"),
+        ({"rank_pattern": {"(?i)q_proj": 4}}, "rank_pattern: .*no regular expression: global"),
+        ({"alpha_pattern": {"(?x) q_proj": 4}}, "alpha_pattern: .*no regular expression: global"),
+        ({"alpha_pattern": {"[[a]q_proj": 4}}, "alpha_pattern: .*no regular expression: Possible"),
+        ({"target_modules": "[a--z]_proj"}, "target_modules: .*no regular expression: Possible"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights: 'pissa' is not supported"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out: True is not supported"),
         ({"something_new": 1}, "something_new: 1 is not supported"),
@@ -62,8 +69,15 @@ def test_a_configuration_is_refused_by_field(config, message):
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"{", b"[]", b"null", b"\xff", b'{"peft_type": ', b"[" * 100_000]
-)
+    "raw",
+    [
+        b"", b"{", b"[]", b"null", b"\xff", b'{"peft_type": ', b"[" * 100_000,
+        b'{"peft_type": "LORA", "r": ' + b"9" * 10_000 + b"}",
+        b'{"peft_type": "LORA", "\\ud800": 1}',
+        b'{"peft_type": "LORA", "use_rslora": "\\udfff"}',
+    ],
+    ids=lambda raw: ascii(raw[:40]),
+)  # fmt: skip
 def test_a_configuration_that_is_no_object_is_refused(raw):
     with pytest.raises(BadAdapter, match="save the adapter again"):
         build(folder() | {"adapter_config.json": raw})
@@ -122,6 +136,7 @@ def test_a_rank_beyond_the_limit_names_the_option():
         (100).to_bytes(8, "little") + b"[" * 100,
         (100).to_bytes(8, "little") + b"{}",
         (26).to_bytes(8, "little") + b'{"a":{},"a":{},"b":{}}    ',
+        (13).to_bytes(8, "little") + b'{"\\ud800":{}}',
         save(tensors()) + b"more",
         save(tensors())[:-1],
         spoilt(tensor_name(), {"data_offsets": [0, 10**12]}),
@@ -165,6 +180,39 @@ def test_no_damage_does_more_than_be_refused():
         except BadAdapter:
             refused += 1
     assert refused > MUTATIONS // 2
+
+
+FIELDS = sorted(peft_config._READ_OR_HARMLESS | set(peft_config._ADVICE) | {"new", ""})
+VALUES = [
+    None, True, False, 0, 1, -1, 4, 2**70, 10**400, 1.5, math.nan, math.inf, "", "x", "all-linear",
+    "q_proj", "\ud800", [], [1], ["q_proj"], [[]], {}, {"q_proj": 1}, {"q_proj": 2**70},
+    {"q_proj": math.nan}, {"q_proj": None}, {"(": 1}, {"\udfff": 1}, {"": 4},
+]  # fmt: skip
+
+
+def test_no_configuration_does_more_than_be_refused():
+    rng = random.Random(0)
+    outcomes = Counter()
+    for _ in range(MUTATIONS):
+        changes = {rng.choice(FIELDS): rng.choice(VALUES) for _ in range(rng.randrange(1, 4))}
+        try:
+            build(folder(changes))
+            outcomes["taken"] += 1
+        except BadAdapter as error:
+            str(error).encode()  # can be sent
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > MUTATIONS // 10
+    assert len(outcomes) == 2
+
+
+@pytest.mark.parametrize("depth", [100, 900, 980, 990, 995, 1000, 5000])
+@pytest.mark.parametrize("field", ["new", "r", "peft_type", "init_lora_weights", "rank_pattern"])
+def test_a_deep_configuration_is_refused(field, depth):
+    raw = json.dumps(folders.CONFIG | {field: 0}).replace(
+        f'"{field}": 0', f'"{field}": {"[" * depth}{"]" * depth}'
+    )
+    with pytest.raises(BadAdapter):
+        build(folder() | {"adapter_config.json": raw.encode()})
 
 
 def test_what_is_written_can_be_read_back():
