@@ -279,7 +279,8 @@ def _environment(config: Config, process: Process) -> dict[str, str]:
     return {
         # A thread that waits for another one soon sleeps. OpenMP lets it spin by default, which is
         # a sixth faster on an idle machine, and thirty times slower if another program uses a
-        # core; to sleep at once costs a fifth. GCC's runtime counts spins, others know the policy only.
+        # core; to sleep at once costs a fifth. GCC's runtime counts spins, others know only the
+        # policy.
         "OMP_WAIT_POLICY": "passive",
         "GOMP_SPINCOUNT": OMP_SPINS,
         **os.environ,
