@@ -219,3 +219,51 @@ def test_what_is_written_can_be_read_back():
     kept = build(folder())
     again = safetensors.parse(b"".join(bytes(part) for part in kept.file()))
     assert again == kept.tensors
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.replace("base_model.model.model.", "base_model.model."),
+        lambda name: name.replace(".weight", ".default.weight"),
+    ],
+    ids=["without the head", "of old versions"],
+)
+def test_other_spellings_of_the_names_are_the_same_adapter(rename):
+    renamed = {rename(name): values for name, values in tensors().items()}
+    assert build(folder(weights=renamed)).digest == build(folder()).digest
+
+
+def test_one_module_under_two_spellings_is_refused():
+    name = tensor_name().replace("base_model.model.model.", "base_model.model.")
+    twice = {name: tensors()[tensor_name()], name.replace("_A", "_B"): np.zeros((8, 4), np.float32)}
+    with pytest.raises(BadAdapter, match="the same module twice"):
+        build(folder(weights=changed(**twice)))
+
+
+def test_whatever_changes_the_result_changes_the_digest():
+    float16 = {name: values.astype(np.float16) for name, values in tensors().items()}
+    one_bit = tensors()
+    one_bit[tensor_name()].view(np.uint32)[0, 0] ^= 1
+    variants = [
+        folder(),
+        folder({"lora_alpha": 9}),
+        folder({"use_rslora": True}),
+        folder({"alpha_pattern": {"q_proj": 9}}),
+        folder(weights=float16),
+        folder(weights=one_bit),
+        folder(weights=tensors(seed=1)),
+        folder(weights=changed(**{tensor_name(): None, tensor_name(side="B"): None})),
+    ]
+    assert len({build(files).digest for files in variants}) == len(variants)
+
+
+def test_what_changes_nothing_keeps_the_digest():
+    reordered = save(dict(reversed(tensors().items())), metadata={"format": "pt"})
+    same = [
+        folder({"base_model_name_or_path": "elsewhere", "lora_dropout": 0.5}),
+        folder({"target_modules": "all-linear"}),
+        folder({"r": 9, "lora_alpha": 18, "rank_pattern": {".*": 4}, "alpha_pattern": {".*": 8}}),
+        folder(weights=reordered),
+    ]
+    assert {build(files).digest for files in same} == {build(folder()).digest}
