@@ -12,6 +12,7 @@ from safetensors.numpy import save
 from tests.actors.adapters import folders
 from tests.actors.adapters.folders import build, folder, tensor_name, tensors
 from weft.actors.adapters import peft_config, safetensors
+from weft.actors.adapters.base import MODULES
 from weft.actors.adapters.errors import BadAdapter
 
 MUTATIONS = 3000
@@ -48,7 +49,10 @@ def test_the_folder_that_the_others_are_made_from_is_good():
         ({"r": 2**40}, "is no rank"),
         ({"lora_alpha": float("nan")}, "lora_alpha: nan is not finite"),
         ({"target_modules": None}, "target_modules"),
-        ({"target_modules": "(a+)+b"}, "target_modules: .*too complicated; list the modules"),
+        ({"target_modules": "x" * 5000}, "target_modules: .*too long; list the modules by name"),
+        ({"rank_pattern": {f".*{i}": 1 for i in range(33)}}, "33 of them no plain names"),
+        ({"alpha_pattern": {f"m{i}": 1 for i in range(4097)}}, "alpha_pattern: 4097 entries"),
+        ({"rank_pattern": {"a)|(b": 4}}, "rank_pattern: .*no regular expression"),
         ({"target_modules": "("}, "target_modules: .*no regular expression"),
         ({"rank_pattern": {"(": 4}}, "rank_pattern: .*no regular expression"),
         ({"rank_pattern": {"(?i)q_proj": 4}}, "rank_pattern: .*no regular expression: global"),
@@ -182,6 +186,53 @@ def test_no_damage_does_more_than_be_refused():
     assert refused > MUTATIONS // 2
 
 
+@pytest.mark.parametrize("field", ["target_modules", "rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize(
+    "pattern", ["(?:.|.)" * 30 + "[^j]", "(.|..|...)*[^a-z_.0-9]", "(?:.?){200}[^j]"]
+)
+def test_a_pattern_that_would_take_for_ever_is_given_up(field, pattern):
+    config = {field: pattern if field == "target_modules" else {pattern: 4}}
+    with pytest.raises(BadAdapter, match=f"{field}: .* takes too long to match; list the modules"):
+        build(folder(config))
+
+
+# What unsloth writes.
+UNSLOTH = (
+    r"(?:.*?(?:vision|image|visual|patch|language|text).*?(?:self_attn|attention|attn|mlp|"
+    r"feed_forward|ffn|dense).*?(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj).*?)|"
+    r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)\."
+    r"(?:(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)))"
+)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        UNSLOTH,
+        r"(?i).*Q_PROJ|.*down_proj",
+        r".*\.(0|1)\..*proj",
+        r"^(?!.*vision).*_proj$",
+        "model.*",
+    ],
+)
+def test_patterns_that_people_write_are_taken(pattern):
+    assert build(folder({"target_modules": pattern})).digest == build(folder()).digest
+
+
+def test_a_rank_for_each_module_of_a_large_model_is_taken():
+    names = [
+        f"model.layers.{i}.{block}.{name}" for i in range(126) for name, block in MODULES.items()
+    ]
+    ranks = dict.fromkeys(reversed(names), 4)
+    config = {
+        "r": 9,
+        "lora_alpha": 18,
+        "rank_pattern": ranks,
+        "alpha_pattern": dict.fromkeys(ranks, 8),
+    }
+    assert build(folder(config)).digest == build(folder()).digest
+
+
 FIELDS = sorted(peft_config._READ_OR_HARMLESS | set(peft_config._ADVICE) | {"new", ""})
 VALUES = [
     None, True, False, 0, 1, -1, 4, 2**70, 10**400, 1.5, math.nan, math.inf, "", "x", "all-linear",
@@ -219,3 +270,51 @@ def test_what_is_written_can_be_read_back():
     kept = build(folder())
     again = safetensors.parse(b"".join(bytes(part) for part in kept.file()))
     assert again == kept.tensors
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.replace("base_model.model.model.", "base_model.model."),
+        lambda name: name.replace(".weight", ".default.weight"),
+    ],
+    ids=["without the head", "of old versions"],
+)
+def test_other_spellings_of_the_names_are_the_same_adapter(rename):
+    renamed = {rename(name): values for name, values in tensors().items()}
+    assert build(folder(weights=renamed)).digest == build(folder()).digest
+
+
+def test_one_module_under_two_spellings_is_refused():
+    name = tensor_name().replace("base_model.model.model.", "base_model.model.")
+    twice = {name: tensors()[tensor_name()], name.replace("_A", "_B"): np.zeros((8, 4), np.float32)}
+    with pytest.raises(BadAdapter, match="the same module twice"):
+        build(folder(weights=changed(**twice)))
+
+
+def test_whatever_changes_the_result_changes_the_digest():
+    float16 = {name: values.astype(np.float16) for name, values in tensors().items()}
+    one_bit = tensors()
+    one_bit[tensor_name()].view(np.uint32)[0, 0] ^= 1
+    variants = [
+        folder(),
+        folder({"lora_alpha": 9}),
+        folder({"use_rslora": True}),
+        folder({"alpha_pattern": {"q_proj": 9}}),
+        folder(weights=float16),
+        folder(weights=one_bit),
+        folder(weights=tensors(seed=1)),
+        folder(weights=changed(**{tensor_name(): None, tensor_name(side="B"): None})),
+    ]
+    assert len({build(files).digest for files in variants}) == len(variants)
+
+
+def test_what_changes_nothing_keeps_the_digest():
+    reordered = save(dict(reversed(tensors().items())), metadata={"format": "pt"})
+    same = [
+        folder({"base_model_name_or_path": "elsewhere", "lora_dropout": 0.5}),
+        folder({"target_modules": "all-linear"}),
+        folder({"r": 9, "lora_alpha": 18, "rank_pattern": {".*": 4}, "alpha_pattern": {".*": 8}}),
+        folder(weights=reordered),
+    ]
+    assert {build(files).digest for files in same} == {build(folder()).digest}
