@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import logging
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -26,6 +27,10 @@ from weft.runtime.transport import ZmqMailbox
 # From linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
+
+# Files that a process may have open, as far as the system lets it: each connection is one. Shells
+# allow 1,024, fewer than there may be clients, and libzmq ends a process that has none left.
+FILES_MAX = 65536
 
 # A process's first life. A restarted one will have the next number.
 EPOCH = 1
@@ -62,6 +67,7 @@ def main() -> int:
     _live_with(handover.launcher_pid, role)
     log.setup(role, handover.config.log_level)
     _report_crashes(status)
+    _raise_files_limit()
     table = topology.find(handover.topology)
     process = table.process(role)
     try:
@@ -105,6 +111,13 @@ def _live_with(launcher_pid: int, role: str) -> None:
     if os.getppid() != launcher_pid:
         os._exit(EXIT_BUG)  # it died before we asked
     prctl(_PR_SET_NAME, f"weft-{role}".encode())
+
+
+def _raise_files_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ceiling = FILES_MAX if hard == resource.RLIM_INFINITY else min(FILES_MAX, hard)
+    if soft != resource.RLIM_INFINITY and soft < ceiling:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, hard))
 
 
 def _report_crashes(status: StatusPipe) -> None:

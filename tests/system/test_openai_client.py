@@ -1,6 +1,7 @@
 """openai-python, unchanged, against the demonstration."""
 
 import json
+import random
 
 import openai
 import pytest
@@ -138,6 +139,50 @@ def test_a_stream_of_a_completion_ends_with_its_reason_and_usage(openai_client):
     assert usage.choices == []
     assert usage.usage.completion_tokens == 10
     assert {chunk.id for chunk in [*told, usage]} == {f"cmpl-{raw.headers['x-request-id']}"}
+
+
+def test_a_stream_says_what_the_whole_answer_says(http):
+    """Whatever is asked for: characters of several tokens, broken ones, stop strings, choices."""
+    rng = random.Random(8)
+    for seed in range(25):
+        asked = {
+            "model": rng.choice(["sql", "math", "weft-demo"]),
+            "messages": [{"role": "user", "content": rng.choice(["Say something.", "ü€😀"])}],
+            "seed": seed,
+            "temperature": rng.choice([0, 1, 2]),
+            "n": rng.choice([1, 3]),
+            "max_tokens": 40,
+            "stop": rng.choice([None, "e", ["th", "an"], "\ufffd", ["ab", "b", " "]]),
+            "ignore_eos": rng.random() < 0.5,
+            "skip_special_tokens": rng.random() < 0.5,
+            "include_stop_str_in_output": rng.random() < 0.3,
+            "logprobs": rng.random() < 0.5,
+        }
+        whole = http.post("/v1/chat/completions", json=asked).raise_for_status().json()
+        choices = [
+            {
+                "text": choice["message"]["content"],
+                "reason": choice["finish_reason"],
+                "tokens": (choice["logprobs"] or {"content": []})["content"],
+            }
+            for choice in whole["choices"]
+        ]
+        assert gather(http, asked) == choices, asked
+
+
+def gather(http, asked):
+    """The choices of a streamed answer, put together."""
+    choices = [{"text": "", "reason": None, "tokens": []} for _ in range(asked["n"])]
+    *events, _, _ = http.post("/v1/chat/completions", json=asked | {"stream": True}).text.split(
+        "\n\n"
+    )
+    for event in events:
+        [part] = json.loads(event.removeprefix("data: "))["choices"]
+        choice = choices[part["index"]]
+        choice["text"] += part["delta"].get("content", "")
+        choice["reason"] = part["finish_reason"]
+        choice["tokens"] += (part["logprobs"] or {"content": []})["content"]
+    return choices
 
 
 def test_what_is_wrong_with_a_stream_is_said_before_it_begins(openai_client):
