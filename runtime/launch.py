@@ -278,8 +278,9 @@ def _environment(config: Config, process: Process) -> dict[str, str]:
     threads = str(cores if process.computes else 1)
     return {
         # A thread that waits for another one soon sleeps. OpenMP lets it spin by default, which is
-        # as fast on an idle machine, and thirty times slower if another program uses a core; to
-        # sleep at once costs a fifth. GCC's runtime counts spins, others know the policy only.
+        # a sixth faster on an idle machine, and thirty times slower if another program uses a
+        # core; to sleep at once costs a fifth. GCC's runtime counts spins, others know only the
+        # policy.
         "OMP_WAIT_POLICY": "passive",
         "GOMP_SPINCOUNT": OMP_SPINS,
         **os.environ,

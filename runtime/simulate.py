@@ -89,11 +89,25 @@ class World:
 
         What is on its way to it is lost, what is sent to it from now on cannot be delivered.
         """
-        self._network.leave(self._take_out(name).endpoint)
+        resident = self._residents.pop(self._identity(name))
+        self._network.leave(resident.mailbox.endpoint)
 
     def retire(self, name: str) -> None:
         """Let an actor say Goodbye on every link and be gone."""
-        self._take_out(name).close()
+        self._residents.pop(self._identity(name)).mailbox.close()
+
+    def pause(self, name: str, duration_s: float) -> None:
+        """Give an actor no turn for a while; what comes for it waits."""
+        resident = self._residents[self._identity(name)]
+        resident.wakes_ns = None
+        resident.busy_until_ns = self.now_ns + int(duration_s * 1e9)
+        self._wake(resident, resident.busy_until_ns)
+
+    def has_mail(self, name: str) -> bool:
+        """Whether frames for an actor are on their way, or have come and are not read."""
+        identity = self._identity(name)
+        is_coming = any(to == identity and parcel for _, _, to, parcel in self._events)
+        return is_coming or self._residents[identity].mailbox.has_frames
 
     def run_until(self, holds: Callable[[], bool], *, limit_s: float = 60.0) -> None:
         """Let virtual time pass until ``holds``; raise ``TimeoutError`` beyond the limit."""
@@ -125,11 +139,11 @@ class World:
         """The SHA-256 of every delivery so far: two runs of a seed have the same."""
         return self._digest.hexdigest()
 
-    def _take_out(self, name: str) -> InprocessMailbox:
+    def _identity(self, name: str) -> str:
         for identity, resident in self._residents.items():
-            endpoint = resident.mailbox.endpoint
-            if name == (identity if endpoint.role == CLIENT else endpoint.role):
-                return self._residents.pop(identity).mailbox
+            role = resident.mailbox.endpoint.role
+            if name == (identity if role == CLIENT else role):
+                return identity
         raise AssertionError(f"nobody is called {name}")
 
     def _turn(self, resident: _Resident) -> None:

@@ -29,6 +29,9 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 
+# Of what is said about an adapter. It quotes names from files, and goes into every catalog.
+REASON_CHARACTERS_MAX = 1024
+
 
 class AdapterStore:
     """Owns the catalog, and the normalized files in the run directory.
@@ -107,7 +110,7 @@ class AdapterStore:
         try:
             checked = self._read(folder)
         except (BadAdapter, FileError) as error:
-            return AdapterEntry(name, folder, "", 0, started_s, str(error))
+            return AdapterEntry(name, folder, "", 0, started_s, _reason(error))
         self._sources.setdefault(checked.digest, folder)
         return AdapterEntry(name, folder, checked.digest, checked.rank, started_s)
 
@@ -147,7 +150,7 @@ class AdapterStore:
                 self._load(digest)
             except (BadAdapter, FileError) as error:
                 self._waiting.popleft()
-                self._outbox.append(Send("scheduler", AcquireFailed(digest, str(error))))
+                self._outbox.append(Send("scheduler", AcquireFailed(digest, _reason(error))))
                 return
             resident = self._cache.pin(digest)
             assert resident is not None
@@ -181,3 +184,7 @@ class AdapterStore:
             "waiting": len(self._waiting),
             "evictions_total": self._cache.evictions,
         }
+
+
+def _reason(error: BadAdapter | FileError) -> str:
+    return str(error)[:REASON_CHARACTERS_MAX]

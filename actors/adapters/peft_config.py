@@ -9,9 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
+from collections.abc import Collection
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
+import regex
 
 from weft.actors.adapters.errors import BadAdapter
 
@@ -40,9 +44,14 @@ _ADVICE = {
     "fan_in_fan_out": "it is for Conv1D layers, which the base does not have",
 }
 
-# A regular expression comes from the adapter's author and must not be able to take for ever.
+# Regular expressions come from the adapter's author and must not be able to take for ever: so few
+# of them, and so much processor time for each match. A usual one takes 10 to 100 microseconds. One
+# plain name for each module of a hundred layers is usual too.
 _PATTERN_CHARACTERS_MAX = 4096
-_PATTERN_REPEATS_MAX = 8
+_PATTERNS_MAX = 4096
+_PATTERNS_NOT_NAMES_MAX = 32
+_MATCH_TIMEOUT_S = 0.002
+_NAME = re.compile(r"[\w.\\^$]*")
 
 _Value = TypeVar("_Value", int, float)
 
@@ -59,11 +68,12 @@ class AdapterConfig(msgspec.Struct, frozen=True):
 
     def rank(self, module: str) -> int:
         """Return the rank of a module, named as in the base: model.layers.0.self_attn.q_proj."""
-        return _look_up(self.rank_pattern, module, self.r)
+        return _look_up("rank_pattern", self.rank_pattern, module, self.r)
 
     def scale(self, module: str) -> float:
         """Return what a module's B A is multiplied by."""
-        alpha, rank = _look_up(self.alpha_pattern, module, self.lora_alpha), self.rank(module)
+        alpha = _look_up("alpha_pattern", self.alpha_pattern, module, self.lora_alpha)
+        rank = self.rank(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def targets(self, module: str) -> bool:
@@ -71,7 +81,8 @@ class AdapterConfig(msgspec.Struct, frozen=True):
         if isinstance(self.target_modules, str):
             if self.target_modules == "all-linear":
                 return True
-            return re.fullmatch(self.target_modules, module) is not None
+            pattern = self.target_modules
+            return _matches("target_modules", pattern, pattern, module)
         return any(module == name or module.endswith(f".{name}") for name in self.target_modules)
 
 
@@ -79,6 +90,8 @@ def parse(file: bytes) -> AdapterConfig:
     """Return a checked configuration. Raises ``BadAdapter`` for the first field at fault."""
     try:
         fields = json.loads(file)
+        # Half of a surrogate pair is JSON and no text: a message about it could not be sent.
+        json.dumps(fields, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise BadAdapter(f"it is no JSON ({error}); save the adapter again") from None
     if not isinstance(fields, dict):
@@ -95,10 +108,9 @@ def parse(file: bytes) -> AdapterConfig:
     for name, alpha in {"lora_alpha": config.lora_alpha, **config.alpha_pattern}.items():
         _need(math.isfinite(alpha), name, f"{alpha} is not finite")
     if isinstance(config.target_modules, str):
-        _check_pattern("target_modules", config.target_modules)
-    for field in ("rank_pattern", "alpha_pattern"):
-        for pattern in fields.get(field) or ():
-            _check_pattern(field, pattern)
+        _check_pattern("target_modules", config.target_modules, config.target_modules)
+    _check_patterns("rank_pattern", config.rank_pattern)
+    _check_patterns("alpha_pattern", config.alpha_pattern)
     return config
 
 
@@ -126,27 +138,60 @@ def _refuse_unsupported(fields: dict[str, Any]) -> None:
             raise BadAdapter(f"{name}: {_shown(value)} is not supported; {advice}")
 
 
-def _check_pattern(field: str, pattern: str) -> None:
-    repeats = sum(pattern.count(sign) for sign in "*+{")
-    # A repeated group may need time exponential in the name's length.
-    is_tame = (
-        len(pattern) <= _PATTERN_CHARACTERS_MAX
-        and repeats <= _PATTERN_REPEATS_MAX
-        and not re.search(r"\)[*+{]", pattern)
+def _check_patterns(field: str, patterns: Collection[str]) -> None:
+    others = sum(_NAME.fullmatch(pattern) is None for pattern in patterns)
+    _need(
+        len(patterns) <= _PATTERNS_MAX and others <= _PATTERNS_NOT_NAMES_MAX,
+        field,
+        f"{len(patterns)} entries, {others} of them no plain names; at most {_PATTERNS_MAX} and "
+        f"{_PATTERNS_NOT_NAMES_MAX} are taken; list the modules by name",
     )
-    _need(is_tame, field, f"{_shown(pattern)} is too complicated; list the modules by name")
+    for pattern in patterns:
+        _check_pattern(field, pattern, _ending(pattern))
+
+
+def _check_pattern(field: str, pattern: str, used: str) -> None:
+    """Refuse a pattern that is none, or none any more as it is ``used``."""
+    _need(
+        len(pattern) <= _PATTERN_CHARACTERS_MAX,
+        field,
+        f"{_shown(pattern)} is too long; list the modules by name",
+    )
     try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of what another version of Python reads otherwise
+            re.compile(pattern)
+            re.compile(used)  # as PEFT does
+            _compiled(used)
+    except (re.error, regex.error, RecursionError, OverflowError, Warning) as error:
         raise BadAdapter(f"{field}: {_shown(pattern)} is no regular expression: {error}") from None
 
 
-def _look_up(patterns: dict[str, _Value], module: str, default: _Value) -> _Value:
+def _look_up(field: str, patterns: dict[str, _Value], module: str, default: _Value) -> _Value:
     """Return the value of the first pattern that matches the end of a module's name (as PEFT)."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if _matches(field, pattern, _ending(pattern), module):
             return value
     return default
+
+
+def _matches(field: str, pattern: str, used: str, module: str) -> bool:
+    try:
+        return _compiled(used).fullmatch(module, timeout=_MATCH_TIMEOUT_S) is not None
+    except TimeoutError:
+        raise BadAdapter(
+            f"{field}: {_shown(pattern)} takes too long to match; list the modules by name"
+        ) from None
+
+
+# Larger than the cache of the package, which more patterns than it holds would always miss.
+@lru_cache(maxsize=2 * _PATTERNS_MAX)
+def _compiled(pattern: str) -> Any:
+    return regex.compile(pattern)
+
+
+def _ending(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})"
 
 
 def _need(ok: bool, field: str, message: str) -> None:

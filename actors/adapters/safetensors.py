@@ -96,6 +96,8 @@ def _header(file: bytes) -> tuple[dict[str, Any], int]:
         )
     try:
         header = json.loads(file[_LENGTH_BYTES:start], object_pairs_hook=_unique)
+        # Half of a surrogate pair is JSON and no text: a message about it could not be sent.
+        json.dumps(header, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise BadAdapter(f"the header is no JSON ({error}); {_DAMAGED}") from None
     if not isinstance(header, dict):

@@ -117,6 +117,21 @@ def test_a_slow_actor_takes_its_own_time():
     assert hare.times_ns[-1] * 10 < snail.times_ns[-1]
 
 
+def test_who_is_paused_takes_up_where_it_was():
+    world = World(1, topology=SMALL)
+    asking = Asking("a")
+    world.spawn(CLIENT, asking, name="a")
+    world.spawn("server", Passing())
+    world.spawn("back", Refusing())
+    world.run_until(lambda: asking.answers)
+    world.pause("server", 10.0)
+    answered = len(asking.answers)
+    paused_ns = world.now_ns
+    world.run_until(lambda: world.now_ns > paused_ns + 9.9e9)
+    assert len(asking.answers) <= answered + 8  # what was on its way
+    world.run_until(lambda: len(asking.answers) == REQUESTS)
+
+
 class Losing(Passing):
     """A server that notes whom it lost, and when."""
 

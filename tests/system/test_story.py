@@ -1,5 +1,6 @@
 """What a user can see from outside: logs, metrics, health, and the programs of the pages."""
 
+import os
 import re
 import subprocess
 import sys
@@ -106,3 +107,18 @@ def test_the_topology_is_printed():
         command = [sys.executable, "-m", "weft", "topology", *flags]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
         assert expected in done.stdout
+
+
+def test_the_demonstration_shows_all_models_in_the_same_batches():
+    done = subprocess.run(
+        [sys.executable, "-m", "configs.demo.ask"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "600"},
+    )
+    assert ANSWER in done.stdout
+    assert "SELECT name FROM hotels ORDER BY rooms DESC LIMIT 15;" in done.stdout
+    assert done.stdout.count("[steps ") == 20
+    assert re.search(r"Step \d+ computed \d+ answers of 5 models in one batch", done.stdout)

@@ -1,10 +1,11 @@
 import os
 
+import numpy as np
 import pytest
 
 from tests.actors.adapters.folders import BASE, folder, tensors
-from tests.sim.flow import MemoryFiles
-from weft.actors.adapters.actor import AdapterStore
+from tests.sim.files import MemoryFiles
+from weft.actors.adapters.actor import REASON_CHARACTERS_MAX, AdapterStore
 from weft.actors.adapters.cache import HostCache, Resident
 from weft.actors.adapters.files import FileError, LocalFiles
 from weft.runtime.actor import Turn
@@ -73,6 +74,18 @@ def test_the_catalog_names_every_adapter_and_what_is_wrong_with_it():
     assert "pickled weights can run code" in catalog["pickled"].refused
     assert "adapter_config.json: use_dora" in catalog["dora"].refused
     assert catalog["dora"].digest == ""
+
+
+def test_however_long_the_names_in_a_file_are_what_is_said_of_it_is_short():
+    long = "x" * 1_000_000
+    changes = {
+        "/field": folder({long: 1}),
+        "/rank": folder({"rank_pattern": {long: 0}}),
+        "/tensor": folder(weights={long: np.zeros(1, np.int8)}),
+    }
+    for name, entry in Shelf("", changes=changes).catalog().items():
+        assert "xxx" in entry.refused, name
+        assert len(entry.refused) <= REASON_CHARACTERS_MAX
 
 
 def test_an_acquired_adapter_lies_in_its_file_until_it_is_released(shelf, digests):

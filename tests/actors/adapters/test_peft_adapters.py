@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from tests.checkpoints import MODULES, save_model
 from weft.actors.adapters import adapter, peft_config, safetensors
@@ -61,6 +61,12 @@ def read(folder, base_folder):
         {"r": 4, "target_modules": ["o_proj"], "dtype": torch.bfloat16},
         {"r": 4, "target_modules": ["o_proj"], "dtype": torch.float16},
         {"r": 4, "target_modules": ["gate_proj"], "lora_dropout": 0.1},
+        {"r": 4, "target_modules": "all-linear", "exclude_modules": ["down_proj", "q_proj"]},
+        {"r": 4, "target_modules": list(MODULES), "exclude_modules": r".*\.0\..*"},
+        {
+            "r": 4, "use_rslora": True, "target_modules": ["up_proj"],
+            "rank_pattern": {"up_proj": 9}, "alpha_pattern": {r"1\.mlp\.up_proj": 5},
+        },
     ],
     ids=lambda options: "-".join(options),
 )  # fmt: skip
@@ -81,6 +87,22 @@ def test_scale_b_a_is_what_peft_adds_to_the_weight(made, base_folder, options):
         expected = module.float().get_delta_weight("default")
         torch.testing.assert_close(delta, expected, rtol=1e-5, atol=1e-5)
     assert kept.rank == max(tensor.shape[0] for name, tensor in file.items() if name[-1] == "A")
+
+
+def test_an_adapter_of_the_model_without_its_head_is_the_same(base_folder, tmp_path):
+    """PEFT names its tensors without "model."."""
+    adapters = []
+    for kind in (AutoModel, AutoModelForCausalLM):
+        options = {"r": 4, "target_modules": ["k_proj", "down_proj"]}
+        adapted = get_peft_model(kind.from_pretrained(base_folder), LoraConfig(**options))
+        torch.manual_seed(0)
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                with torch.no_grad():
+                    parameter.copy_(torch.randn_like(parameter))
+        adapted.save_pretrained(tmp_path / kind.__name__)
+        adapters.append(read(tmp_path / kind.__name__, base_folder))
+    assert adapters[0].digest == adapters[1].digest
 
 
 def test_the_digest_is_of_the_content_alone(made, base_folder, tmp_path):

@@ -1,0 +1,134 @@
+"""A client that follows a script, and holds what it hears against the protocol's rules."""
+
+from dataclasses import dataclass, field
+
+from weft.runtime.actor import Send
+from weft.runtime.messages import (
+    Accepted,
+    Cancel,
+    End,
+    Inspect,
+    Models,
+    Refused,
+    Report,
+    Submit,
+    Text,
+)
+
+
+@dataclass
+class Plan:
+    """A request that a client will make."""
+
+    submit: Submit
+    after_ns: int
+    cancel_after_texts: int | None = None
+    cancels: int = 1  # times that it says so
+    is_sent: bool = False
+    is_cancelled: bool = False
+
+
+@dataclass
+class Heard:
+    """What a client was told of one request."""
+
+    refused: Refused | None = None
+    accepted: Accepted | None = None
+    texts: dict[int, str] = field(default_factory=dict)  # by choice
+    ends: dict[int, End] = field(default_factory=dict)
+    messages: int = 0
+
+    @property
+    def is_over(self):
+        if self.refused is not None:
+            return True
+        return self.accepted is not None and len(self.ends) == self.accepted.choices
+
+
+class ScriptedClient:
+    """Sends what is planned as far as its credit goes, and notes every answer."""
+
+    def __init__(self, plans):
+        self.plans = sorted(plans, key=lambda plan: plan.after_ns)
+        self.heard = {plan.submit.label: Heard() for plan in plans}
+        self.messages = 0
+        self.reports = []
+        self._questions = []
+        self._sequences = {}  # live: number -> (Heard, choice)
+
+    @property
+    def is_over(self):
+        return all(heard.is_over for heard in self.heard.values())
+
+    def inspect(self):
+        self._questions.append(Inspect("inspect"))
+
+    def receive(self, source, message, now_ns):
+        self.messages += 1
+        match message:
+            case Refused(label):
+                assert not self.heard[label].is_over
+                assert not self.heard[label].accepted
+                self.heard[label].refused = message
+            case Accepted(label, _, first_sequence, choices):
+                heard = self.heard[label]
+                assert not heard.is_over
+                assert heard.accepted is None
+                heard.accepted = message
+                for choice in range(choices):
+                    assert first_sequence + choice not in self._sequences
+                    self._sequences[first_sequence + choice] = heard, choice
+                    heard.texts[choice] = ""
+            case Text(sequences, texts, ends):
+                self._read(sequences, texts, ends)
+            case Report():
+                self.reports.append(message)
+            case Models():
+                raise AssertionError("nobody asked")
+        return []
+
+    def advance(self, turn):
+        if not turn.room("detokenizer"):
+            return []  # an answer would have no way back
+        messages = []
+        room = turn.room("tokenizer")
+        for plan in self.plans:
+            if not plan.is_sent and plan.after_ns <= turn.now_ns and len(messages) < room:
+                plan.is_sent = True
+                messages.append(plan.submit)
+            if self._is_unwanted(plan) and len(messages) + plan.cancels <= room:
+                plan.is_cancelled = True
+                messages += [Cancel(plan.submit.label)] * plan.cancels
+        while len(messages) < room and self._questions:
+            messages.append(self._questions.pop())
+        return [Send("tokenizer", message) for message in messages]
+
+    def lost(self, peer, now_ns):
+        raise AssertionError(f"{peer} is lost")
+
+    def check(self):
+        pass
+
+    def _is_unwanted(self, plan):
+        heard = self.heard[plan.submit.label]
+        return (
+            plan.is_sent
+            and not plan.is_cancelled
+            and not heard.is_over
+            and plan.cancel_after_texts is not None
+            and heard.messages >= plan.cancel_after_texts
+        )
+
+    def _read(self, sequences, texts, ends):
+        assert len(set(sequences)) == len(sequences)
+        ended = {end.sequence for end in ends}
+        assert len(ended) == len(ends)
+        assert ended <= set(sequences)
+        for sequence, text in zip(sequences, texts, strict=True):
+            heard, choice = self._sequences[sequence]  # nothing comes after the end
+            assert text or sequence in ended
+            heard.texts[choice] += text
+            heard.messages += 1
+        for end in ends:
+            heard, choice = self._sequences.pop(end.sequence)
+            heard.ends[choice] = end

@@ -1,0 +1,99 @@
+"""Configurations and requests of all kinds, drawn from a seed."""
+
+import random
+from dataclasses import dataclass, field
+
+from tests.sim.client import Plan
+from tests.sim.flow import ADAPTERS, Flow
+from weft.runtime.messages import ChatMessage, Sampling, Submit
+
+MODELS = (None, "base", *ADAPTERS, "alias", "gone", "broken", "unknown")
+PROMPTS = (
+    "The quick brown fox jumps over the lazy dog.",
+    "The quick brown fox jumps over the lazy cat.",
+    "def weave(warp, weft):",
+    "織物は縦糸と横糸でできている。",
+    "x",
+    [7, 8, 9],
+)
+STOPS = ((), (), ("e",), (" t", "x"), ("th", "the"), ("never to be found", "a "))
+
+
+@dataclass
+class Setting:
+    """One world."""
+
+    options: dict  # of Flow
+    plans: dict[str, list[Plan]] = field(default_factory=dict)  # by client
+    turns_ns: dict[str, tuple[int, int]] = field(default_factory=dict)  # of slow clients
+    # Client -> messages that it hears before it leaves, and how it does.
+    leaving: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+
+def play(seed, model, folder):
+    """Return the world of a seed, its clients in it."""
+    drawn = setting(seed)
+    flow = Flow(seed, model, folder, **drawn.options)
+    for name, made in drawn.plans.items():
+        flow.join(name, made, turn_ns=drawn.turns_ns.get(name), leaving=drawn.leaving.get(name))
+    return flow
+
+
+def setting(seed):
+    """Sizes small enough for everything to run short now and then, and clients of all kinds."""
+    rng = random.Random(f"setting {seed}")
+    drawn = Setting(_options(rng))
+    for index in range(rng.randint(2, 5)):
+        name = f"client{index}"
+        drawn.plans[name] = [plan(rng, f"r{number}") for number in range(rng.randint(1, 7))]
+        if rng.random() < 0.2:
+            drawn.leaving[name] = (rng.randint(0, 30), rng.choice(("kill", "retire")))
+        if rng.random() < 0.2:
+            drawn.turns_ns[name] = (10_000_000, 400_000_000)
+    return drawn
+
+
+def plan(rng, label):
+    """A request, which may be wrong, cancelled, or too long."""
+    sampling = Sampling(
+        max_tokens=rng.choice((1, 2, 7, 20, 40, None)),
+        seed=rng.randrange(3),
+        n=rng.choice((1, 1, 1, 2, 3)),
+        stop=list(rng.choice(STOPS)),
+        stop_token_ids=rng.sample(range(480), rng.choice((0, 20))),
+        include_stop=rng.random() < 0.3,
+        skip_special_tokens=rng.random() < 0.7,
+        repetition_penalty=rng.choice((None, None, 1.5)),
+    )
+    prompt, messages = rng.choice(PROMPTS), None
+    if rng.random() < 0.1:
+        prompt = [5] * rng.randint(1, 200)
+    elif isinstance(prompt, str) and rng.random() < 0.2:
+        prompt, messages = None, [ChatMessage(role="user", content=prompt)]
+    return Plan(
+        Submit(label, rng.choice(MODELS), messages, prompt, sampling),
+        after_ns=rng.choice((0, 0, rng.randrange(300_000_000))),
+        cancel_after_texts=rng.choice((None, None, None, 0, 1, 3)),
+        cancels=rng.choice((1, 2)),
+    )
+
+
+def _options(rng):
+    block_size = rng.choice((2, 4, 8))
+    rows = rng.randint(1, 8)
+    slots = rng.randint(1, 3)
+    is_chunked = rng.random() < 0.8
+    return {
+        "pages": rng.choice((40, 80, 160, 640)) // block_size,
+        "window_max": rng.choice((None, None, 2, 8)),
+        "block_size": block_size,
+        "max_model_len": 128,
+        "max_num_seqs": rows,
+        "max_num_batched_tokens": rows + (rng.randint(0, 24) if is_chunked else 128),
+        "enable_chunked_prefill": is_chunked,
+        "enable_prefix_caching": rng.random() < 0.8,
+        "max_loras_per_batch": slots,
+        "max_loaded_loras": slots + rng.randint(1, 3),
+        "lora_eviction_policy": rng.choice(("lru", "fifo")),
+        "max_queued_requests": rng.choice((3, 1000)),
+    }

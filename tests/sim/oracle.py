@@ -1,0 +1,132 @@
+"""What each request must be answered, from the model's definition and the whole text alone."""
+
+from tests.sim.fake_engine import generate
+from weft.actors.tokenizer.refusal import Refusal
+
+
+class Oracle:
+    """Knows every answer. ``digest`` maps the name of a model to its content, or refuses."""
+
+    def __init__(self, model, config, *, pages, digest, vanished):
+        self._model = model
+        self._config = config
+        self._kv_tokens = pages * config.block_size
+        self._digest = digest
+        self._vanished = vanished  # names whose weights are not there any more
+
+    def check(self, plan, heard, *, is_cut_off=False, is_drained=False):
+        """Assert that an answer is right.
+
+        The end is missing only if the client was cut off. In a drain, what has not been answered at
+        all came when the tokenizer had left.
+        """
+        if heard.refused is not None:
+            codes = self._refusals(plan) | ({"draining"} if is_drained else set())
+            assert heard.refused.code in codes, (plan, heard)
+        elif heard.accepted is None:
+            assert is_cut_off or is_drained, (plan, heard)
+        else:
+            assert not self._faults(plan.submit), (plan, heard)
+            assert heard.accepted.choices == plan.submit.sampling.n
+            assert heard.accepted.prompt_tokens == len(self._prompt(plan.submit))
+            for choice, text in heard.texts.items():
+                if choice in heard.ends:
+                    self._check_choice(plan, choice, text, heard.ends[choice])
+                else:
+                    assert is_cut_off, (plan, heard)
+                    self._check_start(plan.submit, choice, text)
+
+    def _refusals(self, plan):
+        codes = self._faults(plan.submit)
+        if self._config.max_queued_requests < 100:
+            codes.add("queue_full")
+        if plan.is_cancelled:
+            codes.add("cancelled")
+        return codes
+
+    def _faults(self, submit):
+        """What is wrong with a request. With several faults, any may be named."""
+        codes = set()
+        try:
+            self._digest(submit.model)
+        except Refusal as refusal:
+            codes.add(refusal.code)
+        room = self._config.max_model_len - len(self._prompt(submit))
+        if (submit.sampling.max_tokens or 1) > room:
+            codes.add("context_length_exceeded")
+        return codes
+
+    def _check_choice(self, plan, choice, text, end):
+        submit = plan.submit
+        shown = (plan, choice, text, end)
+        if submit.model in self._vanished or len(self._prompt(submit)) >= self._kv_tokens:
+            reason = "cancelled" if end.reason == "cancelled" and plan.is_cancelled else "error"
+            assert (end.reason, end.output_tokens, text) == (reason, 0, ""), shown
+            return
+        tokens = self._tokens(submit, choice)
+        if end.reason == "cancelled":
+            assert plan.is_cancelled, shown
+            assert end.output_tokens <= len(tokens), shown
+            tokens = tokens[: end.output_tokens]
+        is_ended = bool(tokens) and tokens[-1] in self._stop_tokens(submit)
+        whole = self._decode(submit, tokens[:-1] if is_ended else tokens)
+        cut = _cut(whole, submit.sampling)
+        assert text == (whole if cut is None else cut), shown
+        if end.reason == "cancelled":
+            return
+        reason = "length" if cut is None and not is_ended else "stop"
+        count = len(tokens) if cut is None else self._tokens_until_stop(submit, tokens)
+        assert (end.reason, end.output_tokens, end.error) == (reason, count, None), shown
+        assert end.first_step <= end.last_step, shown
+        assert 0 <= end.cached_tokens <= len(self._prompt(submit)), shown
+
+    def _check_start(self, submit, choice, text):
+        if text:
+            whole = self._decode(submit, self._tokens(submit, choice))
+            assert whole.startswith(text), (submit, text)
+
+    def _prompt(self, submit):
+        if submit.messages is not None:
+            chat = [{"role": m.role, "content": m.content} for m in submit.messages]
+            rendered = self._model.render(chat)
+            return self._model.backend.encode(rendered, add_special_tokens=False).ids
+        if isinstance(submit.prompt, str):
+            return self._model.backend.encode(submit.prompt).ids
+        return submit.prompt
+
+    def _tokens(self, submit, choice):
+        """All tokens that the model draws for one choice."""
+        prompt = self._prompt(submit)
+        context = min(self._kv_tokens, self._config.max_model_len)
+        return generate(
+            self._digest(submit.model),
+            prompt,
+            max_tokens=min(submit.sampling.max_tokens or context, context - len(prompt)),
+            seed=submit.sampling.seed,
+            choice=choice,
+            stop=self._stop_tokens(submit),
+            vocabulary=self._model.vocab_size,
+        )
+
+    def _stop_tokens(self, submit):
+        return {*self._model.eos_token_ids, *submit.sampling.stop_token_ids}
+
+    def _decode(self, submit, tokens):
+        skip = submit.sampling.skip_special_tokens
+        return self._model.backend.decode(tokens, skip_special_tokens=skip)
+
+    def _tokens_until_stop(self, submit, tokens):
+        return next(
+            count
+            for count in range(1, len(tokens) + 1)
+            if _cut(self._decode(submit, tokens[:count]), submit.sampling) is not None
+        )
+
+
+def _cut(text, sampling):
+    """The text up to the stop string that is complete first, of several the longest; or None."""
+    for end in range(1, len(text) + 1):
+        found = [len(stop) for stop in sampling.stop if text.endswith(stop, 0, end)]
+        if found:
+            return text[: end if sampling.include_stop else end - max(found)]
+    return None

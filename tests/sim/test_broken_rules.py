@@ -1,0 +1,137 @@
+"""Rules broken on purpose: the simulator is worth what it catches."""
+
+import pytest
+
+from tests.sim.draw import play
+from weft.actors.adapters.cache import HostCache
+from weft.actors.detokenizer.actor import Detokenizer
+from weft.actors.detokenizer.outbox import Outbox
+from weft.actors.scheduler.actor import Scheduler
+from weft.actors.scheduler.composer import Composer
+from weft.actors.scheduler.pages import Pages
+from weft.actors.scheduler.slots import AdapterSlots
+from weft.runtime.link import Link
+from weft.runtime.messages import StopFound
+
+SEEDS = range(20)
+
+
+def adapters_share_prefixes(monkeypatch):
+    find, hold = Pages.find, Pages.hold
+    monkeypatch.setattr(Pages, "find", lambda self, salt, _, tokens: find(self, salt, "", tokens))
+    monkeypatch.setattr(Pages, "hold", lambda self, salt, _, *rest: hold(self, salt, "", *rest))
+
+
+def slots_are_filled_while_they_are_used(monkeypatch):
+    monkeypatch.setattr(AdapterSlots, "_free_slot", lambda self, steps_done: 0)
+
+
+def preempted_sequences_are_resumed_where_they_were(monkeypatch):
+    preempt = Composer._preempt
+
+    def forgetful(self, sequence):
+        computed = sequence.computed
+        preempt(self, sequence)
+        sequence.tokens = sequence.tokens[:computed]
+
+    monkeypatch.setattr(Composer, "_preempt", forgetful)
+
+
+def some_sequences_keep_their_pages(monkeypatch):
+    release = Composer._release
+
+    def keeping(self, sequence):
+        if sequence.output_tokens % 7 != 3:
+            release(self, sequence)
+        sequence.holding = None
+
+    monkeypatch.setattr(Composer, "_release", keeping)
+
+
+def pinned_files_are_evicted(monkeypatch):
+    monkeypatch.setattr(HostCache, "has_room", True)
+
+    def victims(self):
+        gone = []
+        while len(self._residents) >= self._entries_max:
+            digest = next(iter(self._residents))
+            self._pins.pop(digest, None)
+            gone.append(self._residents.pop(digest))
+        return gone
+
+    monkeypatch.setattr(HostCache, "victims", victims)
+
+
+def stop_strings_are_not_heard_of(monkeypatch):
+    receive = Scheduler.receive
+
+    def deaf(self, source, message, now_ns):
+        return [] if isinstance(message, StopFound) else receive(self, source, message, now_ns)
+
+    monkeypatch.setattr(Scheduler, "receive", deaf)
+    # Of what the detokenizer says instead, only the count would be right.
+    monkeypatch.setattr(Detokenizer, "_end", _end_as_the_scheduler_says)
+
+
+def _end_as_the_scheduler_says(self, end):
+    live = self._live.pop(end.sequence, None)
+    if live is not None:
+        outbox = self._outboxes[live.client]
+        outbox.add(end.sequence, live.text.finish())
+        outbox.end(end)
+
+
+def text_is_merged_in_the_wrong_order(monkeypatch):
+    add = Outbox.add
+
+    def reversing(self, sequence, piece):
+        add(self, sequence, piece)
+        if sequence in self._unsent:
+            self._unsent[sequence].pieces.reverse()
+            self._unsent[sequence].pieces.rotate()
+
+    monkeypatch.setattr(Outbox, "add", reversing)
+    monkeypatch.setattr("weft.actors.detokenizer.outbox.PIECE_CHARACTERS_MAX", 0)
+
+
+def credit_is_not_kept(monkeypatch):
+    monkeypatch.setattr(Link, "room", 10)
+
+
+def acknowledgements_are_not_sent(monkeypatch):
+    receive = Link.receive
+
+    def silent(self, envelope, message):
+        self._told = self._taken
+        return receive(self, envelope, message)
+
+    monkeypatch.setattr(Link, "receive", silent)
+
+
+def play_all(model, folder):
+    for seed in SEEDS:
+        flow = play(seed, model, folder)
+        flow.run()
+        flow.assert_all_are_answered()
+        flow.assert_all_is_back()
+
+
+@pytest.mark.parametrize(
+    "break_rule",
+    [
+        adapters_share_prefixes,
+        slots_are_filled_while_they_are_used,
+        preempted_sequences_are_resumed_where_they_were,
+        some_sequences_keep_their_pages,
+        pinned_files_are_evicted,
+        stop_strings_are_not_heard_of,
+        text_is_merged_in_the_wrong_order,
+        credit_is_not_kept,
+        acknowledgements_are_not_sent,
+    ],
+    ids=lambda rule: rule.__name__,
+)
+def test_a_broken_rule_is_caught(break_rule, monkeypatch, model, folder):
+    break_rule(monkeypatch)
+    with pytest.raises((AssertionError, TimeoutError)):
+        play_all(model, folder)
