@@ -12,7 +12,7 @@ import zmq
 from weft.runtime import sockets
 from weft.runtime.actor import Send
 from weft.runtime.codec import FRAME_BYTES_MAX
-from weft.runtime.endpoint import PROBE_INTERVAL_S, Endpoint, Lost, Mail
+from weft.runtime.endpoint import CLIENTS_MAX, PROBE_INTERVAL_S, Endpoint, Lost, Mail
 from weft.runtime.topology import Topology, address
 
 # Frames that a socket queues for one peer each way. Credit keeps honest peers far below it (the
@@ -57,6 +57,7 @@ class ZmqMailbox:
         if topology.bound_by(role):
             socket = self._socket(role, zmq.ROUTER)
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            socket.setsockopt(zmq.BACKLOG, CLIENTS_MAX)  # all of them may come at once
             socket.bind(address(run_dir, role))
         endpoint.open()
         self._transmit()

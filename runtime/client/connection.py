@@ -16,6 +16,9 @@ from weft.runtime.client.wire import FRAME_BYTES_MAX, Link
 # How long what was sent last may take to leave.
 _LINGER_MS = 500
 
+# How soon to try again to connect.
+_RETRY_MS = 20
+
 # Frames that a socket queues. Credit keeps both sides below it.
 _QUEUE_FRAMES_MAX = 4096
 
@@ -53,9 +56,11 @@ class Connection:
                 was_moved = True
                 self.session.receive(link, frame)
         # Looked at last: what weft said before it ended was heard by then.
-        for monitor, (_, link) in zip(self._monitors, self._links, strict=True):
+        for monitor, (socket, link) in zip(self._monitors, self._links, strict=True):
             while (event := _receive_parts(monitor)) is not None:
                 if parse_monitor_message(event)["event"] == zmq.EVENT_DISCONNECTED:
+                    # A new life of weft is another run: there is nothing to come back to.
+                    socket.disconnect(socket.getsockopt_string(zmq.LAST_ENDPOINT))
                     self.session.lose(link, Disconnected("weft has ended"))
         for socket, link in self._links:
             while link.outgoing:
@@ -84,8 +89,8 @@ class Connection:
         socket.identity = self._identity
         socket.set_hwm(_QUEUE_FRAMES_MAX)
         socket.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
-        # A new life of weft is another run: there is nothing to come back to.
-        socket.setsockopt(zmq.RECONNECT_IVL, -1)
+        # For the first connection, which fails if too many others come at the same moment.
+        socket.setsockopt(zmq.RECONNECT_IVL, _RETRY_MS)
         self._monitors.append(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED))
         socket.connect(address)
         self._links.append((socket, link))

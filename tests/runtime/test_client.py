@@ -1,6 +1,7 @@
 """Both faces of the client, on real sockets, against two scripted processes in a thread."""
 
 import asyncio
+import socket
 import tempfile
 import threading
 from contextlib import aclosing
@@ -126,6 +127,19 @@ def asyncly(weft, work):
             return await work(client)
 
     return asyncio.run(whole())
+
+
+def test_a_client_that_is_not_let_in_at_once_tries_again():
+    with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as deaf:
+        run_dir = Path(place)
+        deaf.bind(str(run_dir / "tokenizer.sock"))  # and does not listen: as if too many did come
+        echoes = []
+        timer = threading.Timer(0.3, lambda: echoes.append(Echo(run_dir)))
+        timer.start()
+        with Client(run_dir) as client:
+            assert "".join(client.complete("a b")) == "a b "
+        timer.join()
+        echoes[0].stop()
 
 
 def test_a_chat_is_an_iteration_over_text(client):
