@@ -28,6 +28,7 @@ from weft.runtime.messages import (
 # A client that takes nothing for so long is gone, or as good as gone: its requests are cancelled.
 # Also ends what was begun for a client that never opened its link, or lost it just before.
 STALLED_MAX_NS = 60_000_000_000
+STALLED_ERROR = "cancelled: nothing was read for 60 s; read faster, or ask for less at once"
 
 
 class _Live(NamedTuple):
@@ -93,8 +94,9 @@ class Detokenizer:
 
     @property
     def is_idle(self) -> bool:
-        """Whether every sequence is over and all text was sent."""
-        return not (self._live or self._outboxes or self._stops_found or self._gone)
+        """Whether every sequence is over, and all text was sent to whoever reads it."""
+        is_sent = all(outbox.is_given_up for outbox in self._outboxes.values())
+        return is_sent and not (self._live or self._stops_found or self._gone)
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -168,13 +170,25 @@ class Detokenizer:
             outbox.stalled_since_ns = None
         elif outbox.stalled_since_ns is None:
             outbox.stalled_since_ns = turn.now_ns
-        elif turn.now_ns - outbox.stalled_since_ns > STALLED_MAX_NS:
-            self._clients_stalled_count += 1
-            self._drop(client)
-            return []
+        elif not outbox.is_given_up and turn.now_ns - outbox.stalled_since_ns > STALLED_MAX_NS:
+            self._give_up(client, outbox)
         if outbox.is_empty and not outbox.live:
             del self._outboxes[client]
         return sends
+
+    def _give_up(self, client: str, outbox: Outbox) -> None:
+        """End what a client that reads nothing waits for. If it ever reads again, it is told."""
+        self._clients_stalled_count += 1
+        if outbox.live:
+            self._gone[client] = None
+        outbox.give_up(
+            [
+                End(
+                    sequence, "error", self._live.pop(sequence).text.output_tokens, 0, STALLED_ERROR
+                )
+                for sequence in sorted(outbox.live)
+            ]
+        )
 
     def _drop(self, client: str) -> None:
         outbox = self._outboxes.pop(client, None)

@@ -52,6 +52,7 @@ class Outbox:
     def __init__(self) -> None:
         self.live: set[Sequence] = set()  # sequences that are not over
         self.stalled_since_ns: int | None = None
+        self.is_given_up = False  # what waits is for a client that may never read again
         self._accepted: deque[Accepted] = deque()
         self._unsent: dict[Sequence, _Unsent] = {}
         self._reports: deque[Report] = deque(maxlen=REPORTS_MAX)
@@ -68,6 +69,7 @@ class Outbox:
 
     def accept(self, accepted: Accepted) -> None:
         """Queue an acceptance; its sequences are live."""
+        self.is_given_up = False
         first = accepted.first_sequence
         self.live.update(range(first, first + accepted.choices))
         self._accepted.append(accepted)
@@ -86,6 +88,14 @@ class Outbox:
         """Queue the end of a sequence, after its text."""
         self.live.remove(end.sequence)
         self._unsent.setdefault(end.sequence, _Unsent()).end = end
+
+    def give_up(self, ends: list[End]) -> None:
+        """End every live sequence, and drop what its client has not read of it."""
+        for end in ends:
+            self._unsent.pop(end.sequence, None)
+            self.end(end)
+        assert not self.live
+        self.is_given_up = True
 
     def take(self) -> Accepted | Text | Report:
         """Return the next message. The outbox must not be empty."""

@@ -13,6 +13,7 @@ from weft.runtime.messages import (
     Report,
     Submit,
     Text,
+    TextLogprobs,
 )
 
 
@@ -36,6 +37,7 @@ class Heard:
     accepted: Accepted | None = None
     texts: dict[int, str] = field(default_factory=dict)  # by choice
     ends: dict[int, End] = field(default_factory=dict)
+    logprobs: dict[int, list[TextLogprobs]] = field(default_factory=dict)
     messages: int = 0
 
     @property
@@ -53,15 +55,18 @@ class ScriptedClient:
         self.heard = {plan.submit.label: Heard() for plan in plans}
         self.messages = 0
         self.reports = []
+        self._inspections = 0
         self._questions = []
         self._sequences = {}  # live: number -> (Heard, choice)
 
     @property
     def is_over(self):
-        return all(heard.is_over for heard in self.heard.values())
+        is_told = len(self.reports) == self._inspections
+        return is_told and all(heard.is_over for heard in self.heard.values())
 
     def inspect(self):
-        self._questions.append(Inspect("inspect"))
+        self._inspections += 1
+        self._questions.append(Inspect(f"inspection{self._inspections}"))
 
     def receive(self, source, message, now_ns):
         self.messages += 1
@@ -79,9 +84,11 @@ class ScriptedClient:
                     assert first_sequence + choice not in self._sequences
                     self._sequences[first_sequence + choice] = heard, choice
                     heard.texts[choice] = ""
-            case Text(sequences, texts, ends):
-                self._read(sequences, texts, ends)
-            case Report():
+                    heard.logprobs[choice] = []
+            case Text():
+                self._read(message)
+            case Report(label):
+                assert label not in {report.label for report in self.reports}
                 self.reports.append(message)
             case Models():
                 raise AssertionError("nobody asked")
@@ -119,16 +126,20 @@ class ScriptedClient:
             and heard.messages >= plan.cancel_after_texts
         )
 
-    def _read(self, sequences, texts, ends):
-        assert len(set(sequences)) == len(sequences)
-        ended = {end.sequence for end in ends}
-        assert len(ended) == len(ends)
-        assert ended <= set(sequences)
-        for sequence, text in zip(sequences, texts, strict=True):
+    def _read(self, text):
+        assert len(set(text.sequences)) == len(text.sequences) == len(text.texts)
+        ended = {end.sequence for end in text.ends}
+        assert len(ended) == len(text.ends)
+        assert ended <= set(text.sequences)
+        with_logprobs = {entry.index for entry in text.logprobs}
+        for index, sequence in enumerate(text.sequences):
             heard, choice = self._sequences[sequence]  # nothing comes after the end
-            assert text or sequence in ended
-            heard.texts[choice] += text
+            assert text.texts[index] or sequence in ended or index in with_logprobs
+            heard.texts[choice] += text.texts[index]
             heard.messages += 1
-        for end in ends:
+        for entry in text.logprobs:
+            heard, choice = self._sequences[text.sequences[entry.index]]
+            heard.logprobs[choice].append(entry)
+        for end in text.ends:
             heard, choice = self._sequences.pop(end.sequence)
             heard.ends[choice] = end

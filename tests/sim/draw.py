@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass, field
 
 from tests.sim.client import Plan
+from tests.sim.fake_engine import FAILING_SEED
 from tests.sim.flow import ADAPTERS, Flow
 from weft.runtime.messages import ChatMessage, Sampling, Submit
 
@@ -26,6 +27,7 @@ class Setting:
     options: dict  # of Flow
     plans: dict[str, list[Plan]] = field(default_factory=dict)  # by client
     turns_ns: dict[str, tuple[int, int]] = field(default_factory=dict)  # of slow clients
+    inspections: dict[str, int] = field(default_factory=dict)  # by client
     # Client -> messages that it hears before it leaves, and how it does.
     leaving: dict[str, tuple[int, str]] = field(default_factory=dict)
 
@@ -35,7 +37,11 @@ def play(seed, model, folder):
     drawn = setting(seed)
     flow = Flow(seed, model, folder, **drawn.options)
     for name, made in drawn.plans.items():
-        flow.join(name, made, turn_ns=drawn.turns_ns.get(name), leaving=drawn.leaving.get(name))
+        client = flow.join(
+            name, made, turn_ns=drawn.turns_ns.get(name), leaving=drawn.leaving.get(name)
+        )
+        for _ in range(drawn.inspections.get(name, 0)):
+            client.inspect()
     return flow
 
 
@@ -48,6 +54,8 @@ def setting(seed):
         drawn.plans[name] = [plan(rng, f"r{number}") for number in range(rng.randint(1, 7))]
         if rng.random() < 0.2:
             drawn.leaving[name] = (rng.randint(0, 30), rng.choice(("kill", "retire")))
+        if rng.random() < 0.3:
+            drawn.inspections[name] = rng.randint(1, 3)
         if rng.random() < 0.2:
             drawn.turns_ns[name] = (10_000_000, 400_000_000)
     return drawn
@@ -57,13 +65,14 @@ def plan(rng, label):
     """A request, which may be wrong, cancelled, or too long."""
     sampling = Sampling(
         max_tokens=rng.choice((1, 2, 7, 20, 40, None)),
-        seed=rng.randrange(3),
+        seed=rng.choice((0, 1, 2, 3, FAILING_SEED)),
         n=rng.choice((1, 1, 1, 2, 3)),
         stop=list(rng.choice(STOPS)),
         stop_token_ids=rng.sample(range(480), rng.choice((0, 20))),
         include_stop=rng.random() < 0.3,
         skip_special_tokens=rng.random() < 0.7,
         repetition_penalty=rng.choice((None, None, 1.5)),
+        logprobs=rng.choice((None, None, 0, 2)),
     )
     prompt, messages = rng.choice(PROMPTS), None
     if rng.random() < 0.1:

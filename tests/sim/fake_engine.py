@@ -8,10 +8,26 @@ wrong position changes the output at once.
 import hashlib
 from dataclasses import dataclass, field
 
-from weft.runtime.messages import Join, RunnerReady, Step, StepDone
+from weft.runtime.messages import Join, RunnerReady, Step, StepDone, TokenLogprobs
 
 VOCABULARY = 1000
 EOS = 2
+
+
+# With this seed the logits are not finite after every so many tokens.
+FAILING_SEED = 13
+FAILING_TOKENS = 11
+
+
+def is_failing(context_tokens: int, *, seed: int) -> bool:
+    """Whether the model's output after a context of this length means nothing."""
+    return seed == FAILING_SEED and context_tokens % FAILING_TOKENS == 0
+
+
+def logprobs_of(token: int, count: int, *, index: int, vocabulary: int) -> TokenLogprobs:
+    """What stands for the log probabilities of a token and ``count`` likely ones."""
+    top = [(token + rank) % vocabulary for rank in range(count)]
+    return TokenLogprobs(index, -token / 8, top, [-rival / 8 for rival in top])
 
 
 def next_token(
@@ -94,10 +110,21 @@ class FakeEngine:
             feeds.append((chunk.row, chunk.tokens))
         for row, tokens in feeds:  # every write of a step comes before its reads
             self._write(self._rows[row], tokens)
-        tokens = [self._sample(self._rows[row]) for row in sorted(sampling)]
+        sampled = [self._rows[row] for row in sorted(sampling)]
+        tokens = [self._sample(row) for row in sampled]
         used = {self._adapter(self._rows[row]) for row, _ in feeds} - {None}
         self.distinct_adapters_max = max(self.distinct_adapters_max, len(used))
-        return StepDone(step.step, tokens)
+        failed = [
+            index
+            for index, row in enumerate(sampled)
+            if is_failing(row.position, seed=row.join.sampling.seed)
+        ]
+        logprobs = [
+            logprobs_of(token, count, index=index, vocabulary=self._vocabulary)
+            for index, (row, token) in enumerate(zip(sampled, tokens, strict=True))
+            if (count := row.join.sampling.logprobs) is not None
+        ]
+        return StepDone(step.step, tokens, failed, logprobs)
 
     def counters(self) -> dict[str, float]:
         return {"rows": len(self._rows)}

@@ -1,6 +1,7 @@
 """What each request must be answered, from the model's definition and the whole text alone."""
 
-from tests.sim.fake_engine import generate
+from tests.sim.fake_engine import generate, is_failing, logprobs_of
+from weft.actors.detokenizer.vocabulary import Vocabulary
 from weft.actors.tokenizer.refusal import Refusal
 
 
@@ -9,6 +10,7 @@ class Oracle:
 
     def __init__(self, model, config, *, pages, digest, vanished):
         self._model = model
+        self._bytes_of = Vocabulary(model.backend).bytes_of
         self._config = config
         self._kv_tokens = pages * config.block_size
         self._digest = digest
@@ -32,6 +34,7 @@ class Oracle:
             for choice, text in heard.texts.items():
                 if choice in heard.ends:
                     self._check_choice(plan, choice, text, heard.ends[choice])
+                    self._check_logprobs(plan.submit, choice, heard)
                 else:
                     assert is_cut_off, (plan, heard)
                     self._check_start(plan.submit, choice, text)
@@ -63,7 +66,7 @@ class Oracle:
             reason = "cancelled" if end.reason == "cancelled" and plan.is_cancelled else "error"
             assert (end.reason, end.output_tokens, text) == (reason, 0, ""), shown
             return
-        tokens = self._tokens(submit, choice)
+        tokens, is_failed = self._tokens(submit, choice)
         if end.reason == "cancelled":
             assert plan.is_cancelled, shown
             assert end.output_tokens <= len(tokens), shown
@@ -74,15 +77,46 @@ class Oracle:
         assert text == (whole if cut is None else cut), shown
         if end.reason == "cancelled":
             return
-        reason = "length" if cut is None and not is_ended else "stop"
-        count = len(tokens) if cut is None else self._tokens_until_stop(submit, tokens)
-        assert (end.reason, end.output_tokens, end.error) == (reason, count, None), shown
+        reason, error = ("stop" if is_ended else "length"), None
+        count = len(tokens)
+        if cut is not None:
+            reason, count = "stop", self._tokens_until_stop(submit, tokens)
+        elif is_failed:
+            reason, error = "error", "the model's output was not a finite number"
+        assert (end.reason, end.output_tokens, end.error) == (reason, count, error), shown
         assert end.first_step <= end.last_step, shown
         assert 0 <= end.cached_tokens <= len(self._prompt(submit)), shown
 
+    def _check_logprobs(self, submit, choice, heard):
+        """Every token that is shown has its own, and no other has."""
+        count = submit.sampling.logprobs
+        if count is None:
+            assert heard.logprobs[choice] == []
+            return
+        if submit.model in self._vanished or len(self._prompt(submit)) >= self._kv_tokens:
+            assert heard.logprobs[choice] == []
+            return
+        end = heard.ends[choice]
+        tokens = self._tokens(submit, choice)[0][: end.output_tokens]
+        if tokens and tokens[-1] in self._stop_tokens(submit):
+            tokens.pop()
+        expected = []
+        for token in tokens:
+            drawn = logprobs_of(token, count, index=0, vocabulary=self._model.vocab_size)
+            rivals = [self._bytes_of(rival) for rival in drawn.top_tokens]
+            top = list(zip(rivals, drawn.top, strict=True))
+            expected.append((self._bytes_of(token), drawn.chosen, top))
+        found = [
+            (entry.token_bytes, entry.logprob, [(raw, logprob) for _, raw, logprob in entry.top])
+            for entry in heard.logprobs[choice]
+        ]
+        # Tokens from which a stop string was cut away are not shown.
+        is_cut = _cut(self._decode(submit, tokens), submit.sampling) is not None
+        assert found == (expected[: len(found)] if is_cut else expected), (submit, end)
+
     def _check_start(self, submit, choice, text):
         if text:
-            whole = self._decode(submit, self._tokens(submit, choice))
+            whole = self._decode(submit, self._tokens(submit, choice)[0])
             assert whole.startswith(text), (submit, text)
 
     def _prompt(self, submit):
@@ -95,10 +129,10 @@ class Oracle:
         return submit.prompt
 
     def _tokens(self, submit, choice):
-        """All tokens that the model draws for one choice."""
+        """All tokens that the model draws for one choice, and whether it fails after them."""
         prompt = self._prompt(submit)
         context = min(self._kv_tokens, self._config.max_model_len)
-        return generate(
+        tokens = generate(
             self._digest(submit.model),
             prompt,
             max_tokens=min(submit.sampling.max_tokens or context, context - len(prompt)),
@@ -107,6 +141,11 @@ class Oracle:
             stop=self._stop_tokens(submit),
             vocabulary=self._model.vocab_size,
         )
+        prompt_tokens, seed = len(prompt), submit.sampling.seed
+        for count in range(len(tokens)):
+            if is_failing(prompt_tokens + count, seed=seed):
+                return tokens[:count], True
+        return tokens, False
 
     def _stop_tokens(self, submit):
         return {*self._model.eos_token_ids, *submit.sampling.stop_token_ids}

@@ -1,6 +1,7 @@
 """Rules broken on purpose: the simulator is worth what it catches."""
 
 import pytest
+from msgspec import structs
 
 from tests.sim.draw import play
 from weft.actors.adapters.cache import HostCache
@@ -11,9 +12,10 @@ from weft.actors.scheduler.composer import Composer
 from weft.actors.scheduler.pages import Pages
 from weft.actors.scheduler.slots import AdapterSlots
 from weft.runtime.link import Link
-from weft.runtime.messages import StopFound
+from weft.runtime.messages import Sampled, StopFound
 
-SEEDS = range(20)
+# Most are caught by the first few.
+SEEDS = range(100)
 
 
 def adapters_share_prefixes(monkeypatch):
@@ -94,6 +96,29 @@ def text_is_merged_in_the_wrong_order(monkeypatch):
     monkeypatch.setattr("weft.actors.detokenizer.outbox.PIECE_CHARACTERS_MAX", 0)
 
 
+def logprobs_go_to_the_first_row(monkeypatch):
+    finish = Scheduler._finish_step
+
+    def shifting(self, done, now_ns):
+        sends = finish(self, done, now_ns)
+        for send in sends:
+            if isinstance(send.message, Sampled) and len(send.message.sequences) > 1:
+                kept = [structs.replace(item, index=0) for item in send.message.logprobs[:1]]
+                send.message.logprobs[:1] = kept
+        return sends
+
+    monkeypatch.setattr(Scheduler, "_finish_step", shifting)
+
+
+def failed_rows_go_on(monkeypatch):
+    finish = Scheduler._finish_step
+    monkeypatch.setattr(
+        Scheduler,
+        "_finish_step",
+        lambda self, done, now_ns: finish(self, structs.replace(done, failed=[]), now_ns),
+    )
+
+
 def credit_is_not_kept(monkeypatch):
     monkeypatch.setattr(Link, "room", 10)
 
@@ -126,6 +151,8 @@ def play_all(model, folder):
         pinned_files_are_evicted,
         stop_strings_are_not_heard_of,
         text_is_merged_in_the_wrong_order,
+        logprobs_go_to_the_first_row,
+        failed_rows_go_on,
         credit_is_not_kept,
         acknowledgements_are_not_sent,
     ],

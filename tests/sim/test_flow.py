@@ -8,6 +8,7 @@ import pytest
 from tests.sim import draw
 from tests.sim.client import Plan
 from tests.sim.flow import ADAPTERS, Flow
+from weft.actors.detokenizer.actor import STALLED_ERROR
 from weft.runtime.messages import Sampling, Submit
 
 SEEDS = range(int(os.environ.get("SEEDS", "50")))
@@ -101,19 +102,35 @@ def test_a_client_that_vanishes_takes_nobody_with_it(model, folder):
     flow.assert_all_is_back()
 
 
-def test_a_client_that_stops_reading_is_given_up_and_holds_up_nobody(model, folder):
+def test_a_client_that_stops_reading_holds_up_nobody_and_loses_nothing(model, folder):
     flow = Flow(1, model, folder, window_max=8)
     frozen = flow.join("frozen", [simple(f"r{i}", max_tokens=60, seed=i) for i in range(4)])
     flow.wait(lambda: frozen.messages > 5)
-    flow.world.pause("frozen", 3600.0)
+    paused_ns = flow.world.now_ns
+    flow.world.pause("frozen", 600.0)
     ann = flow.join("ann", [simple(f"r{i}", max_tokens=20, seed=i) for i in range(8)])
     flow.wait(lambda: ann.is_over)
-    assert flow.world.now_ns < 5e9
-    flow.left["frozen"] = flow.clients.pop("frozen")
+    assert flow.world.now_ns < paused_ns + 5e9
+    flow.wait(lambda: flow.detokenizer.is_idle)
+    assert flow.world.now_ns < paused_ns + 100e9
     flow.run()
-    assert not frozen.is_over
-    assert flow.sections()["detokenizer"]["clients_stalled_total"] == 1
+    assert flow.world.now_ns > paused_ns + 600e9
     flow.assert_all_are_answered()
+    flow.assert_all_is_back()
+
+
+def test_what_runs_for_a_client_that_stops_reading_is_ended_and_it_hears_of_it(model, folder):
+    flow = Flow(1, model, folder, window_max=4)
+    frozen = flow.join("frozen", [simple("r", max_tokens=100, n=3)])
+    flow.wait(lambda: frozen.messages > 5)
+    flow.world.pause("frozen", 600.0)
+    flow.wait(lambda: flow.detokenizer._outboxes["frozen"].stalled_since_ns)
+    flow.world.pause("runner0", 90.0)
+    flow.wait(lambda: not flow.scheduler._requests)
+    flow.run()
+    ends = frozen.heard["r"].ends.values()
+    assert {(end.reason, end.error) for end in ends} == {("error", STALLED_ERROR)}
+    del flow.clients["frozen"]
     flow.assert_all_is_back()
 
 

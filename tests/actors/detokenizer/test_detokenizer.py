@@ -4,7 +4,7 @@ import pytest
 
 from tests.actors.made_tokenizers import TEXTS
 from weft.actors.detokenizer import outbox
-from weft.actors.detokenizer.actor import STALLED_MAX_NS, Detokenizer
+from weft.actors.detokenizer.actor import STALLED_ERROR, STALLED_MAX_NS, Detokenizer
 from weft.actors.detokenizer.vocabulary import Vocabulary
 from weft.runtime.actor import Send, Turn
 from weft.runtime.messages import (
@@ -220,6 +220,43 @@ def test_a_client_that_never_reads_is_given_up(desk):
     assert desk.advance() == []
     desk.now_ns = 2 * STALLED_MAX_NS + 1
     assert desk.advance() == [Send("scheduler", ClientGone("nobody"))]
+    assert desk.actor.is_idle
+
+
+def test_a_client_that_reads_again_hears_that_it_was_given_up(desk):
+    desk.begin(1, stop=["never"])
+    desk.say(1, "read ")
+    desk.room["ann"] = 0
+    desk.begin(2)
+    desk.say(1, "not read")
+    desk.say(2, "done", reason="length")
+    desk.begin(3)
+    for desk.now_ns in (0, STALLED_MAX_NS + 1):
+        desk.advance()
+    assert desk.all(ClientGone) == [ClientGone("ann")]
+    assert desk.actor.is_idle
+    desk.say(1, "late", reason="cancelled")
+    desk.room["ann"] = 100
+    desk.advance()
+    assert [accepted.first_sequence for accepted in desk.all(Accepted)] == [1, 2, 3]
+    assert (desk.text(1), desk.text(2), desk.text(3)) == ("read ", "done", "")
+    reasons = {end.sequence: (end.reason, end.error) for end in desk.ends()}
+    assert reasons == {
+        1: ("error", STALLED_ERROR), 2: ("length", None), 3: ("error", STALLED_ERROR),
+    }  # fmt: skip
+    desk.begin(4)
+    desk.say(4, "as before", reason="length")
+    assert desk.text(4) == "as before"
+    assert desk.all(ClientGone) == [ClientGone("ann")]
+
+
+def test_what_begins_for_a_client_that_was_given_up_is_given_up_too(desk):
+    desk.room["ann"] = 0
+    desk.begin(1)
+    for desk.now_ns in (0, STALLED_MAX_NS + 1):
+        desk.advance()
+    desk.begin(2)
+    assert desk.all(ClientGone) == [ClientGone("ann")] * 2
     assert desk.actor.is_idle
 
 
