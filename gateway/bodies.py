@@ -34,6 +34,9 @@ Text = Annotated[str, AfterValidator(_check_encodable)]
 # Text and token ids of the prompts of one request.
 PROMPTS_MAX = 128
 
+# Of a field's name that is quoted in an error: a client may have made it up.
+PARAM_CHARACTERS_MAX = 256
+
 # Fields that other servers act on and weft does not, with values that ask for nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
@@ -58,7 +61,10 @@ def describe(error: Any) -> tuple[str, str | None]:
     place = [part for part in error["loc"] if part != "body"]
     if error["type"] == "json_invalid":
         return f"the body is not JSON: {error.get('ctx', {}).get('error', error['msg'])}", None
-    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)[1:]
+    if error["type"] == "missing" and not place:
+        return "the body is empty; send a JSON object", None
+    steps = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in place]
+    param = "".join(steps)[1 : PARAM_CHARACTERS_MAX + 1]
     if error["type"] == "extra_forbidden":
         return f"{param}: there is no such field{_nearest(str(place[-1]))}", param
     if error["type"] == "unsupported":

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from weft.gateway.answer import Answer, Prompt
 from weft.gateway.bodies import CompletionBody
 from weft.gateway.responses import Choice, Json, respond
-from weft.runtime.client import TokenLogprob
+from weft.runtime.client import Refused, TokenLogprob
 
 router = APIRouter()
 
@@ -18,12 +18,20 @@ router = APIRouter()
 async def completions(body: CompletionBody, request: Request) -> Response:
     """Continue one prompt or several, with the adapter or the base that ``model`` names."""
     state = request.app.state
+    sampling = body.sampling()
+    choices = len(body.prompts) * int(sampling.get("n", 1))
+    if choices > state.config.max_queued_requests:  # trying again would not help
+        text = (
+            f"prompt: {choices} choices in all are more than may wait here "
+            f"({state.config.max_queued_requests}); send fewer prompts, or lower n"
+        )
+        raise Refused("invalid_value", text, "prompt")
     answer = Answer(
         state.client,
         [Prompt(prompt=prompt) for prompt in body.prompts],
         model=body.model,
         user=body.user,
-        sampling=body.sampling(),
+        sampling=sampling,
     )
     return await respond(request, answer, _CompletionFormat(body, state.config.base_name))
 

@@ -66,7 +66,8 @@ def install(app: FastAPI) -> None:
     async def refuse_body(request: Request, error: RequestValidationError) -> JSONResponse:
         content_type = request.headers.get("content-type", "")
         if "json" not in content_type:
-            text = f"the content type is {content_type or 'missing'!r}; send application/json"
+            given = repr(content_type[:64]) if content_type else "missing"
+            text = f"the content type is {given}; send application/json"
             return respond(415, body(text), {})
         message, param = describe(error.errors()[0])
         return respond(400, body(message, code="invalid_value", param=param), {})

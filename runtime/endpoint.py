@@ -15,9 +15,10 @@ from itertools import chain
 from operator import or_
 from typing import Any, NamedTuple
 
-from weft.runtime.codec import BadFrame, Decoder, Envelope, encode
+from weft.runtime.codec import BadFrame, BadMessage, Decoder, Envelope, encode
+from weft.runtime.identity import process_identity
 from weft.runtime.link import Link, LinkError
-from weft.runtime.messages import Goodbye, Hello, LinkInbox, Message
+from weft.runtime.messages import Goodbye, Hello, LinkInbox, Message, Refused
 from weft.runtime.topology import CLIENT, Edge, Topology
 
 # Clients with an open link. The gateway is one, whatever the number of its HTTP connections.
@@ -89,8 +90,12 @@ class Endpoint:
         identity: str,
         epoch: int = 1,
         clients_max: int = CLIENTS_MAX,
+        key: bytes | None = None,
     ) -> None:
-        """``role`` is "client" for a process outside the table; ``identity`` must be fresh."""
+        """``role`` is "client" for a process outside the table; ``identity`` must be fresh.
+
+        With the run's ``key``, roles must prove that they know it: needed where strangers can come.
+        """
         self.role = role
         self.identity = identity
         self.outgoing: deque[Parcel] = deque()
@@ -99,6 +104,7 @@ class Endpoint:
         self.last_fault = ""
         self._epoch = epoch
         self._clients_max = clients_max
+        self._key = key
         self._roles = {end for edge in topology.edges for end in edge[:2]} - {CLIENT}
         self._bound = {edge.connects: edge for edge in topology.bound_by(role)}
         self._processes: dict[str, _Peer] = {}  # by role
@@ -253,6 +259,8 @@ class Endpoint:
                 raise LinkError("clients", f"{self._clients_max} clients are connected already")
             self._clients[name] = newcomer
             return
+        if self._key is not None and identity != process_identity(name, epoch, self._key):
+            raise LinkError("stranger", f"{identity} is not a life of {name} in this run")
         peer = self._processes[name]
         if not peer.link.is_open:
             peer.identity = identity  # what waits for it waits in this link
@@ -288,7 +296,12 @@ class Endpoint:
 
     def _receive_bound(self, identity: bytes, frame: bytes) -> None:
         name, edge = self._introduce(identity)
-        envelope, message = self._decoders[edge.connects](frame)
+        try:
+            envelope, message = self._decoders[edge.connects](frame)
+        except BadMessage as error:
+            if name in self._clients:
+                self._refuse(self._clients[name], error)
+            raise
         if isinstance(message, Hello):
             self._admit(name, identity.decode(), edge, envelope.source_epoch, message.window)
         peer = self._peer(name)
@@ -308,6 +321,17 @@ class Endpoint:
                 self.arrived.append(Lost(peer.name))
             else:
                 peer.departed = True
+
+    def _refuse(self, client: _Peer, error: BadMessage) -> None:
+        """Tell a client of its message that cannot be read, and hear those after it."""
+        if not error.envelope.sequence:
+            return  # link control, which is not answered
+        _, replies = client.link.receive(error.envelope, None)
+        client.was_heard = True
+        self._post(client, replies)
+        if error.label is not None and Refused in client.edge.backward:
+            text = f"{error}; INGRESS.md lists the fields of every message"
+            self.send(client.name, Refused(error.label, "invalid_value", text, error.param or None))
 
     def _post(self, peer: _Peer, frames: list[bytes]) -> None:
         self.outgoing.extend(Parcel(peer.edge.binds, peer.identity, frame) for frame in frames)

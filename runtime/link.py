@@ -85,10 +85,13 @@ class Link:
         """Return the frame that tells the peer that this is on purpose."""
         return [self._control(Goodbye())] if self.is_open else []
 
-    def receive(self, envelope: Envelope, message: Message) -> tuple[Message | None, list[bytes]]:
+    def receive(
+        self, envelope: Envelope, message: Message | None
+    ) -> tuple[Message | None, list[bytes]]:
         """Take in one decoded frame: return the actor's message, if it is one, and replies.
 
-        Raises ``LinkError`` for a frame that must be dropped.
+        None stands for a message that could not be read: it has a number, which those that follow
+        count on. Raises ``LinkError`` for a frame that must be dropped.
         """
         match message:
             case Hello(window) | Welcome(window):

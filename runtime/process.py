@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import logging
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -19,12 +20,17 @@ import msgspec
 from weft.runtime import log, loop, topology
 from weft.runtime.config import Config, ConfigError
 from weft.runtime.endpoint import Endpoint
+from weft.runtime.identity import process_identity
 from weft.runtime.status import Failed, Progress, Ready, StatusPipe
-from weft.runtime.transport import ZmqMailbox, fresh_identity
+from weft.runtime.transport import ZmqMailbox
 
 # From linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
+
+# Files that a process may have open, as far as the system lets it: each connection is one. Shells
+# allow 1,024, fewer than there may be clients, and libzmq ends a process that has none left.
+FILES_MAX = 65536
 
 # A process's first life. A restarted one will have the next number.
 EPOCH = 1
@@ -42,6 +48,7 @@ class Handover(msgspec.Struct, frozen=True):
     config: Config
     topology: str  # "module:variable"
     launcher_pid: int
+    key: bytes  # by which the run's processes know each other
 
     def write(self, run_dir: Path) -> None:
         """Write it where ``read`` looks."""
@@ -60,12 +67,13 @@ def main() -> int:
     _live_with(handover.launcher_pid, role)
     log.setup(role, handover.config.log_level)
     _report_crashes(status)
+    _raise_files_limit()
     table = topology.find(handover.topology)
     process = table.process(role)
     try:
         start = _function(process.start)
         if process.is_actor:
-            _run_actor(start, role, table, handover.config, run_dir, status)
+            _run_actor(start, role, table, handover, run_dir, status)
         else:
             start(handover.config, run_dir, lambda url: status.say(Ready(url)))
     except ConfigError as error:
@@ -78,13 +86,16 @@ def _run_actor(
     build: Callable[..., Any],
     role: str,
     table: topology.Topology,
-    config: Config,
+    handover: Handover,
     run_dir: Path,
     status: StatusPipe,
 ) -> None:
     drain = loop.Drain()
-    actor = build(role, config, run_dir, lambda share, what: status.say(Progress(what, share)))
-    endpoint = Endpoint(role, table, identity=fresh_identity(role, EPOCH), epoch=EPOCH)
+    actor = build(
+        role, handover.config, run_dir, lambda share, what: status.say(Progress(what, share))
+    )
+    identity = process_identity(role, EPOCH, handover.key)
+    endpoint = Endpoint(role, table, identity=identity, epoch=EPOCH, key=handover.key)
     mailbox = ZmqMailbox(endpoint, table, run_dir)
     try:
         loop.run(actor, mailbox, drain, lambda: status.say(Ready()))
@@ -100,6 +111,13 @@ def _live_with(launcher_pid: int, role: str) -> None:
     if os.getppid() != launcher_pid:
         os._exit(EXIT_BUG)  # it died before we asked
     prctl(_PR_SET_NAME, f"weft-{role}".encode())
+
+
+def _raise_files_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ceiling = FILES_MAX if hard == resource.RLIM_INFINITY else min(FILES_MAX, hard)
+    if soft != resource.RLIM_INFINITY and soft < ceiling:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, hard))
 
 
 def _report_crashes(status: StatusPipe) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import logging
-import secrets
 import time
 from pathlib import Path
 
 import zmq
 
+from weft.runtime import sockets
 from weft.runtime.actor import Send
 from weft.runtime.codec import FRAME_BYTES_MAX
 from weft.runtime.endpoint import PROBE_INTERVAL_S, Endpoint, Lost, Mail
@@ -32,11 +32,6 @@ CLOSE_MESSAGES_MAX = 1024
 FAULT_LOG_INTERVAL_S = 5.0
 
 _log = logging.getLogger(__name__)
-
-
-def fresh_identity(role: str, epoch: int) -> str:
-    """Return a socket identity for one life of a role; no two lives share one."""
-    return f"{role}.{epoch}.{secrets.token_hex(6)}"
 
 
 class ZmqMailbox:
@@ -99,7 +94,7 @@ class ZmqMailbox:
         self._transmit()
         for port, socket in self._sockets.items():
             socket.close(linger=LINGER_MS if self.endpoint.is_heard_on(port) else 0)
-        self._context.term()
+        sockets.terminate(self._context, linger_ms=LINGER_MS)
 
     def _socket(self, port: str, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)

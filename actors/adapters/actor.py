@@ -182,7 +182,7 @@ class AdapterStore:
             "loaded_bytes": self._cache.size_bytes,
             "pinned": self._cache.pinned,
             "waiting": len(self._waiting),
-            "evictions": self._cache.evictions,
+            "evictions_total": self._cache.evictions,
         }
 
 

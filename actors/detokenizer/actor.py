@@ -205,6 +205,6 @@ class Detokenizer:
             "sequences": len(self._live),
             "clients": len(self._outboxes),
             "characters_unsent": sum(outbox.characters for outbox in self._outboxes.values()),
-            "stops_found": self._stops_found_count,
-            "clients_stalled": self._clients_stalled_count,
+            "stops_found_total": self._stops_found_count,
+            "clients_stalled_total": self._clients_stalled_count,
         }

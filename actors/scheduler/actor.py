@@ -195,8 +195,17 @@ class Scheduler:
                 f"a request labelled {generate.label!r} is running; use another label",
                 param="label",
             )
+        queued_max = self._config.max_queued_requests
+        if generate.choices > queued_max:  # trying again would not help
+            return Refused(
+                generate.label,
+                "invalid_value",
+                f"n: {generate.choices} is more than may wait here ({queued_max}); lower it, or "
+                f"have max_queued_requests raised",
+                param="n",
+            )
         waiting = len(self._composer.waiting) if self._composer else len(self._sequences)
-        if waiting + generate.choices > self._config.max_queued_requests:
+        if waiting + generate.choices > queued_max:
             return Refused(
                 generate.label,
                 "queue_full",

@@ -190,10 +190,10 @@ class TokenizerManager:
             return
         counters = {
             "waiting": len(self._inbox),
-            "generated": self._generated,
-            "refused": self._refused,
+            "generated_total": self._generated,
+            "refused_total": self._refused,
             "replies_unread": len(self._replies),
-            "replies_dropped": self._replies.dropped,
+            "replies_dropped_total": self._replies.dropped,
         }
         sections = {"tokenizer": {name: float(value) for name, value in counters.items()}}
         self._inspections.append(Inspection(client, label, sections))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from weft.actors.tokenizer.refusal import need
 from weft.actors.tokenizer.text_model import GenerationDefaults
 from weft.runtime.messages import RowSampling, Sampling
@@ -15,6 +13,8 @@ STOP_CHARACTERS_MAX = 1024
 STOP_TOKENS_MAX = 1024
 LOGPROBS_MAX = 20
 LOGIT_BIASES_MAX = 1024
+# Sensible ones lie near 1; far from it, logits divided by one are not finite any more.
+REPETITION_PENALTIES = (0.01, 100.0)
 
 
 def check(sampling: Sampling, vocab_size: int) -> None:
@@ -51,12 +51,7 @@ def check(sampling: Sampling, vocab_size: int) -> None:
     need(1 <= sampling.n <= CHOICES_MAX, "n", f"{sampling.n} is not in 1 .. {CHOICES_MAX}")
     _check_range("presence_penalty", sampling.presence_penalty, -2.0, 2.0)
     _check_range("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0)
-    penalty = sampling.repetition_penalty
-    need(
-        penalty is None or (math.isfinite(penalty) and penalty > 0),
-        "repetition_penalty",
-        f"{penalty} is not a positive number; 1 means none",
-    )
+    _check_range("repetition_penalty", sampling.repetition_penalty, *REPETITION_PENALTIES)
     _check_stops(sampling, vocab_size)
     _check_logits(sampling, vocab_size)
 

@@ -9,7 +9,12 @@
 
 #include "vector.h"
 
-enum { QUERIES = 8 }; /* that are computed together */
+/* Queries that are computed together, and vectors of sums that stay in registers. */
+#ifdef __AVX512F__
+enum { QUERIES = 8, SUMS = 24 };
+#else
+enum { QUERIES = 8, SUMS = 8 };
+#endif
 
 /* What all pieces of work share. */
 typedef struct {
@@ -25,10 +30,14 @@ typedef struct {
     float scale;
 } work;
 
-static inline const float *row_of(
-    const work *w, const float *cache, const int64_t *pages, int64_t position, int64_t kv_head)
+/* The first of the keys from ``key`` to ``last`` that follow each other in memory, and how many. */
+static inline const float *run_of(
+    const work *w, const float *cache, const int64_t *pages, int64_t kv_head, int64_t key,
+    int64_t last, int64_t *count)
 {
-    int64_t page = pages[position / w->page_tokens], offset = position % w->page_tokens;
+    int64_t page = pages[key / w->page_tokens], offset = key % w->page_tokens;
+    int64_t left = w->page_tokens - offset;
+    *count = last + 1 - key < left ? last + 1 - key : left;
     return cache + ((page * w->page_tokens + offset) * w->kv_heads + kv_head) * w->size;
 }
 
@@ -37,30 +46,42 @@ static inline __attribute__((always_inline)) void score(
     const int Q, const work *w, const float *const *q, const int64_t *pages, int64_t kv_head,
     int64_t first, int64_t last, float *scores, int64_t stride)
 {
-    for (int64_t key = first; key <= last; key++) {
-        const float *k = row_of(w, w->k, pages, key, kv_head);
-        vec sums[Q];
-        for (int i = 0; i < Q; i++)
-            sums[i] = (vec){0};
-        for (int64_t d = 0; d < w->size; d += WIDTH) {
-            vec part = load(k + d);
+    int64_t count, key_stride = w->kv_heads * w->size;
+    for (int64_t key = first; key <= last; key += count) {
+        const float *k = run_of(w, w->k, pages, kv_head, key, last, &count);
+        for (int64_t j = key - first; j < key - first + count; j++, k += key_stride) {
+            vec sums[Q];
             for (int i = 0; i < Q; i++)
-                sums[i] += load(q[i] + d) * part;
+                sums[i] = (vec){0};
+            for (int64_t d = 0; d < w->size; d += WIDTH) {
+                vec part = load(k + d);
+                for (int i = 0; i < Q; i++)
+                    sums[i] += load(q[i] + d) * part;
+            }
+            for (int i = 0; i < Q; i++)
+                scores[i * stride + j] = w->scale * sum_lanes(sums[i]);
         }
-        for (int i = 0; i < Q; i++)
-            scores[i * stride + key - first] = w->scale * sum_lanes(sums[i]);
     }
 }
 
 /* Turn the scores of the keys [begin, end) into weights that add up to one, all others into 0. */
 static void softmax(float *scores, int64_t begin, int64_t end, int64_t count)
 {
+    vec mosts = (vec){0} - INFINITY;
+    int64_t j = begin;
+    for (; j + WIDTH <= end; j += WIDTH) {
+        vec some = load(scores + j);
+        ivec is_more = some > mosts;
+        mosts = (vec)(((ivec)some & is_more) | ((ivec)mosts & ~is_more));
+    }
     float most = -INFINITY;
-    for (int64_t j = begin; j < end; j++)
+    for (int lane = 0; lane < WIDTH; lane++)
+        most = mosts[lane] > most ? mosts[lane] : most;
+    for (; j < end; j++)
         most = scores[j] > most ? scores[j] : most;
     vec sums = {0};
     float sum = 0;
-    int64_t j = begin;
+    j = begin;
     for (; j + WIDTH <= end; j += WIDTH) {
         vec weights = exp_lanes(load(scores + j) - most);
         *(vec *)(scores + j) = weights;
@@ -83,23 +104,42 @@ static void softmax(float *scores, int64_t begin, int64_t end, int64_t count)
         scores[i] = 0;
 }
 
-/* out[i] = sum over keys of weights[i][j] * v[first + j] for Q queries. */
+/* out[i] = sum over keys of weights[i][j] * v[first + j] for Q queries, D vectors of each. */
+static inline __attribute__((always_inline)) void weigh_columns(
+    const int Q, const int D, const work *w, const float *weights, int64_t stride,
+    const int64_t *pages, int64_t kv_head, int64_t first, int64_t last, int64_t column,
+    float *const *out)
+{
+    vec sums[Q][D];
+    for (int i = 0; i < Q; i++)
+        for (int d = 0; d < D; d++)
+            sums[i][d] = (vec){0};
+    int64_t count, key_stride = w->kv_heads * w->size;
+    for (int64_t key = first; key <= last; key += count) {
+        const float *v = run_of(w, w->v, pages, kv_head, key, last, &count) + column;
+        for (int64_t j = key - first; j < key - first + count; j++, v += key_stride)
+            for (int d = 0; d < D; d++) {
+                vec part = load(v + d * WIDTH);
+                for (int i = 0; i < Q; i++)
+                    sums[i][d] += weights[i * stride + j] * part;
+            }
+    }
+    for (int i = 0; i < Q; i++)
+        for (int d = 0; d < D; d++)
+            *(vec *)(out[i] + column + d * WIDTH) = sums[i][d];
+}
+
 static inline __attribute__((always_inline)) void weigh(
     const int Q, const work *w, const float *weights, int64_t stride, const int64_t *pages,
     int64_t kv_head, int64_t first, int64_t last, float *const *out)
 {
-    for (int64_t d = 0; d < w->size; d += WIDTH) {
-        vec sums[Q];
-        for (int i = 0; i < Q; i++)
-            sums[i] = (vec){0};
-        for (int64_t key = first; key <= last; key++) {
-            vec part = load(row_of(w, w->v, pages, key, kv_head) + d);
-            for (int i = 0; i < Q; i++)
-                sums[i] += weights[i * stride + key - first] * part;
-        }
-        for (int i = 0; i < Q; i++)
-            *(vec *)(out[i] + d) = sums[i];
-    }
+    /* As many sums as leave registers for what is added to them. */
+    const int D = SUMS / Q >= 4 ? 4 : SUMS / Q >= 2 ? 2 : 1;
+    int64_t d = 0;
+    for (; d + D * WIDTH <= w->size; d += D * WIDTH)
+        weigh_columns(Q, D, w, weights, stride, pages, kv_head, first, last, d, out);
+    for (; d < w->size; d += WIDTH)
+        weigh_columns(Q, 1, w, weights, stride, pages, kv_head, first, last, d, out);
 }
 
 #define FOR_EACH_COUNT(call)                                                                       \

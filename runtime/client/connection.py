@@ -8,7 +8,7 @@ from pathlib import Path
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from weft.runtime import runs
+from weft.runtime import runs, sockets
 from weft.runtime.client.events import Disconnected
 from weft.runtime.client.session import Session
 from weft.runtime.client.wire import FRAME_BYTES_MAX, Link
@@ -77,7 +77,7 @@ class Connection:
             socket.disable_monitor()
             monitor.close(linger=0)
             socket.close(linger=_LINGER_MS)
-        self._context.term()
+        sockets.terminate(self._context, linger_ms=_LINGER_MS)
 
     def _connect(self, link: Link, address: str) -> None:
         socket = self._context.socket(zmq.DEALER)

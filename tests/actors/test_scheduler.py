@@ -284,6 +284,14 @@ def test_a_full_queue_rejects_with_a_time_to_come_back():
     assert len(harness.ends) + len(harness.rejected) == 5
 
 
+def test_choices_that_could_never_wait_are_refused_for_good():
+    harness = Harness(max_queued_requests=2)
+    harness.generate("many", prompt(5), choices=3)
+    [rejected] = harness.rejected
+    assert (rejected.refused.code, rejected.refused.param) == ("invalid_value", "n")
+    assert rejected.refused.retry_after_s is None
+
+
 def test_a_draining_scheduler_serves_what_the_tokenizer_let_in_before_it_left():
     harness = Harness()
     harness.generate("a", prompt(5), max_tokens=4)

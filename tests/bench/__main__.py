@@ -4,17 +4,19 @@ import argparse
 import logging
 import os
 import platform
+import sys
+import time
 import warnings
 from pathlib import Path
 
 import torch
 import transformers
 
-from tests.bench import latency, steps, throughput
+from tests.bench import latency, log_lines, steps, throughput
 from tests.bench.models import SHAPES
 from tests.bench.throughput import Load
 
-SECTIONS = ("throughput", "latency", "steps")
+SECTIONS = ("throughput", "latency", "steps", "logging")
 
 
 def main():
@@ -34,23 +36,50 @@ def main():
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    print(f"{_processor()}, {options.threads} threads, torch {torch.__version__}\n", flush=True)
-    if "throughput" in sections:
-        for shape in options.shapes:
-            load = Load(options.requests, options.prompt_tokens, options.output_tokens)
-            print(f"Output tokens a second, {shape}: {load.requests} requests at once,")
-            print(f"{load.prompt_tokens} tokens in, {load.output_tokens} out each\n", flush=True)
-            table = throughput.run(shape, load, rounds=options.rounds, threads=options.threads)
-            print(table, end="\n\n", flush=True)
-    if "latency" in sections:
-        for shape in options.shapes:
-            print(f"Milliseconds, {shape}, 4 adapters: median (95th percentile)\n")
-            print(latency.run(shape, threads=options.threads), end="\n\n", flush=True)
-    if "steps" in sections:
-        print("The scheduler's part of a steady decode step\n")
-        print(steps.scheduler_table(), end="\n\n", flush=True)
-        print("A step of the running demonstration: what is not the model's computing\n")
-        print(steps.share_table(threads=options.threads), flush=True)
+    print(_machine(options), end="\n\n", flush=True)
+    for section in sections:
+        for title, table in _tables(section, options):
+            print(f"{title}\n\n{table}\n", flush=True)
+
+
+def _tables(section, options):
+    """Yield what a section measures: a title and a table each."""
+    threads, rounds = options.threads, options.rounds
+    load = Load(options.requests, options.prompt_tokens, options.output_tokens)
+    what = f"{load.requests} requests at once, {load.prompt_tokens} tokens in and"
+    what += f" {load.output_tokens} out each, {rounds} rounds"
+    match section:
+        case "throughput":
+            for shape in options.shapes:
+                yield (
+                    f"Output tokens a second, {shape}: {what}",
+                    throughput.run(shape, load, rounds=rounds, threads=threads),
+                )
+        case "latency":
+            for shape in options.shapes:
+                yield (
+                    f"Milliseconds, {shape}, 4 adapters: median (95th percentile)",
+                    latency.run(shape, threads=threads),
+                )
+        case "steps":
+            yield "The scheduler's part of a steady decode step", steps.scheduler_table()
+            yield (
+                "A step of the running demonstration: what is not the model's computing",
+                steps.share_table(threads=threads),
+            )
+        case "logging":
+            yield (
+                f"Requests a second of the demonstration by log_level: {what}",
+                log_lines.run(load, rounds=rounds, threads=threads),
+            )
+
+
+def _machine(options):
+    cores, date = len(os.sched_getaffinity(0)), time.strftime("%Y-%m-%d")
+    return (
+        f"{_processor()}, {cores} cores, {options.threads} threads, torch {torch.__version__}, "
+        f"{date}: python -m tests.bench {' '.join(sys.argv[1:])}"
+    )
 
 
 def _processor():

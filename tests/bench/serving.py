@@ -33,13 +33,14 @@ def serve(model, adapters, **options):
         "log_level": "warning",
         "port": 0,
     }
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as config:
+    with (
+        tempfile.NamedTemporaryFile("w", suffix=".yaml") as config,
+        tempfile.TemporaryFile() as log,
+    ):
         yaml.safe_dump(values | options, config)
         config.flush()
         command = [sys.executable, "-m", "weft", "serve", config.name]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as server:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server:
             try:
                 yield _wait(server)
             finally:

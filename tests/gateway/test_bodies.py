@@ -1,7 +1,13 @@
 import pytest
 from pydantic import ValidationError
 
-from weft.gateway.bodies import PROMPTS_MAX, ChatBody, CompletionBody, describe
+from weft.gateway.bodies import (
+    PARAM_CHARACTERS_MAX,
+    PROMPTS_MAX,
+    ChatBody,
+    CompletionBody,
+    describe,
+)
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 
@@ -84,6 +90,17 @@ def test_what_is_wrong_is_named(changes, message, param):
     text, where = refusal(ChatBody, CHAT | changes)
     assert text.startswith(message)
     assert where == param
+
+
+def test_a_name_that_is_made_up_is_not_quoted_at_length():
+    text, where = refusal(ChatBody, CHAT | {"x" * 100_000: 1})
+    assert len(text) < 400
+    assert where == "x" * PARAM_CHARACTERS_MAX
+
+
+def test_no_body_at_all_is_named():
+    error = {"type": "missing", "loc": ("body",), "msg": "Field required"}
+    assert describe(error) == ("the body is empty; send a JSON object", None)
 
 
 def test_parts_of_text_are_joined():

@@ -252,3 +252,10 @@ def test_a_weft_that_has_been_restarted_is_addressed_by_its_epoch():
     weft = Weft(epoch=7)
     weft.ask()
     assert [message.prompt for message in weft.heard] == ["hello"]
+
+
+def test_what_weft_cannot_read_is_refused_and_the_next_request_is_heard(weft):
+    with pytest.raises(Refused, match=r"sampling\.temperature: Expected `float"):
+        weft.ask(temperature="hot").take()
+    weft.ask("hello")
+    assert [message.prompt for message in weft.heard] == ["hello"]

@@ -1,13 +1,16 @@
+import msgspec
 import pytest
 
 from tests.runtime.runtime_harness import SMALL, messages, submit
 from weft.runtime.actor import Send
-from weft.runtime.codec import encode
+from weft.runtime.codec import Decoder, encode
 from weft.runtime.endpoint import CLIENT_WAITING_MAX, JAM_WAITING, Endpoint, Lost, Mail
+from weft.runtime.identity import process_identity
 from weft.runtime.inprocess import Network
 from weft.runtime.messages import Goodbye, Hello, ListModels, Models, Refused
 from weft.runtime.topology import CLIENT
 
+KEY = bytes(range(16))
 REFUSED = Refused("a", "code", "why")
 
 
@@ -84,9 +87,81 @@ def test_a_client_cannot_say_what_only_a_process_may(town, server):
     town.settle()
     # The client's own endpoint does not know what the server's will refuse.
     client.send(Send("server", Models("forged", [])))
-    client.send(Send("server", submit()))
     assert messages(server) == []
-    assert server.endpoint.faults == {"malformed": 1, "sequence": 1}
+    assert server.endpoint.faults == {"malformed": 1}
+
+
+def say(endpoint, message, sequence, **header):
+    """Have the client "me" say something that no encoder of ours would write."""
+    header = {"source": 1, "destination": 1, "acknowledged": 0} | header
+    frame = [
+        1, header["source"], header["destination"], sequence, header["acknowledged"], message
+    ]  # fmt: skip
+    endpoint.receive("server", b"me", [msgspec.msgpack.encode(frame)])
+
+
+def refusals(endpoint):
+    decode = Decoder(Refused | Models)
+    heard = [decode(parcel.frame)[1] for parcel in endpoint.outgoing]
+    return [message for message in heard if isinstance(message, Refused)]
+
+
+@pytest.mark.parametrize(
+    ("message", "param", "text"),
+    [
+        (["Submit", "a", None, None, "x", {"temperature": "hot"}], "sampling.temperature", "float"),
+        (["Submit", "a", None, None, "x", {"temprature": 1}], "sampling", "`temprature`"),
+        (["Submit", "a", None, [{"role": 1}]], "messages[0].role", "Expected `str`, got `int`"),
+        (["Submit", "a", 5], "model", "Expected `str | null`, got `int`"),
+        (["Submit", "a", None, None, "x", {}, None, "more"], None, "array"),
+        (["Models", "a", []], None, "Invalid value 'Models'"),
+        (["Submit", "a", None, None, "x", {"x" * 1_000_000: 1}], "sampling", "unknown field"),
+    ],
+)
+def test_a_client_is_told_what_cannot_be_read_and_is_heard_again(server, message, param, text):
+    endpoint = server.endpoint
+    say_hello(endpoint, b"me")
+    say(endpoint, message, 1)
+    say(endpoint, ["ListModels", "b"], 2)
+    [refused] = refusals(endpoint)
+    assert (refused.label, refused.code, refused.param) == ("a", "invalid_value", param)
+    assert text in refused.message
+    assert len(refused.message) < 400
+    assert endpoint.faults == {"malformed": 1}
+    assert messages(server) == [("me", ListModels("b"))]
+
+
+@pytest.mark.parametrize("label", [7, None, "x" * 2000])
+def test_what_names_no_request_is_not_answered_but_counts(server, label):
+    say_hello(server.endpoint, b"me")
+    say(server.endpoint, ["Submit", label, 5], 1)
+    say(server.endpoint, ["ListModels", "b"], 2)
+    assert not refusals(server.endpoint)
+    assert messages(server) == [("me", ListModels("b"))]
+
+
+@pytest.mark.parametrize(
+    ("sequence", "header", "reason"),
+    [
+        (2, {}, "sequence"),
+        (1, {"source": 2}, "fenced"),
+        (1, {"acknowledged": 5}, "acknowledgement"),
+        (0, {}, "malformed"),
+    ],
+)
+def test_what_cannot_be_read_must_keep_the_links_rules_all_the_same(
+    server, sequence, header, reason
+):
+    say_hello(server.endpoint, b"me")
+    say(server.endpoint, ["Submit", "a", 5], sequence, **header)
+    assert server.endpoint.faults == {reason: 1}
+    assert not refusals(server.endpoint)
+
+
+def test_nobody_is_told_before_hello(server):
+    say(server.endpoint, ["Submit", "a", 5], 1)
+    assert server.endpoint.faults == {"malformed": 1}
+    assert not server.endpoint.outgoing
 
 
 @pytest.mark.parametrize(
@@ -212,6 +287,28 @@ def test_a_newer_life_of_a_process_replaces_the_older_but_not_the_other_way_roun
     # The older one is not heard any more.
     town.boxes["store.2.x"].send(Send("server", Models("late", [])))
     assert messages(server) == []
+
+
+@pytest.mark.parametrize(
+    ("identity", "epoch", "is_heard"),
+    [
+        (process_identity("store", 2, KEY), 2, True),
+        (process_identity("store", 1, KEY), 2, False),  # another life's
+        (process_identity("back", 2, KEY), 2, False),
+        (process_identity("store", 2, bytes(16)), 2, False),
+        ("store.2.x", 2, False),
+        ("store", 2, False),
+    ],
+)
+def test_who_does_not_know_the_runs_key_cannot_take_a_processs_place(identity, epoch, is_heard):
+    server = Endpoint("server", SMALL, identity="server.1.x", key=KEY)
+    true_identity = process_identity("store", 1, KEY)
+    say_hello(server, true_identity.encode())
+    server.outgoing.clear()
+    say_hello(server, identity.encode(), epoch=epoch)
+    server.send("store", ListModels("a"))
+    assert server.outgoing[-1].identity == (identity if is_heard else true_identity)
+    assert server.faults == ({} if is_heard else {"stranger": 1})
 
 
 def test_a_hello_without_credit_leaves_a_processs_waiting_messages_in_place(town, server):

@@ -21,7 +21,7 @@ from weft.runtime.messages import (
     Welcome,
 )
 from weft.runtime.topology import CLIENT, address
-from weft.runtime.transport import ZmqMailbox, fresh_identity
+from weft.runtime.transport import ZmqMailbox
 
 MUTATIONS = 12_000
 REFUSED = Refused("a", "code", "why")
@@ -35,7 +35,7 @@ class Ipc:
         self.boxes = []
 
     def join(self, role, identity=None, epoch=1):
-        identity = identity or fresh_identity(role, epoch)
+        identity = identity or f"{role}.{epoch}.{len(self.boxes)}"
         endpoint = Endpoint(role, SMALL, identity=identity, epoch=epoch)
         box = ZmqMailbox(endpoint, SMALL, self.run_dir)
         self.boxes.append(box)

@@ -53,7 +53,7 @@ def test_a_drain_at_any_moment_finishes_what_was_let_in(seed, model, folder):
 def test_the_drawn_worlds_run_short_of_everything(model, folder):
     """Or the tests above would show less than they seem to."""
     short = {"preemptions_total", "adapter_evictions_total", "rejected_total"}
-    seen = {"evictions": 0.0, "stops_found": 0.0} | dict.fromkeys(short, 0.0)
+    seen = {"evictions_total": 0.0, "stops_found_total": 0.0} | dict.fromkeys(short, 0.0)
     for seed in range(12):
         flow = draw.play(seed, model, folder)
         flow.run()

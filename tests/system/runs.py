@@ -12,6 +12,7 @@ import httpx
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 20.0
+RUNNER_HOLDS = ("rows", "page_references", "adapter_slots_used")
 
 
 class Run:
@@ -107,6 +108,9 @@ class Server(Run):
             scheduler["pages"] - scheduler["pages_free"] - scheduler["pages_cached"]
         )
         held |= {name: detokenizer[name] for name in ("sequences", "characters_unsent")}
+        held |= {f"runner's {name}": sections["runner0"][name] for name in RUNNER_HOLDS}
         held["encoding"] = sections["tokenizer"]["waiting"]
         held["loading"] = sections["adapters"]["waiting"]
+        # What the device holds is pinned in host memory, and nothing else is.
+        held["host pins lost"] = sections["adapters"]["pinned"] - scheduler["adapters_held"]
         return held

@@ -102,6 +102,22 @@ def test_a_sampled_answer_does_not_depend_on_its_neighbours(weft, held_out, gath
     assert asyncio.run(gather(weft, crowd, **options))[15] == alone
 
 
+def test_a_cramped_server_gives_the_same_answers(weft, serve, held_out):
+    """One adapter at a time, few pages and rows, prompts in pieces: only the order may differ."""
+    asked = [(MODELS[i % 5], example["prompt"]) for i, example in enumerate(held_out)]
+    options = {"temperature": 0.8, "seed": 3, "max_tokens": 64}
+    expected = asyncio.run(gather_over_zmq(weft, asked, **options))
+    cramped = serve(
+        max_loras_per_batch=1, max_loaded_loras=2, kv_cache_memory_mib=1, max_num_seqs=12,
+        max_num_batched_tokens=16, block_size=4,
+    )  # fmt: skip
+    assert asyncio.run(gather_over_zmq(cramped, asked, **options)) == expected
+    scheduler = cramped.state()["sections"]["scheduler"]
+    assert scheduler["adapter_evictions_total"] >= 3
+    assert scheduler["preemptions_total"] > 0
+    cramped.assert_all_is_back()
+
+
 def test_streams_are_complete_though_others_are_cut(weft, held_out):
     """64 streams over 5 models, a third of which is cut at a random place."""
     rng = random.Random(11)

@@ -5,6 +5,7 @@ import json
 import random
 import re
 import time
+from collections import Counter
 
 import httpx
 import msgspec
@@ -14,9 +15,9 @@ import zmq
 from tests.system.runs import TIMEOUT_S
 from tests.system.samples import MESSAGES
 from weft.runtime import messages
-from weft.runtime.client import AsyncClient, Finished
+from weft.runtime.client import AsyncClient, Finished, Refused
 from weft.runtime.codec import encode
-from weft.runtime.messages import Hello
+from weft.runtime.messages import Hello, Sampling
 from weft.runtime.topology import TOPOLOGY, address
 
 pytestmark = pytest.mark.system
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.system
 FRAMES = 12_000
 FRAMES_PER_SOCKET = 30
 BODIES = 600
+REQUESTS = 600
 
 BOUND = sorted({edge.binds for edge in TOPOLOGY.edges})
 
@@ -79,49 +81,48 @@ def _send_garbage(weft, seed):
     for number in range(FRAMES // FRAMES_PER_SOCKET):
         port = BOUND[number % len(BOUND)]
         socket = context.socket(zmq.DEALER)
-        socket.identity, is_role = _identity(rng, port, number)
+        socket.identity = _identity(rng, number)
         socket.connect(address(weft.run_dir, port))
         if rng.random() < 0.7:
-            socket.send(_frame(Hello(64), 0, destination_epoch=0))
-        for sequence in range(1, FRAMES_PER_SOCKET + 1):
-            sample = rng.choice(MESSAGES)
-            # Whoever can reach the sockets is the same user: a process that says it is a role's
-            # next life is believed. Nothing else of a role's may come from anyone else.
-            if is_role and isinstance(sample, Hello):
-                continue
-            frame = _frame(sample, sequence, destination_epoch=1)
-            socket.send_multipart(_mutate(rng, frame, is_role))
+            epoch = rng.choice([1, 1, 1, 2, 7])
+            socket.send(_frame(Hello(64), 0, source_epoch=epoch, destination_epoch=0))
+        sequence = 1
+        for _ in range(FRAMES_PER_SOCKET):
+            parts = _mutate(rng, bytearray(_frame(rng.choice(MESSAGES), sequence)))
+            socket.send_multipart(parts)
+            # Most of what has an envelope has taken a number, so that what follows is looked at.
+            sequence += parts[0][:5] == bytes([0x96, 1, 1, 1, sequence])
         time.sleep(0.005)
         socket.close(linger=1000)
     context.term()
 
 
-def _identity(rng, port, number):
+def _identity(rng, number):
     """A client's name, a role's, or one that nobody should have."""
-    kind = rng.randrange(4)
-    if kind == 0:
-        role = rng.choice([process.role for process in TOPOLOGY.processes])
-        return f"{role}.1.{number:x}".encode(), True
-    if kind == 1:
-        return rng.choice([b"\xff\xfe", b"\n", b"x" * 240, b".", b" "]) + b"%d" % number, False
-    return f"garbage.{number:x}".encode()[:255], False
+    match rng.randrange(4):
+        case 0:
+            role = rng.choice([process.role for process in TOPOLOGY.processes])
+            return f"{role}.{rng.randrange(4)}.{number:x}".encode()
+        case 1:
+            return rng.choice([b"\xff\xfe", b"\n", b"x" * 240, b".", b" "]) + b"%d" % number
+        case _:
+            return f"garbage.{number:x}".encode()
 
 
-def _frame(message, sequence, *, destination_epoch):
+def _frame(message, sequence, *, source_epoch=1, destination_epoch=1):
     if isinstance(message, messages.LinkInbox):
         sequence = 0
     return encode(
         message,
-        source_epoch=1,
+        source_epoch=source_epoch,
         destination_epoch=destination_epoch,
         sequence=sequence,
         acknowledged=0,
     )
 
 
-def _mutate(rng, frame, is_role):
+def _mutate(rng, data):
     """Return the parts to send: mostly one, mostly damaged."""
-    data = bytearray(frame)
     match rng.randrange(10):
         case 0:
             data = data[: rng.randrange(len(data))]
@@ -129,8 +130,8 @@ def _mutate(rng, frame, is_role):
             data += rng.randbytes(rng.randrange(1, 64))
         case 2:
             return [bytes(data), rng.randbytes(4)]
-        case 3:
-            data[1] = rng.randrange(128)  # the version
+        case 3:  # the version, an epoch, the sequence or the acknowledgement
+            data[rng.randrange(1, 6)] = rng.randrange(128)
         case 4:
             data = bytearray(rng.randbytes(rng.randrange(200)))
         case 5:  # as large as a length can say it is
@@ -140,13 +141,13 @@ def _mutate(rng, frame, is_role):
             )
         case 6:  # nested deeper than any decoder should follow
             data = data[:6] + b"\x91" * rng.randrange(10, 100_000)
-        case 7 if not is_role:
+        case 7:
             pass  # as it was: out of place, or well-formed nonsense
+        case 8:  # in the message alone
+            data[rng.randrange(6, len(data))] = rng.randrange(256)
         case _:
             for _ in range(rng.randrange(1, 8)):
                 data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-            if is_role:
-                data[1] = 0xFF
     return [bytes(data)]
 
 
@@ -174,7 +175,7 @@ def _ask(weft):
 
 
 VALUES = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, 10**40, -(10**40), 0.5, -0.0, 1e308, "", "x",
+    None, True, False, 0, -1, 1, 2**31, 2**63, 10**40, -(10**40), 0.5, -0.0, 1e308, 1e-308, "", "x",
     "\ud800", "\x00", "x" * 10_000, [], [[]], [None], ["a", 1], {}, {"a": {}}, {"type": "text"},
     float("nan"), float("inf"), [1.5], [-1], [10**30], [True], {"1": "x"}, {"9" * 30: 1}, {"-1": 1},
 ]  # fmt: skip
@@ -186,6 +187,47 @@ FIELDS = [
     "ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "logprobs", "top_logprobs",
     "tools", "response_format", "echo", "best_of", "suffix", "metadata", "store", "nonsense", "",
 ]  # fmt: skip
+
+
+def test_whatever_a_client_asks_for_is_answered(weft):
+    """Over ZeroMQ: a client may send any value in any field; each request has one end."""
+    rng = random.Random(4)
+    ends = asyncio.run(_ask_for_nonsense(weft, [_nonsense(rng) for _ in range(REQUESTS)]))
+    assert set(ends) <= {
+        "stop", "length", "invalid_value", "context_length_exceeded", "model_not_found",
+        "unpackable",
+    }, ends  # fmt: skip
+    assert ends["length"] + ends["stop"] > 20
+    assert ends["invalid_value"] > 100
+    weft.assert_all_is_back()
+
+
+def _nonsense(rng):
+    asked = {"prompt": "Hi", "max_tokens": 2}
+    if rng.random() < 0.3:
+        turn = {"role": "user", "content": "Hi"}
+        turn |= {rng.choice(["role", "content", "name", "x"]): rng.choice(VALUES)}
+        asked = {"messages": [turn, turn][: rng.randrange(3)], "max_tokens": 2}
+    names = [*Sampling.__struct_fields__, "model", "user", "prompt", "nonsense"]
+    return asked | {rng.choice(names): rng.choice(VALUES) for _ in range(rng.randrange(3))}
+
+
+async def _ask_for_nonsense(weft, requests):
+    """How the requests ended: a code or a reason each, counted."""
+    async with await AsyncClient.connect(weft.run_dir) as client:
+
+        async def one(asked):
+            try:
+                stream = client.generate(**asked)
+                return {event.reason async for event in stream if isinstance(event, Finished)}
+            except Refused as refused:
+                return {refused.code if refused.message else "says nothing"}
+            except (OverflowError, TypeError, ValueError):
+                return {"unpackable"}  # MessagePack itself cannot say it
+
+        async with asyncio.timeout(TIMEOUT_S):
+            ends = await asyncio.gather(*map(one, requests))
+        return Counter(reason for reasons in ends for reason in reasons)
 
 
 def test_no_body_harms_the_gateway(weft):

@@ -2,18 +2,26 @@
 
 import asyncio
 import os
+import resource
 import signal
+import socket
 import threading
 import time
+from contextlib import ExitStack, closing
+from urllib.parse import urlsplit
 
 import httpx
 import openai
 import pytest
+import zmq
 
 from tests.system.runs import TIMEOUT_S
 from weft.runtime.client import AsyncClient, Disconnected, Finished, Refused
+from weft.runtime.topology import address
 
 pytestmark = pytest.mark.system
+
+IDLE_CONNECTIONS = 300
 
 
 def ask_many(server, count, **sampling):
@@ -80,6 +88,29 @@ def test_pages_for_one_long_answer_serve_many_by_preemption(serve):
     assert not refusals
     assert server.state()["sections"]["scheduler"]["preemptions_total"] > 0
     server.assert_all_is_back()
+
+
+def test_more_connections_than_a_shell_allows_files_end_nothing(serve):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        server = serve()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    place = urlsplit(server.url)
+    context = zmq.Context()
+    with ExitStack() as connections:
+        connections.callback(context.term)
+        for number in range(IDLE_CONNECTIONS):
+            connection = socket.create_connection((place.hostname, place.port))
+            connections.enter_context(closing(connection))
+            idle = context.socket(zmq.DEALER)
+            connections.callback(idle.close, linger=0)
+            idle.identity = b"idle.%d" % number
+            idle.connect(address(server.run_dir, "tokenizer"))
+        ends, refusals = ask_many(server, 2, max_tokens=5)
+        assert (len(ends), len(refusals)) == (2, 0)
+        assert asyncio.run(ask_over_http(server, 2, max_retries=0)) == [50, 50]
 
 
 def test_a_drain_finishes_streams_and_takes_nothing_new(serve):

@@ -1,9 +1,15 @@
 """openai-python, unchanged, against the demonstration."""
 
 import json
+import random
 
 import openai
 import pytest
+from openai.types import Completion, Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from transformers import AutoTokenizer
+
+from tests.system.runs import ROOT
 
 pytestmark = pytest.mark.system
 
@@ -59,6 +65,22 @@ def test_a_stream_ends_with_done(http):
         assert "usage" not in chunk  # as it was not asked for
 
 
+def test_every_answer_has_the_form_that_openai_declares(http):
+    """The client itself takes anything: its types say what other clients rely on."""
+    chat = {"model": "math", "messages": MATH, "logprobs": True, "top_logprobs": 2, "max_tokens": 4}
+    response = http.post("/v1/chat/completions", json=chat)
+    ChatCompletion.model_validate_json(response.content, strict=True)
+    chat |= {"stream": True, "stream_options": {"include_usage": True}}
+    *events, _, _ = http.post("/v1/chat/completions", json=chat).text.split("\n\n")
+    for event in events:
+        ChatCompletionChunk.model_validate_json(event.removeprefix("data: "), strict=True)
+    completion = {"model": "math", "prompt": "The", "logprobs": 2, "max_tokens": 4}
+    response = http.post("/v1/completions", json=completion)
+    Completion.model_validate_json(response.content, strict=True)
+    for model in http.get("/v1/models").json()["data"]:
+        Model.model_validate(model, strict=True)
+
+
 def test_several_choices_differ_and_are_told_apart(openai_client):
     asked = {
         "model": "weft-demo", "messages": [{"role": "user", "content": "Tell me something."}],
@@ -72,6 +94,100 @@ def test_several_choices_differ_and_are_told_apart(openai_client):
     for chunk in openai_client.chat.completions.create(**asked, stream=True):
         streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
     assert streamed == texts  # the same seed
+
+
+def test_every_choice_of_a_stream_is_opened_and_closed_once(openai_client):
+    stream = openai_client.chat.completions.create(
+        model="weft-demo", messages=MATH, n=3, seed=5, temperature=1.0, max_tokens=12, stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    *told, usage = stream
+    for index in range(3):
+        own = [chunk.choices[0] for chunk in told if chunk.choices[0].index == index]
+        assert [choice.delta.role for choice in own] == ["assistant"] + [None] * (len(own) - 1)
+        assert [choice.finish_reason is None for choice in own] == [True] * (len(own) - 1) + [False]
+    assert usage.choices == []
+    assert usage.usage.prompt_tokens == len(rendered(MATH))  # once for all choices
+    assert 3 <= usage.usage.completion_tokens <= 36
+
+
+def rendered(messages):
+    """The token ids of a chat, as transformers makes them."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "configs/demo/model")
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+
+
+def test_usage_counts_what_the_model_has_seen_and_said(openai_client):
+    response = openai_client.chat.completions.create(
+        model="math", messages=MATH, temperature=0, logprobs=True
+    )
+    assert response.usage.prompt_tokens == len(rendered(MATH))
+    shown = len(response.choices[0].logprobs.content)
+    # The token that ended the answer was generated too, but is no part of it.
+    assert response.usage.completion_tokens == shown + 1
+
+
+def test_a_stream_of_a_completion_ends_with_its_reason_and_usage(openai_client):
+    raw = openai_client.completions.with_raw_response.create(
+        model="sql", prompt=["The", "A"], max_tokens=5, temperature=0, stream=True,
+        stream_options={"include_usage": True}, extra_body={"ignore_eos": True},
+    )  # fmt: skip
+    *told, usage = raw.parse()
+    for index in range(2):
+        own = [chunk.choices[0] for chunk in told if chunk.choices[0].index == index]
+        assert [choice.finish_reason for choice in own] == [None] * (len(own) - 1) + ["length"]
+    assert usage.choices == []
+    assert usage.usage.completion_tokens == 10
+    assert {chunk.id for chunk in [*told, usage]} == {f"cmpl-{raw.headers['x-request-id']}"}
+
+
+def test_a_stream_says_what_the_whole_answer_says(http):
+    """Whatever is asked for: characters of several tokens, broken ones, stop strings, choices."""
+    rng = random.Random(8)
+    for seed in range(25):
+        asked = {
+            "model": rng.choice(["sql", "math", "weft-demo"]),
+            "messages": [{"role": "user", "content": rng.choice(["Say something.", "ü€😀"])}],
+            "seed": seed,
+            "temperature": rng.choice([0, 1, 2]),
+            "n": rng.choice([1, 3]),
+            "max_tokens": 40,
+            "stop": rng.choice([None, "e", ["th", "an"], "\ufffd", ["ab", "b", " "]]),
+            "ignore_eos": rng.random() < 0.5,
+            "skip_special_tokens": rng.random() < 0.5,
+            "include_stop_str_in_output": rng.random() < 0.3,
+            "logprobs": rng.random() < 0.5,
+        }
+        whole = http.post("/v1/chat/completions", json=asked).raise_for_status().json()
+        choices = [
+            {
+                "text": choice["message"]["content"],
+                "reason": choice["finish_reason"],
+                "tokens": (choice["logprobs"] or {"content": []})["content"],
+            }
+            for choice in whole["choices"]
+        ]
+        assert gather(http, asked) == choices, asked
+
+
+def gather(http, asked):
+    """The choices of a streamed answer, put together."""
+    choices = [{"text": "", "reason": None, "tokens": []} for _ in range(asked["n"])]
+    *events, _, _ = http.post("/v1/chat/completions", json=asked | {"stream": True}).text.split(
+        "\n\n"
+    )
+    for event in events:
+        [part] = json.loads(event.removeprefix("data: "))["choices"]
+        choice = choices[part["index"]]
+        choice["text"] += part["delta"].get("content", "")
+        choice["reason"] = part["finish_reason"]
+        choice["tokens"] += (part["logprobs"] or {"content": []})["content"]
+    return choices
+
+
+def test_what_is_wrong_with_a_stream_is_said_before_it_begins(openai_client):
+    with pytest.raises(openai.NotFoundError):
+        openai_client.chat.completions.create(model="nope", messages=MATH, stream=True)
 
 
 def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(openai_client):
@@ -200,6 +316,12 @@ def test_errors_have_openais_form(http, method, path, content, content_type, sta
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"]
+
+
+def test_more_choices_than_may_ever_wait_are_refused_for_good(openai_client):
+    with pytest.raises(openai.BadRequestError, match="16384 choices in all") as caught:
+        openai_client.completions.create(model="sql", prompt=["a"] * 128, n=128, max_tokens=1)
+    assert caught.value.param == "prompt"
 
 
 def test_an_unknown_field_is_refused_with_the_nearest_name(http):

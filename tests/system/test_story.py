@@ -1,5 +1,6 @@
 """What a user can see from outside: logs, metrics, health, and the programs of the pages."""
 
+import os
 import re
 import subprocess
 import sys
@@ -19,14 +20,15 @@ def programs(page):
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-def run(code, *arguments, place):
+def run(code, weft):
+    """Run a program against this server, though others may be newer on this machine."""
+    code = code.replace("Client()", f"Client({str(weft.run_dir)!r})")
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", code, str(weft.run_dir)],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
         check=True,
-        env={"XDG_RUNTIME_DIR": str(place), "PATH": "/usr/bin:/bin"},
         cwd=ROOT,
     )
     assert not done.stderr
@@ -36,14 +38,14 @@ def run(code, *arguments, place):
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_programs_of_the_ingress_page_run(weft, index):
     code = programs("runtime/INGRESS.md")[index]
-    assert run(code, str(weft.run_dir), place=weft.place).strip() == ANSWER
+    assert run(code, weft).strip() == ANSWER
 
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_programs_of_the_readme_run(weft, index):
     code = programs("README.md")[index].replace("http://127.0.0.1:8000", weft.url)
     expected = ["SELECT name FROM hotels ORDER BY rooms DESC LIMIT 15;", ANSWER]
-    assert run(code, place=weft.place).strip() == expected[index]
+    assert run(code, weft).strip() == expected[index]
 
 
 def test_a_requests_id_finds_its_story_in_the_log(weft, http):
@@ -53,6 +55,17 @@ def test_a_requests_id_finds_its_story_in_the_log(weft, http):
     assert len({line.split()[1] for line in story}) >= 2  # processes
     assert "accepted: 1 prompt tokens" in story[0] or "accepted" in story[0]
     assert any("ended: length" in line and "3 output tokens" in line for line in story)
+
+
+def test_the_log_tells_of_a_client_that_left(weft, http):
+    body = {"prompt": "The", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    with http.stream("POST", "/v1/completions", json=body) as response:
+        request_id = response.headers["x-request-id"]
+        next(response.iter_lines())
+    weft.assert_all_is_back()
+    story = [line for line in weft.log.read_text().splitlines() if request_id in line]
+    assert [line for line in story if "gateway info the client left" in line]
+    assert [line for line in story if "scheduler info ended: cancelled" in line]
 
 
 def test_metrics_count_each_adapters_requests(weft, http):
@@ -94,3 +107,18 @@ def test_the_topology_is_printed():
         command = [sys.executable, "-m", "weft", "topology", *flags]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
         assert expected in done.stdout
+
+
+def test_the_demonstration_shows_all_models_in_the_same_batches():
+    done = subprocess.run(
+        [sys.executable, "-m", "configs.demo.ask"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "600"},
+    )
+    assert ANSWER in done.stdout
+    assert "SELECT name FROM hotels ORDER BY rooms DESC LIMIT 15;" in done.stdout
+    assert done.stdout.count("[steps ") == 20
+    assert re.search(r"Step \d+ computed \d+ answers of 5 models in one batch", done.stdout)

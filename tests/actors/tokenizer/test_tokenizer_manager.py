@@ -173,6 +173,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(desk, submit):
         ({"frequency_penalty": 2.5}, "frequency_penalty"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty"),  # none, in float32
         ({"stop": ["x"] * 17}, "stop"),
         ({"stop": ["a", ""]}, "stop[1]"),
         ({"stop": ["a" * 1025]}, "stop[0]"),
@@ -310,7 +311,7 @@ def test_an_inspection_starts_with_the_tokenizers_section(desk):
     (send,) = desk.advance()
     assert send.to == "adapters"
     assert isinstance(send.message, Inspection)
-    assert send.message.sections["tokenizer"]["generated"] == 1
+    assert send.message.sections["tokenizer"]["generated_total"] == 1
 
 
 def test_a_lost_clients_requests_are_forgotten(desk):
