@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -23,6 +23,9 @@ MODULES = {
 }
 
 
+_Size = Annotated[int, msgspec.Meta(gt=0)]
+
+
 class LinearShape(NamedTuple):
     """A linear layer's sizes."""
 
@@ -33,12 +36,12 @@ class LinearShape(NamedTuple):
 class BaseShapes(msgspec.Struct, frozen=True):
     """A decoder of the Llama family (Llama, Mistral, Qwen 2 and 3): fields of config.json."""
 
-    num_hidden_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    num_hidden_layers: _Size
+    hidden_size: _Size
+    intermediate_size: _Size
+    num_attention_heads: _Size
+    num_key_value_heads: _Size | None = None
+    head_dim: _Size | None = None
 
     @staticmethod
     def load(model: str) -> BaseShapes:
@@ -49,7 +52,9 @@ class BaseShapes(msgspec.Struct, frozen=True):
             # Null stands for a derived value.
             given = {name: value for name, value in fields.items() if value is not None}
             return msgspec.convert(given, BaseShapes)
-        except (OSError, ValueError, AttributeError, msgspec.ValidationError) as error:
+        except (
+            OSError, ValueError, AttributeError, RecursionError, msgspec.ValidationError,
+        ) as error:  # fmt: skip
             raise ConfigError(f"model: {path}: {error}") from None
 
     def shape(self, module: str) -> LinearShape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Rope types whose frequencies do not depend on the length of the sequence.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+# No model comes near it, and nothing overflows below it.
+SIZE_MAX = 2**24
+
+_SIZES = (
+    "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size",
+    "max_position_embeddings",
+)  # fmt: skip
 
 
 class UnsupportedModel(Exception):
@@ -76,7 +85,7 @@ def read(folder: Path) -> Architecture:
     config = _config(folder)
     _refuse(config)
     family = config.model_type
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = _head_dim(config)
     attention_bias = bool(getattr(config, "attention_bias", False))
     frequencies, rope_scale = _rope(config, head_dim)
     return Architecture(
@@ -106,7 +115,7 @@ def _config(folder: Path) -> Any:
     path = folder / "config.json"
     try:
         fields = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnsupportedModel(f"{path}: {error}; is this a Hugging Face model folder?") from None
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
     if model_type not in FAMILIES:
@@ -124,15 +133,37 @@ def _config(folder: Path) -> Any:
 
 
 def _refuse(config: Any) -> None:
+    for name in _SIZES:
+        _check_size(name, getattr(config, name))
+    for name in ("num_key_value_heads", "head_dim"):  # may be left out
+        if getattr(config, name, None) is not None:
+            _check_size(name, getattr(config, name))
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     if kv_heads and heads % kv_heads:
         raise UnsupportedModel(
             f"num_attention_heads ({heads}) is no multiple of num_key_value_heads ({kv_heads})"
         )
+    head_dim = _head_dim(config)
+    if head_dim < 2 or head_dim % 2:
+        raise UnsupportedModel(
+            f"head_dim {head_dim}: heads are rotated in pairs, so it must be even"
+        )
     if config.hidden_act != "silu":
         raise UnsupportedModel(f"hidden_act {config.hidden_act!r}: only 'silu' is served")
     if getattr(config, "quantization_config", None):
         raise UnsupportedModel("quantization_config: save the checkpoint in a floating type first")
+
+
+def _check_size(name: str, size: object) -> None:
+    if type(size) is not int or not 0 < size < SIZE_MAX:
+        raise UnsupportedModel(
+            f"{name}: {size!r} is no size; config.json must be the one the model was saved with"
+        )
+
+
+def _head_dim(config: Any) -> int:
+    head_dim: int | None = getattr(config, "head_dim", None)
+    return head_dim or config.hidden_size // config.num_attention_heads
 
 
 def _rope(config: Any, head_dim: int) -> tuple[Tensor, float]:
@@ -142,9 +173,20 @@ def _rope(config: Any, head_dim: int) -> tuple[Tensor, float]:
         raise UnsupportedModel(f"rope_type {kind!r}: {', '.join(ROPE_TYPES)} are served")
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedModel("partial_rotary_factor: only whole heads are rotated")
+    try:
+        frequencies, scale = _frequencies(config, kind, head_dim)
+    # What the numbers of a configuration make torch and transformers raise.
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise UnsupportedModel(f"rope_parameters: {error}; mend config.json") from None
+    if not (frequencies.isfinite().all() and frequencies.gt(0).all() and math.isfinite(scale)):
+        raise UnsupportedModel("rope_parameters: they give no finite frequencies; mend config.json")
+    return frequencies, scale
+
+
+def _frequencies(config: Any, kind: str, head_dim: int) -> tuple[Tensor, float]:
     if kind == "default":
         exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-        return 1.0 / (parameters["rope_theta"] ** exponents), 1.0
+        return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
     frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
     return frequencies.float(), float(scale)
 
@@ -153,6 +195,8 @@ def _windows(config: Any) -> tuple[int | None, ...]:
     if config.model_type == "llama":  # has no window; transformers ignores a field of that name
         return (None,) * int(config.num_hidden_layers)
     window: int | None = getattr(config, "sliding_window", None)
+    if window is not None:
+        _check_size("sliding_window", window)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         return (window,) * int(config.num_hidden_layers)
