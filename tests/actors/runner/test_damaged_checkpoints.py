@@ -178,5 +178,5 @@ def test_a_shard_that_is_no_file_is_refused(tmp_path, name):
     save_model(tmp_path, "llama", max_shard_size="60KB")
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(f'{{"weight_map": {{"model.norm.weight": "{name}"}}}}')
-    with pytest.raises(UnsupportedModel, match="download it again|must lie beside the index"):
+    with pytest.raises(UnsupportedModel, match=r"download it again|must lie beside the index"):
         weights.load(tmp_path, architecture.read(tmp_path), lambda share: None)
