@@ -72,7 +72,7 @@ def cut(tiles: Tiles, *, heads_parallel: int, programs: int, first: int, end: in
         heads_parallel: programs that each item is for: its heads are computed side by side.
         programs: how many the device runs at a time.
         first: the first partial result that may be used.
-        end: past the last one. A tile that finds no room stays whole.
+        end: past the last one. A tile that finds no room stays whole, and so do the shorter ones.
     """
     splits = tiles.splits
     # A tile no longer than a program's share of everything holds nobody up.

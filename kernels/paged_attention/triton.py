@@ -182,7 +182,7 @@ class Plan:
     def _parallel(self, rows: int) -> int:
         """Programs of one item."""
         group = self._heads // self._kv_heads
-        return self._kv_heads * triton.cdiv(group, min(group, rows))
+        return self._kv_heads * -(-group // min(group, rows))
 
     def _cut(self, tiles: Tiles, which: NDArray[np.bool_], rows: int, first: int) -> Cut:
         return cut(

@@ -110,7 +110,6 @@ def attend_kernel(
         position = tl.load(item_ptr + 3)
         split_begin = tl.load(item_ptr + 4)
         split_end = tl.load(item_ptr + 5)
-        partial = tl.load(item_ptr + 6).to(tl.int64)
         kv_head = work % parallel // HEAD_BLOCKS
         in_group = work % HEAD_BLOCKS * HEADS + m % HEADS
         head = kv_head * GROUP + in_group  # [M]
@@ -141,6 +140,7 @@ def attend_kernel(
             )  # fmt: skip
             top, total, sums = _merge(top, total, sums, split_top, split_total, split_sums)
 
+        partial = tl.load(item_ptr + 6).to(tl.int64)
         if partial < 0:
             # Rows that pad the tile may have seen nothing.
             result = sums / tl.where(row_ok, total, 1.0)[:, None]

@@ -155,9 +155,9 @@ def _resources(ptx: str, capability: int) -> tuple[int, int]:
 
 
 def main(capability: int, part: str = "") -> None:
-    from tests.kernels import compiled_sgmv
+    from tests.kernels import compiled_operations, compiled_sgmv
 
-    cases: dict[str, Callable[[], None]] = {**compiled_sgmv.CASES}
+    cases: dict[str, Callable[[], None]] = {**compiled_sgmv.CASES, **compiled_operations.CASES}
     for name, call in cases.items():
         if part not in name:
             continue
