@@ -57,7 +57,10 @@ class TorchEngine:
         self._sampler = Sampler(architecture.vocabulary, self._device)
         self._windows = set(architecture.windows)
         self._has_native_attention = native_attention.serves(architecture.head_dim, self._device)
-        self._ready = RunnerReady(0, pages, config.block_size, config.max_loras_per_batch)
+        page_elements = self._kv[0][0][0].numel() + self._kv[0][1][0].numel()
+        self._ready = RunnerReady(
+            0, pages, config.block_size, config.max_loras_per_batch, -(-page_elements // 1024)
+        )
         log.info(
             "%s on %s: %d pages of %d tokens (%.0f MiB), weights %s",
             architecture.family, self._device, pages, config.block_size,

@@ -161,4 +161,4 @@ class AdapterSlots:
         self._uses += 1
         self._slots[index] = Slot(digest, loaded_step=step, used=self._uses)
         self._by_digest[digest] = index
-        return AdapterLoad(index, digest, acquired.path)
+        return AdapterLoad(index, digest, acquired.path, [])

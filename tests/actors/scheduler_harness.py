@@ -159,4 +159,4 @@ class Harness:
     def acquired(self, digest) -> None:
         self.pinned_in_host[digest] = self.pinned_in_host.get(digest, 0) + 1
         assert self.pinned_in_host[digest] == 1
-        self.receive("adapters", Acquired(digest, self.paths.get(digest, f"/{digest}"), 8, 1))
+        self.receive("adapters", Acquired(digest, self.paths.get(digest, f"/{digest}"), 8, 1, 1))

@@ -5,7 +5,7 @@ from weft.runtime.messages import Acquire, Acquired, AdapterLoad, Release
 
 
 def acquired(digest):
-    return Acquired(digest, f"/{digest}", 8, 100)
+    return Acquired(digest, f"/{digest}", 8, 100, 1)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_an_adapter_is_asked_for_once(slots):
 
 def test_the_first_pin_loads_and_later_ones_share(slots):
     fetch(slots, "a")
-    assert slots.pin("a", 5, 5) == (0, [AdapterLoad(0, "a", "/a")])
+    assert slots.pin("a", 5, 5) == (0, [AdapterLoad(0, "a", "/a", [])])
     assert slots.pin("a", 6, 5) == (0, [])
     assert slots.pin_count == 2
     assert slots.pinned_since == {"a": 5}
@@ -43,7 +43,7 @@ def test_the_least_recently_used_unpinned_adapter_makes_room(slots):
     for digest in ("a", "b", "a"):
         slots.pin(digest, 0, 0)
         slots.unpin(digest)
-    assert slots.pin("c", 2, 2) == (1, [AdapterLoad(1, "c", "/c")])
+    assert slots.pin("c", 2, 2) == (1, [AdapterLoad(1, "c", "/c", [])])
     assert slots.resident == {"a", "c"}
     assert slots.release_unused(frozenset()) == [Release("b")]
 

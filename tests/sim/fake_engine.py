@@ -73,10 +73,11 @@ class FakeEngine:
         page_tokens: int,
         slots: int,
         rows: int,
+        page_granules: int = 2,
         vocabulary: int = VOCABULARY,
     ) -> None:
         self._vocabulary = vocabulary
-        self._ready = RunnerReady(0, pages, page_tokens, slots)
+        self._ready = RunnerReady(0, pages, page_tokens, slots, page_granules)
         self._kv = [[None] * page_tokens for _ in range(pages)]
         self._slots: list[str | None] = [None] * slots
         self._rows: dict[int, Row] = {}
