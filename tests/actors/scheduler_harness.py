@@ -110,12 +110,12 @@ class Harness:
 
     def assert_all_is_back(self) -> None:
         counters = self.scheduler._counters()
-        for name in ("requests", "sequences", "waiting", "rows_running", "pages_held"):
+        for name in ("requests", "sequences", "waiting", "rows_running", "pages_sequences"):
             assert counters[name] == 0, (name, counters)
-        assert counters["adapter_pins"] == 0
+        assert counters["adapter_pins"] == counters["adapters_held"] == 0
+        assert counters["pages_adapters"] == counters["pages_adapters_idle"]
         assert self.engine.counters()["rows"] == 0
-        assert sum(self.pinned_in_host.values()) == counters["adapters_held"]
-        assert counters["adapters_held"] == counters["adapters_resident"]
+        assert sum(self.pinned_in_host.values()) == 0
         assert self.scheduler.is_idle
 
     def _deliver(self, sends) -> None:
