@@ -61,7 +61,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
 
     r: int
     lora_alpha: float
-    target_modules: str | list[str]
+    target_modules: str | frozenset[str]
     use_rslora: bool = False
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
@@ -83,7 +83,8 @@ class AdapterConfig(msgspec.Struct, frozen=True):
                 return True
             pattern = self.target_modules
             return _matches("target_modules", pattern, pattern, module)
-        return any(module == name or module.endswith(f".{name}") for name in self.target_modules)
+        words = module.split(".")
+        return any(".".join(words[i:]) in self.target_modules for i in range(len(words)))
 
 
 def parse(file: bytes) -> AdapterConfig:
