@@ -21,6 +21,8 @@ from weft.runtime.client import (
     NoRun,
     Refused,
     Text,
+    asynchronous,
+    blocking,
 )
 from weft.runtime.endpoint import Endpoint, Mail
 from weft.runtime.messages import (
@@ -209,6 +211,21 @@ def test_a_place_where_nothing_runs_is_no_run(tmp_path):
         Client(tmp_path)
 
 
+@pytest.fixture
+def deaf(monkeypatch):
+    """The directory of a run that lets nobody in, and clients that do not wait for it for long."""
+    monkeypatch.setattr(blocking, "ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(asynchronous, "ANSWER_TIMEOUT_S", 0.2)
+    with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{place}/tokenizer.sock")  # and does not listen
+        yield Path(place)
+
+
+def test_a_weft_that_does_not_answer_is_given_up(deaf):
+    with pytest.raises(Disconnected, match="has not answered"):
+        Client(deaf)
+
+
 def test_one_asyncio_client_serves_many_tasks(weft):
     async def work(client):
         async def one(number):
@@ -264,3 +281,8 @@ def test_asyncio_notices_the_end_of_weft(weft):
         assert isinstance(client.failure, Disconnected)
 
     asyncly(weft, work)
+
+
+def test_asyncio_gives_up_a_weft_that_does_not_answer(deaf):
+    with pytest.raises(Disconnected, match="has not answered"):
+        asyncio.run(AsyncClient.connect(deaf))
