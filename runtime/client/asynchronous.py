@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,17 +43,15 @@ class AsyncClient:
         Raises ``NoRun``, or ``Disconnected`` if weft does not answer.
         """
         client = AsyncClient(Connection(run_dir, name))
-        try:
+        with ExitStack() as unless_open:
+            unless_open.callback(client.close)
             async with _answer_due():
                 while client.failure is None and not client._connection.session.is_open:
                     client._changed.clear()
                     await client._changed.wait()
-        except Disconnected:
-            client.close()
-            raise
-        if client.failure is not None:
-            client.close()
-            raise client.failure
+            if client.failure is not None:
+                raise client.failure
+            unless_open.pop_all()
         return client
 
     async def __aenter__(self) -> AsyncClient:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 import zmq
 
 from weft.runtime.client.connection import Connection
-from weft.runtime.client.events import Disconnected, Event, Model, Report, first_text
+from weft.runtime.client.events import Event, Model, Report, first_text
 from weft.runtime.client.session import (
     ANSWER_TIMEOUT_S,
     Answer,
@@ -36,14 +37,12 @@ class Client:
         for socket in self._connection.sockets:
             self._poller.register(socket, zmq.POLLIN)
         session = self._connection.session
-        try:
+        with ExitStack() as unless_open:
+            unless_open.callback(self.close)
             self._wait(lambda: session.is_open or session.failure is not None)
-        except Disconnected:
-            self.close()
-            raise
-        if session.failure is not None:
-            self.close()
-            raise session.failure
+            if session.failure is not None:
+                raise session.failure
+            unless_open.pop_all()
 
     def __enter__(self: Self) -> Self:
         return self

@@ -1,6 +1,7 @@
 """Both faces of the client, on real sockets, against two scripted processes in a thread."""
 
 import asyncio
+import os
 import socket
 import tempfile
 import threading
@@ -286,3 +287,20 @@ def test_asyncio_notices_the_end_of_weft(weft):
 def test_asyncio_gives_up_a_weft_that_does_not_answer(deaf):
     with pytest.raises(Disconnected, match="has not answered"):
         asyncio.run(AsyncClient.connect(deaf))
+
+
+def test_asyncio_leaves_nothing_of_a_connection_that_is_cancelled_before_it_is_open(deaf):
+    def files():
+        return len(os.listdir("/proc/self/fd"))
+
+    async def whole():
+        before = files()
+        connecting = asyncio.create_task(AsyncClient.connect(deaf))
+        await asyncio.sleep(0)
+        assert files() > before
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        assert files() == before
+
+    asyncio.run(whole())
