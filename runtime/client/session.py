@@ -59,7 +59,7 @@ class Request:
             return self._events.popleft()
         assert self.is_over
         if self._failure is not None:
-            raise self._failure
+            raise _fresh(self._failure)
         return None
 
     def hear(self, event: Event) -> None:
@@ -108,7 +108,7 @@ class Question(Generic[Answer]):
         """Return the answer. Raises ``Refused`` or ``Disconnected``. It must be settled."""
         assert self._answer is not None
         if isinstance(self._answer, Exception):
-            raise self._answer
+            raise _fresh(self._answer)
         return self._answer
 
     def settle(self, answer: Answer | Exception) -> None:
@@ -269,6 +269,11 @@ class Session:
 def unanswered() -> Disconnected:
     """Return the error of a weft that has taken longer than ``ANSWER_TIMEOUT_S``."""
     return Disconnected(f"weft has not answered in {ANSWER_TIMEOUT_S:.0f} s")
+
+
+def _fresh(error: Exception) -> Exception:
+    """Return an error that may be raised many times without what it met the times before."""
+    return error.with_traceback(None)
 
 
 _HANDLERS: dict[str, Callable[[Session, Fields], None]] = {

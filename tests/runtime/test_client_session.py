@@ -197,6 +197,19 @@ def test_goodbye_fails_everything_that_waits_and_everything_later(weft):
         weft.session.inspect(lambda: None).take()
 
 
+def test_a_failure_that_everyone_hears_of_does_not_remember_them_all(weft):
+    for endpoint in weft.endpoints.values():
+        endpoint.close()
+    weft.settle()
+    lengths = set()
+    for _ in range(5):
+        for take in (weft.ask().take, weft.session.inspect(lambda: None).take):
+            with pytest.raises(Disconnected) as caught:
+                take()
+            lengths.add(len(caught.traceback))
+    assert lengths == {2}  # this frame and the one that raises
+
+
 def test_what_was_accepted_goes_on_when_weft_takes_nothing_new(weft):
     request, question = weft.ask(), weft.session.list_models(lambda: None)
     accept(weft, request)
