@@ -13,7 +13,7 @@ from typing import Any
 
 from weft.runtime.actor import Actor
 from weft.runtime.config import Config, ConfigError
-from weft.runtime.topology import TOPOLOGY
+from weft.runtime.topology import serving
 
 
 def build(
@@ -67,8 +67,7 @@ def _adapters(config: Config, run_dir: Path) -> Actor[Any]:
 def _scheduler(config: Config) -> Actor[Any]:
     from weft.actors.scheduler.actor import Scheduler
 
-    runners = [process.role for process in TOPOLOGY.processes if process.role.startswith("runner")]
-    return Scheduler(config, runners=runners)
+    return Scheduler(config, runners=serving(config).group)
 
 
 def _runner(role: str, config: Config, report: Callable[[float, str], None]) -> Actor[Any]:

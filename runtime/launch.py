@@ -92,10 +92,10 @@ class Launcher:
     """One run, from its first process to its last. Must live on the main thread."""
 
     def __init__(self, config: Config, topology_name: str) -> None:
-        """``topology_name`` is "module:variable"."""
+        """``topology_name`` is "module:function", of the configuration."""
         self._config = config
         self._topology_name = topology_name
-        self._topology = topology.find(topology_name)
+        self._topology = topology.find(topology_name, config)
         self._children: dict[str, _Child] = {}  # by role, in order of start
         self._selector = selectors.DefaultSelector()
         self._progress = ProgressDisplay(sys.stderr)

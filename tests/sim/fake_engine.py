@@ -74,9 +74,10 @@ class FakeEngine:
         slots: int,
         rows: int,
         vocabulary: int = VOCABULARY,
+        rank: int = 0,
     ) -> None:
         self._vocabulary = vocabulary
-        self._ready = RunnerReady(0, pages, page_tokens, slots)
+        self._ready = RunnerReady(rank, pages, page_tokens, slots)
         self._kv = [[None] * page_tokens for _ in range(pages)]
         self._slots: list[str | None] = [None] * slots
         self._rows: dict[int, Row] = {}
