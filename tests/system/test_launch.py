@@ -50,9 +50,7 @@ def ask(monkeypatch):
     monkeypatch.setattr(transport, "LINGER_MS", 0)  # most runs are gone when the client closes
 
     def ask(run, label):
-        box = ZmqMailbox(
-            Endpoint(CLIENT, TABLE, identity=f"t{len(boxes)}"), TABLE, run.run_dir
-        )
+        box = ZmqMailbox(Endpoint(CLIENT, TABLE, identity=f"t{len(boxes)}"), TABLE, run.run_dir)
         boxes.append(box)
         box.send(Send("front", ListModels(label)))
         deadline = time.monotonic() + TIMEOUT_S
