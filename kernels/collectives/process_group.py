@@ -33,20 +33,22 @@ class ProcessGroup:
 
     def all_reduce(self, x: Tensor) -> None:
         """Replace ``x`` by the sum of every rank's."""
-        self._do(lambda: dist.all_reduce(x))
+        self._do(x, lambda: dist.all_reduce(x))
 
     def gather(self, x: Tensor) -> Tensor | None:
         """Return [rows, size * columns] on rank 0, None on the others."""
         x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else None
-        self._do(lambda: dist.gather(x, parts, dst=0))
+        self._do(x, lambda: dist.gather(x, parts, dst=0))
         return None if parts is None else torch.cat(parts, dim=1)
 
     def broadcast(self, x: Tensor) -> None:
         """Replace ``x`` by that of rank 0."""
-        self._do(lambda: dist.broadcast(x, src=0))
+        self._do(x, lambda: dist.broadcast(x, src=0))
 
-    def _do(self, collective: Callable[[], object]) -> None:
+    def _do(self, x: Tensor, collective: Callable[[], object]) -> None:
+        if x.numel() == 0:  # on every rank
+            return
         try:
             collective()
         except RuntimeError as error:

@@ -5,6 +5,7 @@ import random
 import msgspec
 import pytest
 
+from tests.actors.runner.ranks import Ranks
 from tests.actors.scheduler_harness import Harness, config
 from tests.checkpoints import ARCHITECTURES, greedy, peft_model, save_adapters, save_model
 from weft.actors.adapters.actor import AdapterStore
@@ -74,8 +75,12 @@ def harness(checkpoint, digests, **options):
         max_loaded_loras=ADAPTERS + 1,
         **options,
     )
-    engine = TorchEngine(settings, lambda fraction: None)
-    if pages is not None:  # fewer than a MiB holds
+    if settings.tensor_parallel_size > 1:
+        engine = Ranks(settings)
+    else:
+        engine = TorchEngine(settings, lambda fraction: None)
+    if pages is not None:
+        assert pages <= engine.ready().pages
         engine._ready = msgspec.structs.replace(engine.ready(), pages=pages)
     return Harness(slots=slots, engine=engine, paths=digests[1], **options)
 
@@ -100,6 +105,15 @@ def ask(harness, requests, digests, **options):
         pytest.param({"max_num_batched_tokens": 40, "slots": 5}, id="chunks-and-few-slots"),
         pytest.param({"block_size": 4, "pages": 90}, id="few-pages"),
         pytest.param({"max_num_batched_tokens": 100, "native": False}, id="without-a-compiler"),
+        pytest.param({"tensor_parallel_size": 2, "kv_cache_memory_mib": 8}, id="two-ranks"),
+        pytest.param(
+            {"tensor_parallel_size": 4, "max_num_batched_tokens": 40, "kv_cache_memory_mib": 8},
+            id="four-ranks",
+        ),
+        pytest.param(
+            {"tensor_parallel_size": 2, "kv_cache_memory_mib": 8, "block_size": 4, "pages": 90},
+            id="two-ranks-few-pages",
+        ),
     ],
 )
 def test_greedy_tokens_of_a_mixed_batch_equal_transformers_and_peft(

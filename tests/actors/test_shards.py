@@ -46,7 +46,7 @@ def test_ranks_have_nearly_the_same_work(widths, size):
     assert len({part.heads.size for part in parts}) == 1
     assert len({part.kv_heads.size for part in parts}) == 1
     neurons = [part.neurons.size for part in parts]
-    assert 0 < min(neurons)
+    assert min(neurons) > 0
     assert max(neurons) - min(neurons) <= 2 * BLOCK
     for part in parts:
         assert part.tokens.size <= part.tokens_padded == parts[0].tokens_padded
