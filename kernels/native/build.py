@@ -17,8 +17,8 @@ from pathlib import Path
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno")
 COMPILE_TIMEOUT_S = 120
 
-# Shared by all sources.
-_HEADER = Path(__file__).with_name("vector.h")
+# Of headers that all sources share.
+_FOLDER = Path(__file__).parent
 
 log = logging.getLogger("weft.kernels")
 
@@ -46,7 +46,7 @@ def _compile(compiler: str, source: Path, library: Path) -> None:
     with tempfile.NamedTemporaryFile(dir=library.parent, suffix=".so", delete=False) as made:
         pass
     try:
-        command = [compiler, *FLAGS, f"-I{_HEADER.parent}", str(source), "-o", made.name]
+        command = [compiler, *FLAGS, f"-I{_FOLDER}", str(source), "-o", made.name]
         subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_TIMEOUT_S)
         os.replace(made.name, library)
     finally:
@@ -71,7 +71,8 @@ def _cache_folder() -> Path | None:
 def _key(source: Path, compiler: str) -> str:
     """Return a name for what the compiler would make, from all that it depends on."""
     status = os.stat(compiler)
-    sources = [source.read_text(), _HEADER.read_text()]
+    headers = sorted(_FOLDER.glob("*.h"))
+    sources = [file.read_text() for file in (source, *headers)]
     parts = [*sources, *FLAGS, compiler, str(status.st_mtime_ns), _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
