@@ -22,35 +22,23 @@ static void narrow(uint16_t *restrict out, const float *restrict x, int64_t size
         out[i] = narrow_one(x[i]);
 }
 
-/* x: [tokens, size], token_stride apart; pages: page_bytes apart, [page_tokens, size] each, of
- * bfloat16 if is_half and of float32 otherwise. */
-static void store(
-    char *pages, int64_t page_bytes, int64_t page_tokens, int is_half, const float *x,
-    int64_t token_stride, int64_t size, const int64_t *slots, int64_t tokens)
+/* Keys and values: [tokens, size], their tokens the strides apart. Pages, of bfloat16 if is_half:
+ * [page_tokens, size], page_stride numbers apart. */
+void weft_kv_write(
+    char *k_pages, char *v_pages, const int64_t *slots, int64_t tokens, const float *keys,
+    const float *values, int64_t key_stride, int64_t value_stride, int64_t size,
+    int64_t page_stride, int64_t page_tokens, int64_t is_half)
 {
 #pragma omp parallel for schedule(static) if (tokens * size > WORTH_THREADS)
     for (int64_t t = 0; t < tokens; t++) {
-        char *page = pages + slots[t] / page_tokens * page_bytes;
-        int64_t first = slots[t] % page_tokens * size;
-        if (is_half)
-            narrow((uint16_t *)page + first, x + t * token_stride, size);
-        else
-            memcpy((float *)page + first, x + t * token_stride, size * sizeof(float));
+        const float *key = keys + t * key_stride, *value = values + t * value_stride;
+        int64_t place = slots[t] / page_tokens * page_stride + slots[t] % page_tokens * size;
+        if (is_half) {
+            narrow((uint16_t *)k_pages + place, key, size);
+            narrow((uint16_t *)v_pages + place, value, size);
+        } else {
+            memcpy((float *)k_pages + place, key, size * sizeof(float));
+            memcpy((float *)v_pages + place, value, size * sizeof(float));
+        }
     }
-}
-
-/* Where the tokens of both go, and how many floats each has; see above. */
-typedef struct {
-    const int64_t *slots;
-    int64_t tokens, size, page_bytes, page_tokens, is_half;
-} places;
-
-void weft_kv_write(
-    const places *p, char *k_pages, const float *key, int64_t key_stride, char *v_pages,
-    const float *value, int64_t value_stride)
-{
-    store(k_pages, p->page_bytes, p->page_tokens, p->is_half, key, key_stride, p->size, p->slots,
-          p->tokens);
-    store(v_pages, p->page_bytes, p->page_tokens, p->is_half, value, value_stride, p->size,
-          p->slots, p->tokens);
 }
