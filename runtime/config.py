@@ -23,6 +23,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
         "auto"  # of the weights; auto: as saved
     )
+    # Of the linear layers' weights: bytes with a scale for each output. On a CPU.
+    quantization: Literal["none", "int8"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     chat_template: str | None = None  # a Jinja file over the tokenizer's own
 
@@ -31,6 +33,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_lora_rank: int = 64
     max_loras_per_batch: int = 8  # distinct adapters on the device at once
     max_loaded_loras: int = 64  # distinct adapters in host memory
+    lora_dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
+        "auto"  # of adapters on the device; auto: as the weights of the model
+    )
     lora_eviction_policy: Literal["lru", "fifo"] = "lru"
 
     # Batch and memory.

@@ -26,8 +26,8 @@ class Group(NamedTuple):
     """Rows that attend together, padded to the longest of them."""
 
     queries: Tensor  # [rows, queries_max] int64 into T; padding repeats the row's last query
-    # [rows, keys] int64, the page of each key and its place there; padding repeats the row's last
-    # key, since hiding a key does not keep a NaN out that somebody else left there.
+    # [rows * keys] int64 each, where keys are; padding repeats the row's last key, since hiding a
+    # key does not keep a NaN out that somebody else left there.
     pages: Tensor
     offsets: Tensor
     hidden: dict[int | None, Tensor]  # window -> [rows, 1, queries_max, keys] float, 0 or -inf
@@ -84,9 +84,9 @@ def paged_attention(
         # [rows, kv_heads, queries * fold, d]: heads that share keys are more queries of one head.
         folded = q.index_select(0, flat).view(rows, queries, kv_heads, fold, size)
         folded = folded.transpose(1, 2).reshape(rows, kv_heads, queries * fold, size)
-        # [rows, kv_heads, keys, d]
-        keys = k_cache[group.pages, group.offsets].to(q.dtype).transpose(1, 2)
-        values = v_cache[group.pages, group.offsets].to(q.dtype).transpose(1, 2)
+        places = group.pages, group.offsets
+        keys = k_cache[places].to(q.dtype).view(rows, -1, kv_heads, size).transpose(1, 2)
+        values = v_cache[places].to(q.dtype).view(rows, -1, kv_heads, size).transpose(1, 2)
         hidden = group.hidden[window]
         if queries > 1:
             hidden = hidden.repeat_interleave(fold, dim=2)
@@ -129,10 +129,11 @@ def _group(
         )
         hidden[window] = mask[:, None].to(device)
     read = np.minimum(keys[None, :], own.max(axis=1, keepdims=True))
+    pages = page_table[rows[:, None], read // page_tokens]
     return Group(
         torch.from_numpy(queries).to(device),
-        torch.from_numpy(page_table[rows[:, None], read // page_tokens]).to(device),
-        torch.from_numpy(read % page_tokens).to(device),
+        torch.from_numpy(pages.reshape(-1)).to(device),
+        torch.from_numpy((read % page_tokens).reshape(-1)).to(device),
         hidden,
         is_padded=bool((counts != counts.max()).any()),
     )

@@ -59,6 +59,17 @@ def typed(arena: Tensor, dtype: torch.dtype) -> Tensor:
     return arena.view(dtype).view(layers, pages, -1, RANKS, COLUMNS)
 
 
+def write(arena: Tensor, layer: int, pages: Sequence[int], granules: Tensor) -> None:
+    """Put an adapter's granules of one layer, [granules, 8, 128], into its pages.
+
+    ``arena`` is as ``typed`` returns it. What is left of the last page becomes zero.
+    """
+    per_page = arena.shape[2]
+    used = list(pages[: -(-len(granules) // per_page)])
+    whole = F.pad(granules, (0, 0, 0, 0, 0, len(used) * per_page - len(granules)))
+    arena[layer, used] = whole.view(len(used), *arena.shape[2:]).to(arena.device)
+
+
 class Tables:
     """Where each slot's weights are, by layer and site; host memory, changed by ``lay_out`` alone.
 
@@ -83,7 +94,7 @@ class Tables:
         assert len(pages) <= self.pages.shape[1], f"{len(pages)} pages of {self.pages.shape[1]}"
         self.pages[slot, : len(pages)] = pages
         self.groups[slot] = 0
-        self._measure()
+        self.ranks_max = RANKS * int(self.groups.sum(axis=-1).max())
 
     def lay_out(
         self, slot: int, layer: int, sites: Sequence[Sequence[Module]], dtype: torch.dtype
@@ -107,11 +118,8 @@ class Tables:
                 self.groups[place][module.part] = -(-module.a.shape[0] // RANKS)
                 self.scales[place][module.part] = module.scale
                 self.b_start[place][module.part] = put(module.b.t())
-        self._measure()
+            self.ranks_max = max(self.ranks_max, RANKS * int(self.groups[place].sum()))
         return torch.cat(laid) if laid else torch.empty(0, RANKS, COLUMNS, dtype=dtype)
-
-    def _measure(self) -> None:
-        self.ranks_max = RANKS * int(self.groups.sum(axis=-1).max())
 
 
 def _to_groups(a: Tensor) -> Tensor:
