@@ -4,8 +4,8 @@
 
 #include "vector.h"
 
-/* Floats of work that are worth waking the other threads for. */
-enum { WORTH_THREADS = 1 << 16 };
+/* Floats that take one thread as long as it takes to wake the others, some 20 us. */
+enum { WORTH_THREADS = 1 << 17 };
 
 /* The nearest bfloat16, an even one if two are as near; not a number stays so. */
 static uint16_t narrow_one(float x)

@@ -7,8 +7,8 @@
 
 #include "vector.h"
 
-/* Floats of work that are worth waking the other threads for. */
-enum { WORTH_THREADS = 1 << 16 };
+/* Floats that take one thread as long as it takes to wake the others, some 20 us. */
+enum { WORTH_THREADS = 1 << 17 };
 
 /* Sums under way at once: each waits some cycles for its last addition. */
 enum { SUMS = 4 };
@@ -18,6 +18,7 @@ static inline __attribute__((always_inline)) float squares(
     float *x, const float *delta, int64_t size)
 {
     vec sums[SUMS] = {{0}};
+    float rest[WIDTH] = {0};
     int64_t i = 0;
     for (; i + SUMS * WIDTH <= size; i += SUMS * WIDTH)
         for (int s = 0; s < SUMS; s++) {
@@ -26,13 +27,12 @@ static inline __attribute__((always_inline)) float squares(
                 *(vec *)(x + i + s * WIDTH) = some += load(delta + i + s * WIDTH);
             sums[s] += some * some;
         }
-    float sum = sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
-    for (; i < size; i++) {
+    for (int lane = 0; i < size; i++, lane = (lane + 1) % WIDTH) {
         if (delta)
             x[i] += delta[i];
-        sum += x[i] * x[i];
+        rest[lane] += x[i] * x[i];
     }
-    return sum;
+    return sum_lanes(((sums[0] + sums[1]) + (sums[2] + sums[3])) + load(rest));
 }
 
 static void scale(float *out, const float *x, const float *weight, float factor, int64_t size)

@@ -3,8 +3,8 @@
 
 #include "vector.h"
 
-/* Floats of work that are worth waking the other threads for. */
-enum { WORTH_THREADS = 1 << 16 };
+/* Floats that take one thread as long as it takes to wake the others, some 20 us. */
+enum { WORTH_THREADS = 1 << 17 };
 
 static void rotate(float *first, const float *cos, const float *sin, int64_t half)
 {
