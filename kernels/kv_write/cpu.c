@@ -7,19 +7,17 @@
 /* Floats that take one thread as long as it takes to wake the others, some 20 us. */
 enum { WORTH_THREADS = 1 << 17 };
 
-/* The nearest bfloat16, an even one if two are as near; not a number stays so. */
-static uint16_t narrow_one(float x)
+static void narrow_all(uint16_t *out, const float *x, int64_t size)
 {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);
-    return (x != x ? bits | 0x400000 : rounded) >> 16;
-}
-
-static void narrow(uint16_t *restrict out, const float *restrict x, int64_t size)
-{
-    for (int64_t i = 0; i < size; i++)
-        out[i] = narrow_one(x[i]);
+    int64_t i = 0;
+    for (; i + WIDTH <= size; i += WIDTH)
+        *(short_vec *)(out + i) = narrow(load(x + i));
+    if (i < size) {
+        vec rest = {0};
+        memcpy(&rest, x + i, (size - i) * sizeof *x);
+        short_vec narrowed = narrow(rest);
+        memcpy(out + i, &narrowed, (size - i) * sizeof *out);
+    }
 }
 
 /* Keys and values: [tokens, size], their tokens the strides apart. Pages, of bfloat16 if is_half:
@@ -34,8 +32,8 @@ void weft_kv_write(
         const float *key = keys + t * key_stride, *value = values + t * value_stride;
         int64_t place = slots[t] / page_tokens * page_stride + slots[t] % page_tokens * size;
         if (is_half) {
-            narrow((uint16_t *)k_pages + place, key, size);
-            narrow((uint16_t *)v_pages + place, value, size);
+            narrow_all((uint16_t *)k_pages + place, key, size);
+            narrow_all((uint16_t *)v_pages + place, value, size);
         } else {
             memcpy((float *)k_pages + place, key, size * sizeof(float));
             memcpy((float *)v_pages + place, value, size * sizeof(float));

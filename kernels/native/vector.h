@@ -37,6 +37,19 @@ static inline vec widen(const uint16_t *p)
 #endif
 }
 
+/* The nearest bfloat16, an even one if two are as near; what is not a number stays so. */
+static inline short_vec narrow(vec x)
+{
+    uvec bits = (uvec)x, is_nan = (uvec)(x != x);
+    uvec rounded = bits + 0x7fff + (bits >> 16 & 1);
+    uvec upper = ((rounded & ~is_nan) | ((bits | 0x400000) & is_nan)) >> 16;
+#if WIDTH == 16
+    return (short_vec)_mm512_cvtepi32_epi16((__m512i)upper);
+#else
+    return __builtin_convertvector(upper, short_vec);
+#endif
+}
+
 /* IEEE half precision. */
 static inline vec widen_half(const void *p)
 {
