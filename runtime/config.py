@@ -48,7 +48,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     max_queued_requests: int = 1024  # beyond it: 429
-    threads: int | None = None  # of the runner on CPU; default: every core
+    tensor_parallel_size: int = 1  # runners that share one model
+    threads: int | None = None  # of each runner on CPU; default: the cores, divided among them
 
     # Serving.
     host: str = "127.0.0.1"
@@ -65,6 +66,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         for name in (
             "max_lora_rank", "max_loras_per_batch", "max_loaded_loras", "max_num_seqs",
             "max_num_batched_tokens", "block_size", "kv_cache_memory_mib", "max_queued_requests",
+            "tensor_parallel_size",
         ):  # fmt: skip
             value = getattr(self, name)
             need(value > 0, f"{name} is {value}: it must be positive")
@@ -84,10 +86,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             "max_model_len, and max_num_batched_tokens to at least max_model_len + max_num_seqs",
         )
         need(
-            self.max_loaded_loras > self.max_loras_per_batch,
-            f"max_loaded_loras ({self.max_loaded_loras}) must be more than max_loras_per_batch "
-            f"({self.max_loras_per_batch}): what is on the device is in host memory too, and so is "
-            f"the next one while it is fetched",
+            self.max_loaded_loras >= self.max_loras_per_batch,
+            f"max_loaded_loras ({self.max_loaded_loras}) must not be less than max_loras_per_batch "
+            f"({self.max_loras_per_batch}): what runs together is on the device together",
         )
         need(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization is a share: 0 to 1")
         need(0 <= self.port < 65536, f"port is {self.port}: it must be 0 (any free one) to 65535")

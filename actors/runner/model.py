@@ -12,6 +12,7 @@ from weft.actors.runner.architecture import Architecture
 from weft.actors.runner.lora import LoraSlots
 from weft.actors.runner.operations import Operations, Projection
 from weft.actors.runner.weights import parent
+from weft.kernels.collectives.reference import Collectives
 from weft.kernels.paged_attention import cpu, padded
 from weft.kernels.sgmv.segments import Segments
 
@@ -43,9 +44,10 @@ class Layer:
 
 
 class Model:
-    """Weights on one device, and the KV pages that its forward pass reads and writes.
+    """One rank's weights, and the forward pass over the KV pages of its heads.
 
-    On a CPU everything is computed in float32; on a GPU in the weights' type.
+    On a CPU everything is computed in float32; on a GPU in the weights' type. The ranks' parts of
+    what o and down give are summed before they are added to the hidden state, adapters' included.
     """
 
     def __init__(
@@ -53,20 +55,26 @@ class Model:
         architecture: Architecture,
         tensors: dict[str, Tensor],
         operations: Operations,
+        group: Collectives,
         *,
         context_max: int,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """``tensors`` as ``weights.load`` returns them; they are taken out of it one by one."""
+        """``architecture`` is the rank's part of the model.
+
+        ``tensors`` as ``weights.load`` returns them; they are taken out of it one by one.
+        """
         self.architecture = architecture
         self.compute_dtype = torch.float32 if device.type == "cpu" else dtype
+        self._group = group
         self._device = device
         self.dtype = dtype  # of the weights
         self._operations = operations
-        self._embedding = self._dense(tensors["embed_tokens.weight"])
-        head = "embed_tokens.weight" if architecture.tied else "lm_head.weight"
-        self._head = self._linear([tensors[head]], None)
+        embedding = self._padded(tensors["embed_tokens.weight"])
+        head = embedding if architecture.tied else self._padded(tensors["lm_head.weight"])
+        self._embedding = self._dense(embedding)
+        self._head = self._linear([head], None)
         self._layers = [self._layer(tensors, i) for i in range(architecture.layers)]
         # What comes after each layer: the next one's norm, or the last.
         self._next_norms = [layer.input_norm for layer in self._layers[1:]]
@@ -77,14 +85,17 @@ class Model:
         self._cos = (angles.cos() * architecture.rope_scale).to(device)
         self._sin = (angles.sin() * architecture.rope_scale).to(device)
 
-    def forward(self, batch: Batch, kv: list[tuple[Tensor, Tensor]], lora: LoraSlots) -> Tensor:
+    def forward(
+        self, batch: Batch, kv: list[tuple[Tensor, Tensor]], lora: LoraSlots
+    ) -> Tensor | None:
         """Write the batch's KV and return the logits of its sampled tokens: [R, vocabulary].
 
-        ``kv`` holds each layer's keys and values, [pages, page_tokens, kv_heads, head_dim].
+        None on all ranks but the first. ``kv`` holds each layer's keys and values, [pages,
+        page_tokens, kv_heads, head_dim].
         """
         a, do = self.architecture, self._operations
         scale = a.head_dim**-0.5
-        x = F.embedding(batch.tokens, self._embedding)
+        x = self._embed(batch.tokens)
         normed = do.rms_norm(x, self._layers[0].input_norm, a.epsilon)
         for i, layer in enumerate(self._layers):
             qkv = layer.qkv(normed)
@@ -95,15 +106,29 @@ class Model:
             seen = batch.plan.attend(q, keys, values, scale=scale, window=a.windows[i]).flatten(1)
             out = layer.o(seen)
             lora.add(out, seen, "o", i, batch.segments)
+            self._group.all_reduce(out)
             normed = do.add_rms_norm(x, out, layer.post_norm, a.epsilon)
             gate_up = layer.gate_up(normed)
             lora.add(gate_up, normed, "gate_up", i, batch.segments)
             inner = do.silu_mul(gate_up)
             out = layer.down(inner)
             lora.add(out, inner, "down", i, batch.segments)
+            self._group.all_reduce(out)
             normed = do.add_rms_norm(x, out, self._next_norms[i], a.epsilon)
-        logits = self._head(normed[batch.sampled])
-        return logits.float()
+        logits = self._group.gather(self._head(normed[batch.sampled]).float())
+        return None if logits is None else logits[:, : a.vocabulary]
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Return [T, hidden], of which each row lies on one rank."""
+        shard = self.architecture.shard
+        if shard is None:
+            return F.embedding(tokens, self._embedding)
+        rows = tokens - shard.tokens.start
+        is_here = (rows >= 0) & (rows < shard.tokens.size)
+        x = F.embedding(rows.where(is_here, 0), self._embedding)
+        x.masked_fill_(~is_here[:, None], 0.0)
+        self._group.all_reduce(x)
+        return x
 
     def _rotated(
         self, layer: Layer, qkv: Tensor, positions: Tensor
@@ -157,6 +182,11 @@ class Model:
         weight = torch.cat(weights).to(self._device, self.dtype)
         bias = None if biases is None else torch.cat(biases).to(self._device, self.dtype)
         return self._operations.linear(weight, bias)
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        """Return a matrix with a row for each token of this rank, and as many as on any rank."""
+        shard = self.architecture.shard
+        return rows if shard is None else F.pad(rows, (0, 0, 0, shard.tokens_padded - len(rows)))
 
     def _dense(self, tensor: Tensor) -> Tensor:
         """Round to the weights' type, then hold in the type of the computation."""
