@@ -60,7 +60,6 @@ class TorchEngine:
             operations.choose(self._device, int8=config.quantization == "int8"),
             group,
             context_max=context_max,
-            device=self._device,
             dtype=dtype,
         )
         self._page_tokens = config.block_size
