@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.bench import kernels, latency, log_lines, steps, throughput
+from tests.bench import kernels, latency, log_lines, pool, steps, throughput
 from tests.bench.models import SHAPES
 from tests.bench.throughput import Load
 
-SECTIONS = ("throughput", "latency", "steps", "logging", "kernels")
+SECTIONS = ("throughput", "latency", "steps", "logging", "kernels", "pool")
 
 
 def main():
@@ -78,6 +78,8 @@ def _tables(section, options):
                     f"The projections of a layer, {shape}: best of {rounds} rounds",
                     kernels.linear_table(shape, rounds=rounds, threads=threads),
                 )
+        case "pool":
+            yield from pool.tables()
 
 
 def _machine(options):
