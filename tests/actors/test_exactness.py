@@ -46,35 +46,38 @@ def checkpoint(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digests(checkpoint, tmp_path_factory):
-    """The adapters as the store keeps them: name -> digest, digest -> path."""
+    """The adapters as the store keeps them: name -> digest; by number of ranks, digest -> where."""
+    acquired = {}
+    for size in (1, 2, 4):
+        place = str(tmp_path_factory.mktemp("store"))
+        names, acquired[size] = stored(checkpoint, place, size)
+    return names, acquired
+
+
+def stored(checkpoint, place, size):
     folder, adapters, _ = checkpoint
     settings = Config(
-        model=str(folder / "model"), adapters={name: str(path) for name, path in adapters.items()}
+        model=str(folder / "model"),
+        adapters={name: str(path) for name, path in adapters.items()},
+        tensor_parallel_size=size,
     )
-    place = str(tmp_path_factory.mktemp("store"))
     base = BaseShapes.load(settings.model)
     store = AdapterStore(settings, base, LocalFiles(), place, started_s=0)
     turn = Turn(0, lambda peer: 100)
     [(_, catalog)] = store.advance(turn)
     assert [entry.refused for entry in catalog.adapters] == [None] * ADAPTERS
-    paths = {}
+    acquired = {}
     for entry in catalog.adapters:
         store.receive("scheduler", Acquire(entry.digest), 0)
-        [(_, acquired)] = store.advance(turn)
-        paths[acquired.digest] = acquired.path
-    return {entry.name: entry.digest for entry in catalog.adapters}, paths
+        [(_, acquired[entry.digest])] = store.advance(turn)
+    return {entry.name: entry.digest for entry in catalog.adapters}, acquired
 
 
 def harness(checkpoint, digests, **options):
     options = {"max_num_seqs": 32, "block_size": 8, "kv_cache_memory_mib": 1} | options
-    slots = options.pop("slots", ADAPTERS)
+    options = {"max_loras_per_batch": ADAPTERS, "max_loaded_loras": ADAPTERS} | options
     pages = options.pop("pages", None)
-    settings = config(
-        model=str(checkpoint[0] / "model"),
-        max_loras_per_batch=slots,
-        max_loaded_loras=ADAPTERS + 1,
-        **options,
-    )
+    settings = config(model=str(checkpoint[0] / "model"), **options)
     if settings.tensor_parallel_size > 1:
         engine = Ranks(settings)
     else:
@@ -82,7 +85,10 @@ def harness(checkpoint, digests, **options):
     if pages is not None:
         assert pages <= engine.ready().pages
         engine._ready = msgspec.structs.replace(engine.ready(), pages=pages)
-    return Harness(slots=slots, engine=engine, paths=digests[1], **options)
+    acquired = digests[1][settings.tensor_parallel_size]
+    paths = {digest: each.path for digest, each in acquired.items()}
+    granules = {digest: each.granules for digest, each in acquired.items()}
+    return Harness(engine=engine, paths=paths, granules=granules, **options)
 
 
 def ask(harness, requests, digests, **options):
@@ -102,7 +108,10 @@ def ask(harness, requests, digests, **options):
     "options",
     [
         pytest.param({"max_num_batched_tokens": 512}, id="whole-prompts"),
-        pytest.param({"max_num_batched_tokens": 40, "slots": 5}, id="chunks-and-few-slots"),
+        pytest.param(
+            {"max_num_batched_tokens": 40, "max_loras_per_batch": 5, "max_loaded_loras": 7},
+            id="chunks-and-few-slots",
+        ),
         pytest.param({"block_size": 4, "pages": 90}, id="few-pages"),
         pytest.param({"max_num_batched_tokens": 100, "native": False}, id="without-a-compiler"),
         pytest.param({"tensor_parallel_size": 2, "kv_cache_memory_mib": 8}, id="two-ranks"),

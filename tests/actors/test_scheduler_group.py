@@ -25,15 +25,15 @@ def generate():
 
 def get_ready(scheduler, pages=(9, 7, 8)):
     for rank in (1, 2, 0):
-        scheduler.receive(RUNNERS[rank], RunnerReady(rank, pages[rank], 4, 2), 0)
+        scheduler.receive(RUNNERS[rank], RunnerReady(rank, pages[rank], 4, 2, 2), 0)
 
 
 def test_no_step_is_sent_before_every_runner_is_ready(scheduler):
     scheduler.receive("tokenizer", generate(), 0)
     for rank in (2, 0):
-        scheduler.receive(RUNNERS[rank], RunnerReady(rank, 9, 4, 2), 0)
+        scheduler.receive(RUNNERS[rank], RunnerReady(rank, 9, 4, 2, 2), 0)
         assert not [send for send in scheduler.advance(TURN) if isinstance(send.message, Step)]
-    scheduler.receive("runner1", RunnerReady(1, 9, 4, 2), 0)
+    scheduler.receive("runner1", RunnerReady(1, 9, 4, 2, 2), 0)
     steps = [send for send in scheduler.advance(TURN) if isinstance(send.message, Step)]
     assert [send.to for send in steps] == RUNNERS
     assert len({id(send.message) for send in steps}) == 1
@@ -65,9 +65,10 @@ def test_an_answer_of_any_but_the_first_rank_is_a_bug(scheduler):
 @pytest.mark.parametrize(
     "ready",
     [
-        [RunnerReady(0, 9, 4, 2), RunnerReady(1, 9, 8, 2)],
-        [RunnerReady(0, 9, 4, 2), RunnerReady(1, 9, 4, 3)],
-        [RunnerReady(1, 9, 4, 2), RunnerReady(0, 9, 4, 2)],
+        [RunnerReady(0, 9, 4, 2, 2), RunnerReady(1, 9, 8, 2, 2)],
+        [RunnerReady(0, 9, 4, 2, 2), RunnerReady(1, 9, 4, 3, 2)],
+        [RunnerReady(0, 9, 4, 2, 2), RunnerReady(1, 9, 4, 2, 3)],
+        [RunnerReady(1, 9, 4, 2, 2), RunnerReady(0, 9, 4, 2, 2)],
     ],
 )
 def test_runners_that_disagree_are_a_bug(ready):
