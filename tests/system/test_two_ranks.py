@@ -46,7 +46,7 @@ def test_a_cramped_pair_gives_each_seed_the_tokens_of_a_single_runner(weft, serv
     options = {"temperature": 0.8, "seed": 3, "max_tokens": 48}
     expected = asyncio.run(gather_over_zmq(weft, asked, **options))
     pair = serve(
-        lines=ONE_LINE, max_loras_per_batch=1, max_loaded_loras=2, kv_cache_memory_mib=1,
+        lines=ONE_LINE, max_loras_per_batch=1, max_loaded_loras=2, kv_cache_memory_mib=3,
         max_num_seqs=12, max_num_batched_tokens=16, block_size=4,
     )  # fmt: skip
     assert asyncio.run(gather_over_zmq(pair, asked, **options)) == expected
