@@ -70,12 +70,15 @@ def test_a_sampled_answer_does_not_depend_on_its_neighbours(weft, held_out, gath
 
 
 def test_a_cramped_server_gives_the_same_answers(weft, serve, held_out):
-    """One adapter at a time, few pages and rows, prompts in pieces: only the order may differ."""
+    """One adapter at a time, pages for hardly two, few rows, prompts in pieces.
+
+    Only the order may differ.
+    """
     asked = [(MODELS[i % 5], example["prompt"]) for i, example in enumerate(held_out)]
     options = {"temperature": 0.8, "seed": 3, "max_tokens": 64}
     expected = asyncio.run(gather_over_zmq(weft, asked, **options))
     cramped = serve(
-        max_loras_per_batch=1, max_loaded_loras=2, kv_cache_memory_mib=1, max_num_seqs=12,
+        max_loras_per_batch=1, max_loaded_loras=3, kv_cache_memory_mib=2, max_num_seqs=12,
         max_num_batched_tokens=16, block_size=4,
     )  # fmt: skip
     assert asyncio.run(gather_over_zmq(cramped, asked, **options)) == expected
