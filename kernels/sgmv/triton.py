@@ -18,11 +18,13 @@ from weft.kernels.sgmv.shrink import shrink_kernel
 # 1,024 columns of x and of 8 ranks of A, 16 KiB each for 8 rows: long enough to be read in one go,
 # short enough that a single row gives several processors work at the sites of usual models.
 SPLIT_TILES = 8
-# A larger block of ranks would not leave room for what is loaded ahead.
-BLOCK_RANKS_MIN, BLOCK_RANKS_MAX = 16, 64
+# Of an item, by bytes of an element: float32 is multiplied out of registers.
+BLOCK_RANKS_MIN = 16
+BLOCK_RANKS_MAX = {2: 64, 4: 32}
 # Few rows give more programs work, many read weights less often. From 64 rows on other instructions
 # multiply on Hopper (wgmma), which may sum in another order.
-CHUNK_ROWS_FEW, CHUNK_ROWS_MANY = 16, 32
+CHUNK_ROWS_FEW = 16
+CHUNK_ROWS_MANY = {2: 32, 4: 16}
 TOKENS_FEW = 256
 # Room for sums of splits that programs pass on; for what needs more, a program computes all splits.
 PARTIALS_BYTES = 64 * 2**20
@@ -30,9 +32,9 @@ PARTIALS_BYTES = 64 * 2**20
 PROGRAMS = 6
 # 128-column tiles of a program of expand: the more, the more loads overlap sums.
 EXPAND_TILES_FEW, EXPAND_TILES_MANY = 1, 4
-# By bytes of an element: how many blocks of weights are loaded ahead. They share 227 KiB (Hopper)
-# or 163 KiB (A100) with those of the other programs.
-STAGES = {2: 4, 4: 2}
+# How far ahead weights are loaded, of which the look-up of their page is a part; by bytes of an
+# element. Programs share 227 KiB (Hopper) or 163 KiB (A100) of memory for it.
+STAGES = {2: 5, 4: 3}
 
 _TRITON_TYPES = {
     torch.float32: tl.float32,
@@ -104,14 +106,14 @@ class PagedLora:
 
         rank = -(-limits.rank // RANKS) * RANKS
         self._ranks_max = [rank * len(site) for site in self._widths]
-        self._shrink_ranks = [_block_ranks(ranks) for ranks in self._ranks_max]
-        self._expand_ranks = _block_ranks(rank)
-        self._is_simple = limits.row_adapters == 1 and rank <= self._expand_ranks
         v_dtype = torch.promote_types(compute_dtype, arena.dtype)
+        self._itemsize = v_dtype.itemsize
+        self._shrink_ranks = [self._block_ranks(ranks) for ranks in self._ranks_max]
+        self._expand_ranks = self._block_ranks(rank)
+        self._is_simple = limits.row_adapters == 1 and rank <= self._expand_ranks
         # In the interpreter arithmetic on bfloat16 is arithmetic on its bits.
         is_interpreted = triton.knobs.runtime.interpret
         self._dot = tl.float32 if is_interpreted else _TRITON_TYPES[v_dtype]
-        self._stages = STAGES[v_dtype.itemsize]
         bounds = self.planner(limits.tokens).bounds
         self._v = torch.empty(bounds.rows * max(self._ranks_max), dtype=v_dtype, device=device)
         self._partials = torch.empty(PARTIALS_BYTES // 4, dtype=torch.float32, device=device)
@@ -120,11 +122,11 @@ class PagedLora:
 
     def planner(self, tokens: int) -> Planner:
         """Return what makes plans of steps of so many tokens at most."""
-        few = tokens <= TOKENS_FEW
+        is_few = tokens <= TOKENS_FEW
         return Planner(
             tokens_max=tokens,
             segments_max=min(tokens, self._limits.segments),
-            chunk_rows=CHUNK_ROWS_FEW if few else CHUNK_ROWS_MANY,
+            chunk_rows=CHUNK_ROWS_FEW if is_few else CHUNK_ROWS_MANY[self._itemsize],
             block_ranks=self._shrink_ranks,
             ranks_max=self._ranks_max,
             row_adapters_max=self._limits.row_adapters,
@@ -172,7 +174,7 @@ class PagedLora:
             SPLITS=splits, SPLIT_TILES=split_tiles, SPLIT_PROGRAMS=split_programs,
             PAGE_GRANULES=self._arena.shape[2], ROWS=plan.chunk_rows,
             RANKS=self._shrink_ranks[site], DOT=self._dot,
-            num_warps=4, num_stages=self._stages,
+            num_warps=4, num_stages=STAGES[self._itemsize],
         )  # fmt: skip
 
     def expand(self, y: Tensor, layer: int, site: int, plan: Plan) -> None:
@@ -184,7 +186,7 @@ class PagedLora:
         assert y.shape[1] == sum(widths)
         limit = PROGRAMS * self._processors
         tiles = EXPAND_TILES_MANY
-        if plan.counts.chunks * _works(widths, tiles) < limit:
+        if not self._is_simple or plan.counts.chunks * _works(widths, tiles) < limit:
             tiles = EXPAND_TILES_FEW
         grid = min(plan.counts.chunks * _works(widths, tiles), limit)
         first, second, third = (*widths, 0, 0)[:PARTS_MAX]
@@ -197,8 +199,12 @@ class PagedLora:
             WIDTH_0=first, WIDTH_1=second, WIDTH_2=third,
             TILES=tiles, PAGE_GRANULES=self._arena.shape[2], ROWS=plan.chunk_rows,
             RANKS=self._expand_ranks, DOT=self._dot, IS_SIMPLE=self._is_simple,
-            num_warps=4, num_stages=self._stages,
+            num_warps=4, num_stages=STAGES[self._itemsize],
         )  # fmt: skip
+
+    def _block_ranks(self, ranks: int) -> int:
+        power: int = triton.next_power_of_2(ranks)
+        return min(max(power, BLOCK_RANKS_MIN), BLOCK_RANKS_MAX[self._itemsize])
 
 
 def splits_of(features: int) -> tuple[int, int]:
@@ -210,8 +216,3 @@ def splits_of(features: int) -> tuple[int, int]:
 
 def _works(widths: Sequence[int], tiles: int) -> int:
     return sum(-(-width // (tiles * COLUMNS)) for width in widths)
-
-
-def _block_ranks(ranks: int) -> int:
-    power: int = triton.next_power_of_2(ranks)
-    return min(max(power, BLOCK_RANKS_MIN), BLOCK_RANKS_MAX)
