@@ -27,7 +27,7 @@ CHUNK_ROWS_FEW = 16
 CHUNK_ROWS_MANY = {2: 32, 4: 16}
 TOKENS_FEW = 256
 # Room for sums of splits that programs pass on; for what needs more, a program computes all splits.
-PARTIALS_BYTES = 64 * 2**20
+PARTIALS_BYTES = 32 * 2**20
 # Programs that one multiprocessor runs at once, by registers and shared memory.
 PROGRAMS = 6
 # 128-column tiles of a program of expand: the more, the more loads overlap sums.
@@ -53,11 +53,16 @@ class Limits(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """One step's work in device memory, and how much that is: for a graph, at most."""
+    """One step's work in device memory.
+
+    ``counts`` says how large a grid is worth launching: for a graph, that of ``planner.bounds``.
+    The forms of the kernels depend on the planner alone, so that a launch of an empty plan compiles
+    what all its steps need.
+    """
 
     ints: Tensor  # int32, as ``Planner.lay_out`` writes it
     counts: Counts
-    chunk_rows: int
+    planner: Planner
 
 
 class PagedLora:
@@ -106,6 +111,8 @@ class PagedLora:
 
         rank = -(-limits.rank // RANKS) * RANKS
         self._ranks_max = [rank * len(site) for site in self._widths]
+        # Of v. A multiple of 16 elements in any step: Triton compiles multiples by themselves.
+        self._v_strides = [-(-ranks // 16) * 16 for ranks in self._ranks_max]
         v_dtype = torch.promote_types(compute_dtype, arena.dtype)
         self._itemsize = v_dtype.itemsize
         self._shrink_ranks = [self._block_ranks(ranks) for ranks in self._ranks_max]
@@ -115,13 +122,16 @@ class PagedLora:
         is_interpreted = triton.knobs.runtime.interpret
         self._dot = tl.float32 if is_interpreted else _TRITON_TYPES[v_dtype]
         bounds = self.planner(limits.tokens).bounds
-        self._v = torch.empty(bounds.rows * max(self._ranks_max), dtype=v_dtype, device=device)
+        self._v = torch.empty(bounds.rows * max(self._v_strides), dtype=v_dtype, device=device)
         self._partials = torch.empty(PARTIALS_BYTES // 4, dtype=torch.float32, device=device)
         # Of splits that have arrived, by item; zero between launches.
         self._arrivals = torch.zeros(max(bounds.items), dtype=torch.int32, device=device)
 
     def planner(self, tokens: int) -> Planner:
-        """Return what makes plans of steps of so many tokens at most."""
+        """Return what makes plans of steps of so many tokens at most.
+
+        A step runs best with the planner of fewest tokens that it fits.
+        """
         is_few = tokens <= TOKENS_FEW
         return Planner(
             tokens_max=tokens,
@@ -159,11 +169,15 @@ class PagedLora:
         if items == 0:
             return
         splits, split_tiles = splits_of(x.shape[1])
-        v_stride = self._ranks_max[site]
-        partials_stride = plan.counts.rows * v_stride
-        is_parallel = splits * partials_stride <= self._partials.numel()
+        bounds = plan.planner.bounds
+        v_stride = self._v_strides[site]
+        partials_stride = bounds.rows * v_stride
+        limit = PROGRAMS * self._processors
+        is_parallel = (
+            bounds.items[site] < limit and splits * partials_stride <= self._partials.numel()
+        )
         split_programs = splits if is_parallel else 1
-        grid = min(items * split_programs, PROGRAMS * self._processors)
+        grid = min(items * split_programs, limit)
         shrink_kernel[(grid,)](
             self._v, self._partials, self._arrivals, x, self._arena[layer], plan.ints,
             self._pages, self._groups, self._a_start,
@@ -172,7 +186,7 @@ class PagedLora:
             partials_stride,
             SITE=site, FEATURES=x.shape[1],
             SPLITS=splits, SPLIT_TILES=split_tiles, SPLIT_PROGRAMS=split_programs,
-            PAGE_GRANULES=self._arena.shape[2], ROWS=plan.chunk_rows,
+            PAGE_GRANULES=self._arena.shape[2], ROWS=plan.planner.chunk_rows,
             RANKS=self._shrink_ranks[site], DOT=self._dot,
             num_warps=4, num_stages=STAGES[self._itemsize],
         )  # fmt: skip
@@ -185,9 +199,11 @@ class PagedLora:
         widths = self._widths[site]
         assert y.shape[1] == sum(widths)
         limit = PROGRAMS * self._processors
-        tiles = EXPAND_TILES_MANY
-        if not self._is_simple or plan.counts.chunks * _works(widths, tiles) < limit:
-            tiles = EXPAND_TILES_FEW
+        # Several tiles pay where the look-ups before the first of them are shared, and enough work
+        # is left for all programs.
+        most = plan.planner.bounds.chunks * _works(widths, EXPAND_TILES_MANY)
+        is_many = self._is_simple and most >= limit
+        tiles = EXPAND_TILES_MANY if is_many else EXPAND_TILES_FEW
         grid = min(plan.counts.chunks * _works(widths, tiles), limit)
         first, second, third = (*widths, 0, 0)[:PARTS_MAX]
         expand_kernel[(grid,)](
@@ -195,9 +211,9 @@ class PagedLora:
             self._pages, self._groups, self._b_start, self._scales,
             layer * len(self._widths) + site,
             self._place_count, self._pages.shape[1], self._arena.stride(1), y.stride(0),
-            self._ranks_max[site],
+            self._v_strides[site],
             WIDTH_0=first, WIDTH_1=second, WIDTH_2=third,
-            TILES=tiles, PAGE_GRANULES=self._arena.shape[2], ROWS=plan.chunk_rows,
+            TILES=tiles, PAGE_GRANULES=self._arena.shape[2], ROWS=plan.planner.chunk_rows,
             RANKS=self._expand_ranks, DOT=self._dot, IS_SIMPLE=self._is_simple,
             num_warps=4, num_stages=STAGES[self._itemsize],
         )  # fmt: skip

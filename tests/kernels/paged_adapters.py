@@ -58,7 +58,7 @@ class Adapters:
         )
         ints[counts.ints :] = -1  # none of it may be read
         result = y.clone()
-        plan = Plan(torch.from_numpy(ints).to(DEVICE), counts, planner.chunk_rows)
+        plan = Plan(torch.from_numpy(ints).to(DEVICE), counts, planner)
         self.lora.add(result, x, layer, 0, plan)
         return result
 
