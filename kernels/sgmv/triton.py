@@ -188,7 +188,7 @@ class PagedLora:
             SPLITS=splits, SPLIT_TILES=split_tiles, SPLIT_PROGRAMS=split_programs,
             PAGE_GRANULES=self._arena.shape[2], ROWS=plan.planner.chunk_rows,
             RANKS=self._shrink_ranks[site], DOT=self._dot,
-            num_warps=4, num_stages=STAGES[self._itemsize],
+            num_warps=4, num_stages=STAGES[self._itemsize], enable_fp_fusion=True,
         )  # fmt: skip
 
     def expand(self, y: Tensor, layer: int, site: int, plan: Plan) -> None:
@@ -215,7 +215,7 @@ class PagedLora:
             WIDTH_0=first, WIDTH_1=second, WIDTH_2=third,
             TILES=tiles, PAGE_GRANULES=self._arena.shape[2], ROWS=plan.planner.chunk_rows,
             RANKS=self._expand_ranks, DOT=self._dot, IS_SIMPLE=self._is_simple,
-            num_warps=4, num_stages=STAGES[self._itemsize],
+            num_warps=4, num_stages=STAGES[self._itemsize], enable_fp_fusion=True,
         )  # fmt: skip
 
     def _block_ranks(self, ranks: int) -> int:

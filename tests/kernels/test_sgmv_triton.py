@@ -9,6 +9,9 @@ pytest.importorskip("triton")
 from tests.kernels.paged_adapters import DEVICE, adapters
 from weft.kernels.sgmv.triton import Plan, splits_of
 
+if DEVICE == "cuda":
+    pytestmark = pytest.mark.gpu
+
 # Ranks by slot and part. The last slots lack parts; one has nothing.
 RANKS = [[8, 16, 3], [1, 1, 1], [64, 24, 5], [40, None, 9], [None, 2, None], [None, None, None]]
 # Output columns of each part.
@@ -83,7 +86,7 @@ def test_updates_agree_with_the_reference_for_other_inputs(features):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(("rows", "slots"), BATCHES.values(), ids=BATCHES.keys())
 @pytest.mark.parametrize("columns", SITES.values(), ids=SITES.keys())
-@pytest.mark.parametrize("features", [1, 61, 128, 1100, 2500])
+@pytest.mark.parametrize("features", [1, 61, 2500])
 def test_updates_agree_with_the_reference_at_large(features, columns, rows, slots, dtype):
     check(rows, slots, columns, features, dtype=dtype)
 
@@ -206,23 +209,35 @@ def test_poisoned_rows_and_adapters_reach_nobody_else():
     assert bits(actual[others]).equal(bits(expected[others]))
 
 
+def captured(launch):
+    """Return what replays a launch: on a GPU its graph, else the launch itself."""
+    if DEVICE == "cpu":
+        return launch
+    launch()  # what is compiled on the way cannot be captured
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        launch()
+    return graph.replay
+
+
 def test_a_captured_launch_serves_steps_of_any_size():
-    """A graph replays one launch: its grid is that of the largest step, its plan is read anew."""
-    made = adapters(RANKS, SITES["gate-up"], 1100, tokens=32)
+    """Its grid is that of the largest step; the plan is read anew."""
+    made = adapters(RANKS, SITES["gate-up"], 150, tokens=32)
     planner = made.lora.planner(32)
     host = np.zeros(planner.bounds.ints, dtype=np.int32)
-    device = torch.zeros(planner.bounds.ints, dtype=torch.int32, device=DEVICE)
-    captured = Plan(device, planner.bounds, planner)
+    plan = Plan(torch.from_numpy(host).to(DEVICE, copy=True), planner.bounds, planner)
+    x, y = made.batch(32)
+    replay = captured(lambda: made.lora.add(y, x, 0, 0, plan))
     for rows, slots in ([1] * 5, [0, 2, 1, 3, 0]), ([], []), ([20, 3], [2, 3]), ([0], [1]):
         starts = starts_of(rows)
-        x, y = made.batch(32)
+        x[:], y[:] = torch.randn(x.shape), torch.randn(y.shape)
+        expected = made.add(y, x, starts, slots)
         counts = planner.lay_out(
             host, np.array(starts), np.array(slots, dtype=np.int64), made.lora.groups
         )
-        device[: counts.ints] = torch.from_numpy(host)[: counts.ints]
-        actual = y.clone()
-        made.lora.add(actual, x, 0, 0, captured)
-        assert bits(actual).equal(bits(made.add(y, x, starts, slots)))
+        plan.ints[: counts.ints] = torch.from_numpy(host)[: counts.ints]
+        replay()
+        assert bits(y).equal(bits(expected))
 
 
 def test_a_slot_that_is_filled_again_keeps_no_trace():
