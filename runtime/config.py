@@ -23,14 +23,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
         "auto"  # of the weights; auto: as saved
     )
+    # Of the linear layers' weights: bytes with a scale for each output. On a CPU.
+    quantization: Literal["none", "int8"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     chat_template: str | None = None  # a Jinja file over the tokenizer's own
 
     # Adapters.
     adapters: dict[str, str] = {}  # name -> PEFT folder, relative to the configuration file
     max_lora_rank: int = 64
-    max_loras_per_batch: int = 8  # distinct adapters on the device at once
-    max_loaded_loras: int = 64  # distinct adapters in host memory
+    max_loras_per_batch: int = 8  # distinct adapters that run at once
+    max_loaded_loras: int = 64  # distinct adapters on the device, and as many in host memory
     lora_dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
         "auto"  # of adapters on the device; auto: as the weights of the model
     )
@@ -40,13 +42,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_model_len: int | None = None  # tokens; default: the model's, as far as the pages reach
     max_num_seqs: int = 256  # rows of a step
     max_num_batched_tokens: int = 512  # tokens of a step
-    block_size: int = 16  # tokens of a KV page
-    kv_cache_memory_mib: int = 512  # on CPU
+    block_size: int = 16  # tokens whose KV fills a page
+    kv_cache_memory_mib: int = 512  # for KV and adapters, on CPU
     gpu_memory_utilization: float = 0.9  # on CUDA, weights included
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     max_queued_requests: int = 1024  # beyond it: 429
-    threads: int | None = None  # of the runner on CPU; default: every core
+    tensor_parallel_size: int = 1  # runners that share one model
+    threads: int | None = None  # of each runner on CPU; default: the cores, divided among them
 
     # Serving.
     host: str = "127.0.0.1"
@@ -63,6 +66,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         for name in (
             "max_lora_rank", "max_loras_per_batch", "max_loaded_loras", "max_num_seqs",
             "max_num_batched_tokens", "block_size", "kv_cache_memory_mib", "max_queued_requests",
+            "tensor_parallel_size",
         ):  # fmt: skip
             value = getattr(self, name)
             need(value > 0, f"{name} is {value}: it must be positive")
@@ -82,10 +86,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             "max_model_len, and max_num_batched_tokens to at least max_model_len + max_num_seqs",
         )
         need(
-            self.max_loaded_loras > self.max_loras_per_batch,
-            f"max_loaded_loras ({self.max_loaded_loras}) must be more than max_loras_per_batch "
-            f"({self.max_loras_per_batch}): what is on the device is in host memory too, and so is "
-            f"the next one while it is fetched",
+            self.max_loaded_loras >= self.max_loras_per_batch,
+            f"max_loaded_loras ({self.max_loaded_loras}) must not be less than max_loras_per_batch "
+            f"({self.max_loras_per_batch}): what runs together is on the device together",
         )
         need(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization is a share: 0 to 1")
         need(0 <= self.port < 65536, f"port is {self.port}: it must be 0 (any free one) to 65535")

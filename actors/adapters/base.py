@@ -10,6 +10,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from weft.actors.adapters.safetensors import HEADER_BYTES_MAX
+from weft.actors.shards import Shard, Widths, shard
 from weft.runtime.config import ConfigError
 
 MODULES = {
@@ -59,9 +60,8 @@ class BaseShapes(msgspec.Struct, frozen=True):
 
     def shape(self, module: str) -> LinearShape:
         """Return the sizes of a module, one of ``MODULES``."""
-        head = self.head_dim or self.hidden_size // self.num_attention_heads
-        queries = self.num_attention_heads * head
-        keys = (self.num_key_value_heads or self.num_attention_heads) * head
+        queries = self.num_attention_heads * self._head_dim
+        keys = self._kv_heads * self._head_dim
         return {
             "q_proj": LinearShape(self.hidden_size, queries),
             "k_proj": LinearShape(self.hidden_size, keys),
@@ -72,9 +72,35 @@ class BaseShapes(msgspec.Struct, frozen=True):
             "down_proj": LinearShape(self.intermediate_size, self.hidden_size),
         }[module]
 
+    def part(self, module: str, shard: Shard) -> LinearShape:
+        """Return the sizes of what one rank has of a module."""
+        whole, inputs, outputs = self.shape(module), shard.inputs(module), shard.outputs(module)
+        return LinearShape(
+            inputs.size if inputs else whole.inputs, outputs.size if outputs else whole.outputs
+        )
+
+    def shards(self, size: int) -> list[Shard]:
+        """Return what each of ``size`` ranks has. Raises ``ConfigError`` if that cannot be."""
+        widths = Widths(
+            self.num_attention_heads,
+            self._kv_heads,
+            self._head_dim,
+            self.intermediate_size,
+            vocabulary=0,  # no adapter changes what has to do with it
+        )
+        return [shard(widths, rank, size) for rank in range(size)]
+
     def adapter_bytes_max(self, rank_max: int) -> int:
         """Return more bytes than any adapter's file needs: every module, float32."""
         return HEADER_BYTES_MAX + 4 * rank_max * self.num_hidden_layers * sum(self._sizes())
+
+    @property
+    def _head_dim(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def _kv_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
 
     def _sizes(self) -> Iterator[int]:
         return (sum(self.shape(module)) for module in MODULES)

@@ -5,15 +5,16 @@ import random
 import msgspec
 import pytest
 
+from tests.actors.runner.ranks import Ranks
 from tests.actors.scheduler_harness import Harness, config
 from tests.checkpoints import ARCHITECTURES, greedy, peft_model, save_adapters, save_model
 from weft.actors.adapters.actor import AdapterStore
 from weft.actors.adapters.base import BaseShapes
 from weft.actors.adapters.files import LocalFiles
+from weft.actors.runner.operations import NATIVE
 from weft.actors.runner.torch_engine import TorchEngine
 from weft.kernels.paged_attention import cpu as paged_attention
 from weft.kernels.sgmv import cpu as sgmv
-from weft.kernels.silu_mul import cpu as silu_mul
 from weft.runtime.actor import Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import Acquire
@@ -56,28 +57,28 @@ def digests(checkpoint, tmp_path_factory):
     turn = Turn(0, lambda peer: 100)
     [(_, catalog)] = store.advance(turn)
     assert [entry.refused for entry in catalog.adapters] == [None] * ADAPTERS
-    paths = {}
+    acquired = {}
     for entry in catalog.adapters:
         store.receive("scheduler", Acquire(entry.digest), 0)
-        [(_, acquired)] = store.advance(turn)
-        paths[acquired.digest] = acquired.path
-    return {entry.name: entry.digest for entry in catalog.adapters}, paths
+        [(_, acquired[entry.digest])] = store.advance(turn)
+    return {entry.name: entry.digest for entry in catalog.adapters}, acquired
 
 
 def harness(checkpoint, digests, **options):
     options = {"max_num_seqs": 32, "block_size": 8, "kv_cache_memory_mib": 1} | options
-    slots = options.pop("slots", ADAPTERS)
+    options = {"max_loras_per_batch": ADAPTERS, "max_loaded_loras": ADAPTERS} | options
     pages = options.pop("pages", None)
-    settings = config(
-        model=str(checkpoint[0] / "model"),
-        max_loras_per_batch=slots,
-        max_loaded_loras=ADAPTERS + 1,
-        **options,
-    )
-    engine = TorchEngine(settings, lambda fraction: None)
-    if pages is not None:  # fewer than a MiB holds
+    settings = config(model=str(checkpoint[0] / "model"), **options)
+    if settings.tensor_parallel_size > 1:
+        engine = Ranks(settings)
+    else:
+        engine = TorchEngine(settings, lambda fraction: None)
+    if pages is not None:
+        assert pages <= engine.ready().pages
         engine._ready = msgspec.structs.replace(engine.ready(), pages=pages)
-    return Harness(slots=slots, engine=engine, paths=digests[1], **options)
+    paths = {digest: acquired.path for digest, acquired in digests[1].items()}
+    granules = {digest: acquired.granules for digest, acquired in digests[1].items()}
+    return Harness(engine=engine, paths=paths, granules=granules, **options)
 
 
 def ask(harness, requests, digests, **options):
@@ -97,9 +98,21 @@ def ask(harness, requests, digests, **options):
     "options",
     [
         pytest.param({"max_num_batched_tokens": 512}, id="whole-prompts"),
-        pytest.param({"max_num_batched_tokens": 40, "slots": 5}, id="chunks-and-few-slots"),
+        pytest.param(
+            {"max_num_batched_tokens": 40, "max_loras_per_batch": 5, "max_loaded_loras": 7},
+            id="chunks-and-few-slots",
+        ),
         pytest.param({"block_size": 4, "pages": 90}, id="few-pages"),
         pytest.param({"max_num_batched_tokens": 100, "native": False}, id="without-a-compiler"),
+        pytest.param({"tensor_parallel_size": 2, "kv_cache_memory_mib": 8}, id="two-ranks"),
+        pytest.param(
+            {"tensor_parallel_size": 4, "max_num_batched_tokens": 40, "kv_cache_memory_mib": 8},
+            id="four-ranks",
+        ),
+        pytest.param(
+            {"tensor_parallel_size": 2, "kv_cache_memory_mib": 8, "block_size": 4, "pages": 90},
+            id="two-ranks-few-pages",
+        ),
     ],
 )
 def test_greedy_tokens_of_a_mixed_batch_equal_transformers_and_peft(
@@ -107,7 +120,7 @@ def test_greedy_tokens_of_a_mixed_batch_equal_transformers_and_peft(
 ):
     options = dict(options)
     if not options.pop("native", True):
-        for kernel in (paged_attention, sgmv, silu_mul):
+        for kernel in (*NATIVE, paged_attention, sgmv):
             monkeypatch.setattr(kernel, "library", lambda: None)
     made = harness(checkpoint, digests, **options)
     requests = checkpoint[2]

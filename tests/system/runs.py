@@ -70,15 +70,22 @@ class Run:
 
 
 class Server(Run):
-    """The demonstration, served by ``weft serve``; options override the configuration."""
+    """The demonstration, served by ``weft serve``; options override the configuration.
 
-    def __init__(self, place, **options):
+    ``lines`` are added to the file, as a user would.
+    """
+
+    def __init__(self, place, lines="", **options):
         self.log = place / "log"
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        config = str(ROOT / "configs/demo.yaml")
+        config = ROOT / "configs/demo.yaml"
+        if lines:
+            text = config.read_text().replace(" demo/", f" {config.parent}/demo/")
+            config = place / "weft.yaml"
+            config.write_text(f"{text}\n{lines}\n")
         with self.log.open("w") as log:
             super().__init__(
-                place, ["weft", "serve", config, "--port=0", "--threads=2", *flags], log
+                place, ["weft", "serve", str(config), "--port=0", "--threads=2", *flags], log
             )
         self.url = None
 
@@ -102,15 +109,23 @@ class Server(Run):
         """Everything that is there only while a request is."""
         sections = self.state()["sections"]
         scheduler, detokenizer = sections["scheduler"], sections["detokenizer"]
-        names = ("requests", "sequences", "waiting", "rows_running", "pages_held", "adapter_pins")
-        held = {name: scheduler[name] for name in names}
-        held["pages lost"] = (
-            scheduler["pages"] - scheduler["pages_free"] - scheduler["pages_cached"]
+        names = (
+            "requests",
+            "sequences",
+            "waiting",
+            "rows_running",
+            "pages_sequences",
+            "adapter_pins",
         )
+        held = {name: scheduler[name] for name in names}
+        idle = ("pages_free", "pages_cached", "pages_adapters_idle")
+        held["pages lost"] = scheduler["pages"] - sum(scheduler[name] for name in idle)
         held |= {name: detokenizer[name] for name in ("sequences", "characters_unsent")}
-        held |= {f"runner's {name}": sections["runner0"][name] for name in RUNNER_HOLDS}
+        for role in filter(lambda role: role.startswith("runner"), sections):
+            held |= {f"{role}'s {name}": sections[role][name] for name in RUNNER_HOLDS}
         held["encoding"] = sections["tokenizer"]["waiting"]
         held["loading"] = sections["adapters"]["waiting"]
-        # What the device holds is pinned in host memory, and nothing else is.
+        # What is on its way to a device is pinned in host memory, and nothing else is.
+        held["host pins"] = scheduler["adapters_held"]
         held["host pins lost"] = sections["adapters"]["pinned"] - scheduler["adapters_held"]
         return held

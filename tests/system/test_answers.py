@@ -37,15 +37,19 @@ def question(prompt):
     return [{"role": "user", "content": prompt}]
 
 
-async def gather_over_http(weft, asked, **options):
-    """The texts of many chats, (model, prompt) each, all at once."""
-    limits = httpx.Limits(max_connections=None)
-    async with openai.AsyncOpenAI(
+def connected(weft):
+    """openai-python's client, with as many connections as it is asked for."""
+    return openai.AsyncOpenAI(
         base_url=f"{weft.url}/v1",
         api_key="none",
         max_retries=0,
-        http_client=httpx.AsyncClient(limits=limits, timeout=60),
-    ) as client:
+        http_client=httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=60),
+    )
+
+
+async def gather_over_http(weft, asked, **options):
+    """The texts of many chats, (model, prompt) each, all at once."""
+    async with connected(weft) as client:
 
         async def one(model, prompt):
             response = await client.chat.completions.create(
@@ -103,12 +107,15 @@ def test_a_sampled_answer_does_not_depend_on_its_neighbours(weft, held_out, gath
 
 
 def test_a_cramped_server_gives_the_same_answers(weft, serve, held_out):
-    """One adapter at a time, few pages and rows, prompts in pieces: only the order may differ."""
+    """One adapter at a time, pages for hardly two, few rows, prompts in pieces.
+
+    Only the order may differ.
+    """
     asked = [(MODELS[i % 5], example["prompt"]) for i, example in enumerate(held_out)]
     options = {"temperature": 0.8, "seed": 3, "max_tokens": 64}
     expected = asyncio.run(gather_over_zmq(weft, asked, **options))
     cramped = serve(
-        max_loras_per_batch=1, max_loaded_loras=2, kv_cache_memory_mib=1, max_num_seqs=12,
+        max_loras_per_batch=1, max_loaded_loras=3, kv_cache_memory_mib=2, max_num_seqs=12,
         max_num_batched_tokens=16, block_size=4,
     )  # fmt: skip
     assert asyncio.run(gather_over_zmq(cramped, asked, **options)) == expected
@@ -133,13 +140,7 @@ def test_streams_are_complete_though_others_are_cut(weft, held_out):
 
 
 async def _stream(weft, asked, cuts):
-    limits = httpx.Limits(max_connections=None)
-    async with openai.AsyncOpenAI(
-        base_url=f"{weft.url}/v1",
-        api_key="none",
-        max_retries=0,
-        http_client=httpx.AsyncClient(limits=limits, timeout=60),
-    ) as client:
+    async with connected(weft) as client:
 
         async def one(model, prompt, cut):
             text, chunks = "", 0
