@@ -6,7 +6,7 @@ from glob import glob
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# Without a GPU the Triton kernels run in Triton's interpreter. Which it is, is decided when triton is
-# first imported, and other packages do that too; a tool that compiles takes this away again.
+# Without a GPU Triton's kernels run in its interpreter. That is decided when triton is first
+# imported, which other packages do too. What compiles them takes this away again.
 if not glob("/dev/nvidia[0-9]*"):
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -56,6 +56,42 @@ def _b_tile(arena_ptr, slot_pages, granule, rank, ok, page_stride, PAGE_GRANULES
     return tl.load(arena_ptr + at[:, None] + n[None, :], mask=ok[:, None], other=0.0)
 
 
+@triton.jit
+def _sum_of_adapters(
+    chunk, tile, part, m_ok,
+    v_ptr, arena_ptr, units_ptr, pages_ptr, groups_ptr, b_start_ptr, scales_ptr,
+    place, places, pages_max, page_stride, v_stride,
+    PAGE_GRANULES: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """Return what all adapters of a chunk add to one tile, and the most groups of any of them."""
+    update = tl.zeros((ROWS, _G_COLUMNS), dtype=tl.float32)
+    product = tl.zeros((ROWS, _G_COLUMNS), dtype=tl.float32)
+    groups_most = 0
+    first_rank = 0
+    unit = chunk
+    # One loop over the blocks of ranks of all adapters: nested ones cost more registers.
+    while unit >= 0:
+        unit_ptr = units_ptr + unit * _UNIT_INTS
+        slot, groups, v_rank, b_start, factor = _adapter(
+            unit_ptr, groups_ptr, b_start_ptr, scales_ptr, place, places, part
+        )
+        rank = first_rank + tl.arange(0, RANKS)
+        ok = rank // _G_RANKS < groups
+        v = _v_tile(v_ptr, tl.load(unit_ptr + 3), v_rank, v_stride, m_ok, rank, ok, ROWS)
+        granule = b_start + tile * groups + rank // _G_RANKS
+        slot_pages = pages_ptr + slot * pages_max
+        b = _b_tile(arena_ptr, slot_pages, granule, rank, ok, page_stride, PAGE_GRANULES)
+        product = tl.dot(v.to(DOT), b.to(DOT), product, input_precision="ieee")
+        groups_most = tl.maximum(groups_most, groups)
+        first_rank += RANKS
+        is_last = first_rank >= groups * _G_RANKS
+        update += tl.where(is_last, product * factor, 0.0)
+        product = tl.where(is_last, 0.0, product)
+        first_rank = tl.where(is_last, 0, first_rank)
+        unit = tl.where(is_last, tl.load(unit_ptr + 5), unit)
+    return update, groups_most
+
+
 @triton.jit(do_not_specialize=["place"])
 def expand_kernel(
     y_ptr, v_ptr, arena_ptr, plan_ptr,
@@ -72,6 +108,7 @@ def expand_kernel(
     that lies as many programs further on. ``IS_SIMPLE`` promises that a row has one adapter and a
     part at most ``RANKS`` ranks: the loads of the next tile then overlap the sums of this one.
     """
+    tl.static_assert(IS_SIMPLE or TILES == 1)
     WORK_COLUMNS: tl.constexpr = TILES * _G_COLUMNS
     WORKS_0: tl.constexpr = (WIDTH_0 + WORK_COLUMNS - 1) // WORK_COLUMNS
     WORKS_1: tl.constexpr = (WIDTH_1 + WORK_COLUMNS - 1) // WORK_COLUMNS
@@ -93,67 +130,41 @@ def expand_kernel(
 
         units_ptr = plan_ptr + _HEADER_INTS
         unit_ptr = units_ptr + chunk * _UNIT_INTS
-        row = tl.load(unit_ptr)
         m_ok = m < tl.load(unit_ptr + 1)
-        v_row = tl.load(unit_ptr + 3)
-        slot, groups, v_rank, b_start, factor = _adapter(
-            unit_ptr, groups_ptr, b_start_ptr, scales_ptr, place, places, part
-        )
-        y_rows = y_ptr + (row + m).to(tl.int64)[:, None] * y_stride + y_column  # [M, 1]
-        if IS_SIMPLE:
-            groups_any = groups
-            v_ok = r // _G_RANKS < groups
-            v = _v_tile(v_ptr, v_row, v_rank, v_stride, m_ok, r, v_ok, ROWS)
-        else:
-            groups_any = groups
-            unit = tl.load(unit_ptr + 5)
-            while unit >= 0:
-                unit_ptr = units_ptr + unit * _UNIT_INTS
-                _, groups, _, _, _ = _adapter(
-                    unit_ptr, groups_ptr, b_start_ptr, scales_ptr, place, places, part
-                )
-                groups_any = tl.maximum(groups_any, groups)
-                unit = tl.load(unit_ptr + 5)
-
+        y_row = (tl.load(unit_ptr) + m).to(tl.int64)
+        y_rows = y_ptr + y_row[:, None] * y_stride + y_column  # [M, 1]
         # Where no adapter has this part, y is not touched: not even -0 becomes 0.
-        if groups_any > 0:
-            for j in range(TILES):
-                tile = first_tile + j
-                is_tile = tile * _G_COLUMNS < width
-                if IS_SIMPLE:
-                    ok = r // _G_RANKS < tl.where(is_tile, groups, 0)
+        if IS_SIMPLE:
+            slot, groups, v_rank, b_start, factor = _adapter(
+                unit_ptr, groups_ptr, b_start_ptr, scales_ptr, place, places, part
+            )
+            slot_pages = pages_ptr + slot * pages_max
+            v_ok = r // _G_RANKS < groups
+            v = _v_tile(v_ptr, tl.load(unit_ptr + 3), v_rank, v_stride, m_ok, r, v_ok, ROWS)
+            if groups > 0:
+                for j in range(TILES):
+                    tile = first_tile + j
+                    column = tile * _G_COLUMNS + n
+                    y_ptrs = y_rows + column[None, :]  # [M, N]
+                    y_ok = m_ok[:, None] & (column < width)[None, :]
+                    # Asked for first: it arrives while the weights do.
+                    y = tl.load(y_ptrs, mask=y_ok, other=0.0)
+                    ok = r // _G_RANKS < tl.where(tile * _G_COLUMNS < width, groups, 0)
                     granule = b_start + tile * groups + r // _G_RANKS
-                    slot_pages = pages_ptr + slot * pages_max
                     b = _b_tile(arena_ptr, slot_pages, granule, r, ok, page_stride, PAGE_GRANULES)
                     update = tl.dot(v.to(DOT), b.to(DOT), input_precision="ieee") * factor
-                else:
-                    update = tl.zeros((ROWS, _G_COLUMNS), dtype=tl.float32)
-                    unit = chunk
-                    while unit >= 0:
-                        unit_ptr = units_ptr + unit * _UNIT_INTS
-                        v_row = tl.load(unit_ptr + 3)
-                        slot, groups, v_rank, b_start, factor = _adapter(
-                            unit_ptr, groups_ptr, b_start_ptr, scales_ptr, place, places, part
-                        )
-                        sums = tl.zeros((ROWS, _G_COLUMNS), dtype=tl.float32)
-                        first_rank = 0
-                        while first_rank < groups * _G_RANKS:
-                            rank = first_rank + r
-                            ok = rank // _G_RANKS < tl.where(is_tile, groups, 0)
-                            v = _v_tile(v_ptr, v_row, v_rank, v_stride, m_ok, rank, ok, ROWS)
-                            granule = b_start + tile * groups + rank // _G_RANKS
-                            slot_pages = pages_ptr + slot * pages_max
-                            b = _b_tile(
-                                arena_ptr, slot_pages, granule, rank, ok, page_stride,
-                                PAGE_GRANULES,
-                            )  # fmt: skip
-                            sums = tl.dot(v.to(DOT), b.to(DOT), sums, input_precision="ieee")
-                            first_rank += RANKS
-                        update += sums * factor
-                        unit = tl.load(unit_ptr + 5)
-                column = tile * _G_COLUMNS + n
-                y_ptrs = y_rows + column[None, :]  # [M, N]
-                y_ok = m_ok[:, None] & (column < width)[None, :]
-                y = tl.load(y_ptrs, mask=y_ok, other=0.0).to(tl.float32)
-                tl.store(y_ptrs, (y + update).to(y_ptr.dtype.element_ty), mask=y_ok)
+                    y = (y.to(tl.float32) + update).to(y_ptr.dtype.element_ty)
+                    tl.store(y_ptrs, y, mask=y_ok)
+        else:
+            column = first_tile * _G_COLUMNS + n
+            update, groups = _sum_of_adapters(
+                chunk, first_tile, part, m_ok,
+                v_ptr, arena_ptr, units_ptr, pages_ptr, groups_ptr, b_start_ptr, scales_ptr,
+                place, places, pages_max, page_stride, v_stride,
+                PAGE_GRANULES, ROWS, RANKS, DOT,
+            )  # fmt: skip
+            y_ptrs = y_rows + column[None, :]  # [M, N]
+            y_ok = m_ok[:, None] & (column < tl.where(groups > 0, width, 0))[None, :]
+            y = tl.load(y_ptrs, mask=y_ok, other=0.0).to(tl.float32)
+            tl.store(y_ptrs, (y + update).to(y_ptr.dtype.element_ty), mask=y_ok)
         work += tl.num_programs(0)

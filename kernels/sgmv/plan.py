@@ -91,21 +91,26 @@ class Planner:
                 in the layer that has most.
             weights: like slots, by which an adapter's update is multiplied; None means 1.
         """
-        slots = slots.reshape(len(starts) - 1, -1)
-        bits = np.broadcast_to(_ONE, slots.shape) if weights is None else _bits(weights, slots)
+        slots = slots[:, None] if slots.ndim == 1 else slots
+        shape = slots.shape
         row, rows, segment = self._cut(starts)
-        chunks = len(row)
-        has = slots[segment] >= 0  # [chunks, adapters]
-        assert has[:, :1].all(), "a segment has no adapter"
-        units = int(has.sum())
+        slots = slots[segment]  # [chunks, adapters]
+        assert slots.size == 0 or slots[:, 0].min() >= 0, "a segment has no adapter"
+        chunks = len(slots)
+        units = chunks if slots.shape[1] == 1 else int(np.count_nonzero(slots >= 0))
         table = out[HEADER_INTS : HEADER_INTS + UNIT_INTS * units].reshape(units, UNIT_INTS)
         table[:chunks, 0] = row
         table[:chunks, 1] = rows
-        table[:chunks, 2] = slots[segment, 0]
-        table[:chunks, 4] = bits[segment, 0]
+        table[:chunks, 2] = slots[:, 0]
+        table[:, 4] = _ONE
         table[:, 5] = -1
+        bits = None
+        if weights is not None:
+            assert weights.dtype == np.float32
+            bits = weights.view(np.int32).reshape(shape)[segment]
+            table[:chunks, 4] = bits[:, 0]
         if units > chunks:
-            _put_further(table, slots[segment], bits[segment])
+            _put_further(table, slots, bits)
         v_ends = np.cumsum(table[:, 1])
         table[:, 3] = v_ends - table[:, 1]
 
@@ -143,13 +148,7 @@ class Planner:
         return row, np.minimum(starts[segment + 1] - row, self.chunk_rows), segment
 
 
-def _bits(weights: NDArray[np.float32], slots: NDArray[np.integer]) -> Ints:
-    assert weights.dtype == np.float32
-    bits: Ints = weights.reshape(slots.shape).view(np.int32)
-    return bits
-
-
-def _put_further(table: Ints, slots: NDArray[np.integer], bits: Ints) -> None:
+def _put_further(table: Ints, slots: NDArray[np.integer], bits: Ints | None) -> None:
     """Write the units of each chunk's second and further adapters; both [chunks, adapters]."""
     last = np.arange(len(slots))
     free = len(slots)
@@ -158,7 +157,8 @@ def _put_further(table: Ints, slots: NDArray[np.integer], bits: Ints) -> None:
         unit = np.arange(free, free + len(chunk))
         table[unit, :2] = table[chunk, :2]
         table[unit, 2] = slots[chunk, adapter]
-        table[unit, 4] = bits[chunk, adapter]
+        if bits is not None:
+            table[unit, 4] = bits[chunk, adapter]
         table[last[chunk], 5] = unit
         last[chunk] = unit
         free += len(chunk)

@@ -62,23 +62,27 @@ def launch(model: Model, site: str, tokens: int, *, row_adapters: int, rank: int
     features, parts = sites[site]
     x = torch.empty(tokens, features, dtype=dtype, device=meta)
     y = torch.empty(tokens, sum(parts), dtype=dtype, device=meta)
-    lora.add(y, x, 0, list(sites).index(site), Plan(ints, bounds, planner.chunk_rows))
+    lora.add(y, x, 0, list(sites).index(site), Plan(ints, bounds, planner))
 
 
 def _cases() -> dict[str, Callable[[], None]]:
-    cases = {
-        f"sgmv {name} {step} {site} rank {rank} {str(dtype)[6:]}": partial(
-            launch, model, site, tokens, row_adapters=row_adapters, rank=rank, dtype=dtype
+    def case(model: str, step: str, site: str, rank: int, dtype: torch.dtype) -> None:
+        tokens, row_adapters = STEPS[step]
+        name = f"sgmv {model} {step} {site} rank {rank} {str(dtype)[6:]}"
+        cases[name] = partial(
+            launch, MODELS[model], site, tokens, row_adapters=row_adapters, rank=rank, dtype=dtype
         )
-        for name, model in MODELS.items()
-        for step, (tokens, row_adapters) in STEPS.items()
-        for site in model.sites()
-        for rank, dtype in [(64, torch.bfloat16), (16, torch.bfloat16), (512, torch.float16)]
-    }
-    small = MODELS["Qwen2.5-0.5B"]
-    cases["sgmv float32"] = partial(
-        launch, small, "qkv", 8192, row_adapters=1, rank=64, dtype=torch.float32
-    )
+
+    cases: dict[str, Callable[[], None]] = {}
+    for model in MODELS:
+        for site in ("qkv", "o", "gate_up", "down"):
+            case(model, "decode", site, 64, torch.bfloat16)
+            case(model, "prefill", site, 64, torch.bfloat16)
+    for step in STEPS:
+        for rank in (8, 512):
+            case("Llama-3-8B", step, "gate_up", rank, torch.bfloat16)
+        for dtype in (torch.float16, torch.float32):
+            case("Qwen2.5-7B", step, "qkv", 64, dtype)
     return cases
 
 
