@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weft.actors.runner.architecture import Architecture, UnsupportedModel
+from weft.actors.runner.sampler import Sample
 from weft.kernels.kv_write import cpu as native_kv_write
 from weft.kernels.kv_write import reference as kv_write
 from weft.kernels.linear import cpu as native_linear
@@ -67,6 +68,8 @@ class Operations(NamedTuple):
     silu_mul: Callable[[Tensor], Tensor]
     planner: Callable[[Architecture, int, torch.dtype], Planner]
     """From the part of a model, the tokens of a page and the type of the computation."""
+    sample: Sample | None = None
+    """Draws on the device; None: the sampler does, with torch."""
 
 
 def choose(device: torch.device, *, int8: bool) -> Operations:
@@ -105,6 +108,7 @@ def in_triton(device: torch.device, processors: int) -> Operations:
     from weft.kernels.paged_attention import triton as attention
     from weft.kernels.rms_norm import triton as rms_norm
     from weft.kernels.rotary import triton as rotary
+    from weft.kernels.sample import triton as sample
     from weft.kernels.silu_mul import triton as silu_mul
 
     def planner(architecture: Architecture, page_tokens: int, _: torch.dtype) -> Planner:
@@ -126,6 +130,7 @@ def in_triton(device: torch.device, processors: int) -> Operations:
         kv_write=kv_write.kv_write,
         silu_mul=silu_mul.silu_mul,
         planner=planner,
+        sample=sample.sample,
     )
 
 

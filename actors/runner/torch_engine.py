@@ -77,7 +77,7 @@ class TorchEngine:
             slots=config.max_loaded_loras,
             pages_max=per_adapter,
         )
-        self._sampler = Sampler(architecture.vocabulary, self._device)
+        self._sampler = Sampler(architecture.vocabulary, self._device, chosen.sample)
         self._plan = chosen.planner(architecture, config.block_size, self._model.compute_dtype)
         self._ready = RunnerReady(
             group.rank, pages, config.block_size, config.max_loaded_loras, shape.granules
