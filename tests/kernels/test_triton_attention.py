@@ -1,5 +1,11 @@
 """paged_attention in Triton against the definition: interpreted, or on a GPU if there is one."""
 
+import json
+import os
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -15,8 +21,14 @@ from tests.kernels.test_paged_attention import (
 from weft.kernels.paged_attention import reference
 from weft.kernels.paged_attention.schedule import SPLIT_TOKENS, cut, tile
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 from weft.kernels.paged_attention.triton import PARTIALS_MAX, Plan, Room
+
+VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+pytestmark = pytest.mark.skipif(
+    VERSION < (3, 7) and not torch.cuda.is_available(),
+    reason="its interpreter cannot loop to a bound that a kernel computes",
+)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Chunks and decodes, of which some span several splits.
@@ -259,3 +271,22 @@ def test_tiles_that_would_finish_last_are_divided_while_there_is_room():
     assert 0 < little.partials <= longest
     lengths = little.items[:, 5] - little.items[:, 4]
     assert lengths.tolist() == sorted(lengths, reverse=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+def test_compiled_narrow_and_wide_tiles_sum_over_keys_in_the_same_order(capability):
+    """Which rows share a tile's keys, and which warps compute them, may differ."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.kernels.attention_layouts", str(capability)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    found = {}
+    for line in run.stdout.splitlines():
+        model, dtype, rows, layouts = json.loads(line)
+        assert len(layouts) == 2  # of the maximum and of the sum
+        along_keys = [re.sub(r"warpsPerCTA = \[\d+,", "warpsPerCTA = [", x) for x in layouts]
+        found.setdefault((model, dtype), {})[rows] = along_keys
+    assert len(found) == 6
+    for tiles in found.values():
+        assert tiles[16] == tiles[32]
