@@ -27,7 +27,9 @@ def main(capability: int) -> None:
                 target = GPUTarget("cuda", capability, 32)
                 kernel = triton.compile(launch.source(), target=target, options=launch.options)
                 text = kernel.asm["ttgir"]
-                sums = re.findall(r"axis = 1 : i32.*?tensor<\d+x\d+xf32, (#\w+)>", text, re.S)
+                sums = re.findall(
+                    r'"tt\.reduce".*?axis = 1 : i32.*?\(tensor<\d+x\d+xf32, (#\w+)>', text, re.S
+                )
                 layouts = [re.search(rf"^{name} = (.*)$", text, re.M)[1] for name in sums]
                 rows = launch.arguments["BLOCK_M"]
                 print(json.dumps([model_name, str(dtype), rows, layouts]))

@@ -21,7 +21,9 @@ from tests.kernels.test_paged_attention import (
 from weft.kernels.paged_attention import reference
 from weft.kernels.paged_attention.schedule import SPLIT_TOKENS, cut, tile
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
+import triton
+
 from weft.kernels.paged_attention.triton import PARTIALS_MAX, Plan, Room
 
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])

@@ -11,7 +11,8 @@ from tests.actors.scheduler_harness import GREEDY
 from tests.checkpoints import save_model
 from weft.actors.runner import operations
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
+import triton
 
 LOGPROBS = msgspec.structs.replace(GREEDY, logprobs=20)
 CPU = torch.device("cpu")
