@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Set
 from typing import assert_never
 
-from weft.actors.scheduler.composer import Composed, Composer
+from weft.actors.scheduler.composer import Composer
+from weft.actors.scheduler.draft import Composed
 from weft.actors.scheduler.group import agreed
 from weft.actors.scheduler.metrics import Metrics
 from weft.actors.scheduler.outbox import Outbox

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass, field
 
 from weft.actors.scheduler import policy
+from weft.actors.scheduler.draft import Composed, Draft
 from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.pages import Pages
 from weft.actors.scheduler.policy import Candidate, Need, Room
@@ -14,34 +14,7 @@ from weft.actors.scheduler.prefixes import PrefixCache
 from weft.actors.scheduler.sequence import Rows, Sequence
 from weft.actors.scheduler.slots import AdapterSlots
 from weft.runtime.config import Config
-from weft.runtime.messages import Acquire, AdapterLoad, Chunk, Join, Release, RunnerReady, Step
-
-
-@dataclass(slots=True)
-class Draft:
-    """A step in the making."""
-
-    number: int
-    tokens_left: int
-    loads: list[AdapterLoad] = field(default_factory=list)
-    joins: list[Join] = field(default_factory=list)
-    page_rows: list[int] = field(default_factory=list)
-    page_ids: list[int] = field(default_factory=list)
-    chunks: list[Chunk] = field(default_factory=list)
-    sampled: list[Sequence] = field(default_factory=list)
-    computed: list[Sequence] = field(default_factory=list)  # in this step, a prompt or part of it
-    admitted: list[Sequence] = field(default_factory=list)
-    preempted: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Composed:
-    """A step to send, and what its answer will mean."""
-
-    step: Step
-    sampled: list[Sequence]  # in the order of the answer's tokens
-    computed: list[tuple[Sequence, int]]  # prefilled sequences, and how far
-    admitted: list[Sequence]
+from weft.runtime.messages import Acquire, Chunk, Join, Release, RunnerReady
 
 
 class Composer:
@@ -122,15 +95,10 @@ class Composer:
         self._decode(draft)
         self._prefill(draft)
         wanted = self._admit(draft) if self._waiting and not draft.preempted else []
-        if not (draft.sampled or draft.chunks or draft.joins or self._leaves):
-            return None, wanted
-        draft.sampled.sort(key=_row)
-        leaves, self._leaves = self._leaves, []
-        step = Step(
-            number, draft.loads, leaves, draft.joins, draft.page_rows, draft.page_ids, draft.chunks
-        )
-        computed = [(sequence, sequence.computed) for sequence in draft.computed]
-        return Composed(step, draft.sampled, computed, draft.admitted), wanted
+        composed = draft.finish(self._leaves)
+        if composed is not None:
+            self._leaves = []
+        return composed, wanted
 
     def counters(self) -> dict[str, float]:
         """Return what is free, and who holds the rest: pages add up to ``pages``."""
@@ -198,7 +166,7 @@ class Composer:
             if victim in draft.sampled:
                 victim.computed -= 1
                 victim.in_flight -= 1
-                _forget_pages(draft, victim)
+                draft.forget_pages(victim)
             self._preempt(victim)
             draft.preempted += 1
 
@@ -370,19 +338,3 @@ class Composer:
             self._waiting_for[adapter] += change
             if self._waiting_for[adapter] == 0:
                 del self._waiting_for[adapter]
-
-
-def _row(sequence: Sequence) -> int:
-    assert sequence.row is not None
-    return sequence.row
-
-
-def _forget_pages(draft: Draft, victim: Sequence) -> None:
-    """Take out of a draft the page that a sequence got before it was preempted."""
-    kept = [
-        (row, page)
-        for row, page in zip(draft.page_rows, draft.page_ids, strict=True)
-        if row != victim.row
-    ]
-    draft.page_rows = [row for row, _ in kept]
-    draft.page_ids = [page for _, page in kept]
