@@ -170,7 +170,7 @@ class Scheduler:
         return []
 
     def _enqueue(self, sequence: Sequence, composer: Composer) -> None:
-        composer.enqueue(sequence)
+        composer.waiting.append(sequence)
         self._limit(sequence, composer)
 
     def _limit(self, sequence: Sequence, composer: Composer) -> None:
