@@ -11,10 +11,10 @@ from tests.checkpoints import ARCHITECTURES, greedy, peft_model, save_adapters, 
 from weft.actors.adapters.actor import AdapterStore
 from weft.actors.adapters.base import BaseShapes
 from weft.actors.adapters.files import LocalFiles
+from weft.actors.runner.operations import NATIVE
 from weft.actors.runner.torch_engine import TorchEngine
 from weft.kernels.paged_attention import cpu as paged_attention
 from weft.kernels.sgmv import cpu as sgmv
-from weft.kernels.silu_mul import cpu as silu_mul
 from weft.runtime.actor import Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import Acquire
@@ -130,7 +130,7 @@ def test_greedy_tokens_of_a_mixed_batch_equal_transformers_and_peft(
 ):
     options = dict(options)
     if not options.pop("native", True):
-        for kernel in (paged_attention, sgmv, silu_mul):
+        for kernel in (*NATIVE, paged_attention, sgmv):
             monkeypatch.setattr(kernel, "library", lambda: None)
     made = harness(checkpoint, digests, **options)
     requests = checkpoint[2]

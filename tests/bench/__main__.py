@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.bench import latency, log_lines, ranks, steps, throughput
+from tests.bench import kernels, latency, log_lines, pool, ranks, steps, throughput
 from tests.bench.models import SHAPES
 from tests.bench.throughput import Load
 
-SECTIONS = ("throughput", "latency", "steps", "ranks", "logging")
+SECTIONS = ("throughput", "latency", "steps", "logging", "kernels", "pool", "ranks")
 
 
 def main():
@@ -82,6 +82,14 @@ def _tables(section, options):
                 f"Requests a second of the demonstration by log_level: {what}",
                 log_lines.run(load, rounds=rounds, threads=threads),
             )
+        case "kernels":
+            for shape in options.shapes:
+                yield (
+                    f"The projections of a layer, {shape}: best of {rounds} rounds",
+                    kernels.linear_table(shape, rounds=rounds, threads=threads),
+                )
+        case "pool":
+            yield from pool.tables()
 
 
 def _machine(options):
