@@ -124,4 +124,4 @@ def test_the_adapter_store_counts_the_granules_of_the_rank_that_has_most(widths,
             )
             held.append(granules.of_module(8, shape))
         assert max(held) == held[0]
-        assert max(held) == granules.of_layer({module: 8}, base, tensor_parallel_size=size)
+        assert max(held) == granules.of_layer({module: 8}, base, shards(widths, size))
