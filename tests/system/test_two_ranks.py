@@ -13,7 +13,7 @@ from tests.system.chats import (
     gather_over_zmq,
     kill_while_answering,
 )
-from tests.system.runs import Server
+from tests.system.runs import TIMEOUT_S, Server
 
 pytestmark = pytest.mark.system
 
