@@ -13,24 +13,32 @@ import torch
 import transformers
 
 from tests.bench import latency, log_lines, steps, throughput
+from tests.bench.load import Load
 from tests.bench.models import SHAPES
-from tests.bench.throughput import Load
+from tests.bench.peers import compare
+from tests.bench.peers.install import FOLDER
 
 SECTIONS = ("throughput", "latency", "steps", "logging")
+OTHERS = ("peers",)  # need more than this project, or another machine
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {SECTIONS}")
+    named = f"of {', '.join(SECTIONS)} (all by default), {', '.join(OTHERS)}"
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=named)
     parser.add_argument("--shapes", nargs="+", default=SHAPES, choices=SHAPES)
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    group = parser.add_argument_group("peers")
+    group.add_argument("--engines", nargs="+", default=compare.ENGINES, choices=compare.ENGINES)
+    group.add_argument("--dtypes", nargs="+", default=["float32"], choices=compare.DTYPES)
+    group.add_argument("--peers", type=Path, default=FOLDER, help="where `make peers` put them")
     options = parser.parse_args()
     sections = options.sections or SECTIONS
-    if unknown := set(sections) - set(SECTIONS):
+    if unknown := set(sections) - {*SECTIONS, *OTHERS}:
         parser.error(f"no section is called {unknown.pop()}; there are {', '.join(SECTIONS)}")
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -72,6 +80,20 @@ def _tables(section, options):
                 f"Requests a second of the demonstration by log_level: {what}",
                 log_lines.run(load, rounds=rounds, threads=threads),
             )
+        case "peers":
+            yield from _peers(options, load, what)
+
+
+def _peers(options, load, what):
+    for shape in options.shapes:
+        for dtype in options.dtypes:
+            yield (
+                f"Output tokens a second, best round, {shape}, {dtype}: {what}",
+                compare.run(
+                    shape, load, engines=options.engines, dtype=dtype, rounds=options.rounds,
+                    threads=options.threads, peers=options.peers.expanduser().resolve(),
+                ),
+            )  # fmt: skip
 
 
 def _machine(options):
