@@ -28,12 +28,20 @@ def main():
 
 
 def install_vllm(place):
-    if (place / "bin/vllm").exists():
+    if (place / "bin/vllm").exists():  # pip writes programs last
         return
     venv.create(place, with_pip=True, clear=True)
-    pip = [place / "bin/python", "-m", "pip", "install", "--quiet", VLLM]
-    if subprocess.run(pip).returncode:
-        subprocess.run([*pip, "--extra-index-url", TORCH_INDEX], check=True)
+    python = place / "bin/python"
+    pip = [python, "-m", "pip"]
+    install = [*pip, "install", "--quiet", VLLM]
+    if subprocess.run(install).returncode:
+        subprocess.run([*install, "--extra-index-url", TORCH_INDEX], check=True)
+    if subprocess.run([python, "-c", "import torchvision"], stderr=subprocess.DEVNULL).returncode:
+        # Builds for CUDA beside a torch for CPUs: text models do without them, but not with them.
+        subprocess.run(
+            [*pip, "uninstall", "--quiet", "--yes", "torchvision", "torchaudio", "torchcodec"],
+            check=True,
+        )
 
 
 def install_llama_cpp(place):
