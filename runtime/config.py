@@ -31,6 +31,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_lora_rank: int = 64
     max_loras_per_batch: int = 8  # distinct adapters on the device at once
     max_loaded_loras: int = 64  # distinct adapters in host memory
+    lora_dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
+        "auto"  # of adapters on the device; auto: as the weights of the model
+    )
     lora_eviction_policy: Literal["lru", "fifo"] = "lru"
 
     # Batch and memory.

@@ -1,17 +1,18 @@
-"""Adapter slots on the device: mixed ranks, any subset of the linear modules."""
+"""Adapters on the device: mixed ranks, any subset of the linear modules."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from weft.actors.runner.architecture import Architecture
-from weft.kernels.sgmv import cpu, segments
-from weft.kernels.sgmv.reference import Part
+from weft.kernels.sgmv import cpu, granules, segments
+from weft.kernels.sgmv.granules import COLUMNS, RANKS, Module, Tables
 from weft.kernels.sgmv.segments import Segments
 
 # Modules that share an input are one site: their A matrices are multiplied together.
@@ -21,52 +22,79 @@ SITES = {
     "gate_up": ("gate_proj", "up_proj"),
     "down": ("down_proj",),
 }
+_SITE_INDEX = {site: index for index, site in enumerate(SITES)}
+
+
+class PagedLora(Protocol):
+    """The kernel of one device."""
+
+    def add(self, y: Tensor, x: Tensor, layer: int, site: int, segments: Segments) -> None:
+        """Add the updates of a sorted batch: y [T, out of the site], x [T, in]."""
+        ...
 
 
 class LoraSlots:
-    """Which weights each slot holds, by layer and site.
-
-    A slot is filled from the adapter store's normalised file: ``layers.{i}.{module}.A`` [rank, in]
-    and ``.B`` [out, rank], with each module's scale in the metadata.
-    """
+    """Which adapter each slot holds, and in which pages of the arena its weights lie."""
 
     def __init__(
-        self, architecture: Architecture, slots: int, device: torch.device, dtype: torch.dtype
+        self, architecture: Architecture, arena: Tensor, *, slots: int, pages_max: int
     ) -> None:
+        """``arena`` as ``granules.typed`` returns it; no adapter has more than ``pages_max``."""
         self._architecture = architecture
-        self._device = device
-        self._dtype = dtype
-        is_native = device.type == "cpu" and cpu.library() is not None
-        make: type[cpu.SiteTable] | type[segments.SiteTable] = (
-            cpu.SiteTable if is_native else segments.SiteTable
-        )
-        self._sites = {site: [make(slots) for _ in range(architecture.layers)] for site in SITES}
+        self._arena = arena
+        self._tables = Tables(slots, architecture.layers, len(SITES), pages_max)
+        widths = [
+            [architecture.module_shape(module)[0] for module in modules]
+            for modules in SITES.values()
+        ]
+        is_native = arena.device.type == "cpu" and cpu.library() is not None
+        make = cpu.PagedLora if is_native else segments.PagedLora
+        self._kernel: PagedLora = make(arena, self._tables, widths)
         self.digests: list[str | None] = [None] * slots
 
-    def fill(self, slot: int, digest: str, path: Path) -> None:
-        """Replace what a slot holds."""
+    def fill(self, slot: int, digest: str, path: Path, pages: Sequence[int]) -> None:
+        """Replace what a slot holds by an adapter, whose weights are written into ``pages``.
+
+        ``path`` is the adapter store's normalised file: ``layers.{i}.{module}.A`` [rank, in] and
+        ``.B`` [out, rank], with each module's scale in the metadata.
+        """
+        self._tables.clear(slot, pages)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             assert metadata["digest"] == digest, f"{path} is not {digest}"
             scales: dict[str, float] = json.loads(metadata["scales"])
-            for i in range(self._architecture.layers):
-                for site, modules in SITES.items():
-                    parts = []
-                    column = 0
-                    for module in modules:
-                        name = f"layers.{i}.{module}"
-                        if name in scales:
-                            a = self._on_device(file.get_tensor(f"{name}.A"))
-                            b = self._on_device(file.get_tensor(f"{name}.B").float() * scales[name])
-                            parts.append(Part(a, b, column))
-                        column += self._architecture.module_shape(module)[0]
-                    self._sites[site][i].set(slot, parts)
+            for layer in range(self._architecture.layers):
+                sites = [_modules(file, scales, layer, modules) for modules in SITES.values()]
+                laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
+                granules.write(self._arena, layer, pages, laid)
         self.digests[slot] = digest
 
     def add(self, y: Tensor, x: Tensor, site: str, layer: int, segments: Segments) -> None:
         """Add the updates of a sorted batch: y [T, out of the site], x [T, in]."""
         if len(segments):
-            self._sites[site][layer].add(y, x, segments)
+            self._kernel.add(y, x, layer, _SITE_INDEX[site], segments)
 
-    def _on_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, self._dtype)
+
+def granules_max(architecture: Architecture, rank: int) -> int:
+    """Return how many granules of one layer an adapter has that changes every module."""
+    groups = -(-rank // RANKS)
+    return sum(
+        groups * (-(-features // COLUMNS) + -(-out // COLUMNS))
+        for modules in SITES.values()
+        for out, features in map(architecture.module_shape, modules)
+    )
+
+
+class _File(Protocol):
+    def get_tensor(self, name: str) -> Tensor: ...
+
+
+def _modules(
+    file: _File, scales: dict[str, float], layer: int, modules: Sequence[str]
+) -> list[Module]:
+    names = [f"layers.{layer}.{module}" for module in modules]
+    return [
+        Module(part, file.get_tensor(f"{name}.A"), file.get_tensor(f"{name}.B"), scales[name])
+        for part, name in enumerate(names)
+        if name in scales
+    ]

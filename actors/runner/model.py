@@ -67,7 +67,7 @@ class Model:
         self.architecture = architecture
         self.compute_dtype = torch.float32 if device.type == "cpu" else dtype
         self._device = device
-        self._dtype = dtype
+        self.dtype = dtype  # of the weights
         is_native = device.type == "cpu" and native_silu_mul.library() is not None
         self._silu_mul = native_silu_mul.silu_mul if is_native else silu_mul.silu_mul
         self._embedding = self._dense(tensors["embed_tokens.weight"])
@@ -152,12 +152,12 @@ class Model:
         )
 
     def _linear(self, weights: list[Tensor], biases: list[Tensor] | None) -> Linear | PackedLinear:
-        weight = torch.cat(weights).to(self._device, self._dtype)
-        bias = None if biases is None else torch.cat(biases).to(self._device, self._dtype)
+        weight = torch.cat(weights).to(self._device, self.dtype)
+        bias = None if biases is None else torch.cat(biases).to(self._device, self.dtype)
         if self._device.type == "cpu":
             return PackedLinear(weight, bias)
         return Linear(weight, bias)
 
     def _dense(self, tensor: Tensor) -> Tensor:
         """Round to the weights' type, then hold in the type of the computation."""
-        return tensor.to(self._dtype).to(self._device, self.compute_dtype)
+        return tensor.to(self.dtype).to(self._device, self.compute_dtype)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from weft.actors.runner import architecture as architectures
 from weft.actors.runner import weights
-from weft.actors.runner.architecture import Architecture, UnsupportedModel
-from weft.actors.runner.lora import LoraSlots
+from weft.actors.runner.architecture import UnsupportedModel
+from weft.actors.runner.arena import Arena, PageShape, page_shape
+from weft.actors.runner.lora import LoraSlots, granules_max
 from weft.actors.runner.model import Batch, Model
 from weft.actors.runner.rows import HostBatch, RowTable
 from weft.actors.runner.sampler import Sampler
@@ -47,21 +48,28 @@ class TorchEngine:
             architecture, tensors, context_max=context_max, device=self._device, dtype=dtype
         )
         self._page_tokens = config.block_size
-        self._kv = self._allocate(architecture, config)
-        pages = self._kv[0][0].shape[0]
+        shape = page_shape(
+            architecture, config.block_size, self._model.compute_dtype, self._lora_dtype(config)
+        )
+        per_adapter = -(-granules_max(architecture, config.max_lora_rank) // shape.granules)
+        slots = config.max_loras_per_batch
+        pages = self._pages(config, shape, architecture.layers, reserved=slots * per_adapter)
+        self._arena = Arena(shape, architecture.layers, pages + slots * per_adapter, self._device)
+        # Of each slot, behind those that the scheduler knows of.
+        self._slot_pages = torch.arange(pages, self._arena.pages).view(slots, -1).tolist()
         pages_max = min(pages, -(-context_max // config.block_size))
         self._rows = RowTable(config.max_num_seqs, pages_max, config.block_size)
         self._lora = LoraSlots(
-            architecture, config.max_loras_per_batch, self._device, self._model.compute_dtype
+            architecture, self._arena.granules(), slots=slots, pages_max=per_adapter
         )
         self._sampler = Sampler(architecture.vocabulary, self._device)
         self._windows = set(architecture.windows)
         self._has_native_attention = native_attention.serves(architecture.head_dim, self._device)
         self._ready = RunnerReady(0, pages, config.block_size, config.max_loras_per_batch)
         log.info(
-            "%s on %s: %d pages of %d tokens (%.0f MiB), weights %s",
+            "%s on %s: %d pages of %d tokens, %d for adapters (%.0f MiB), weights %s",
             architecture.family, self._device, pages, config.block_size,
-            sum(k.nbytes + v.nbytes for k, v in self._kv) / MIB, dtype,
+            self._arena.pages - pages, self._arena.memory.nbytes / MIB, dtype,
         )  # fmt: skip
 
     def ready(self) -> RunnerReady:
@@ -73,7 +81,8 @@ class TorchEngine:
         """Apply what the step changes, compute it, and return its tokens."""
         started = time.perf_counter_ns()
         for load in step.loads:
-            self._lora.fill(load.slot, load.digest, Path(load.path))
+            pages = self._slot_pages[load.slot]
+            self._lora.fill(load.slot, load.digest, Path(load.path), pages)
         for row in step.leaves:
             self._sampler.leave(row)
         self._rows.apply(step)
@@ -88,7 +97,7 @@ class TorchEngine:
         host = self._rows.lay_out(step)
         if host is None:
             return StepDone(step.step, [])
-        logits = self._model.forward(self._batch(host), self._kv, self._lora)
+        logits = self._model.forward(self._batch(host), self._arena.kv, self._lora)
         rows = host.sampled_rows
         drawn = self._sampler.sample(logits, rows.tolist(), self._rows.next_positions(rows))
         self._rows.feed(rows, drawn.tokens.numpy())
@@ -132,24 +141,26 @@ class TorchEngine:
             dtype=self._model.compute_dtype,
         )
 
-    def _allocate(self, architecture: Architecture, config: Config) -> list[tuple[Tensor, Tensor]]:
-        dtype = self._model.compute_dtype
-        shape = (config.block_size, architecture.kv_heads, architecture.head_dim)
-        page_bytes = 2 * architecture.layers * dtype.itemsize * shape[0] * shape[1] * shape[2]
-        pages = _kv_bytes(config, self._device) // page_bytes
+    def _lora_dtype(self, config: Config) -> torch.dtype:
+        if config.lora_dtype != "auto":
+            dtype: torch.dtype = getattr(torch, config.lora_dtype)
+        else:
+            dtype = self._model.dtype
+        # The kernels for CPUs widen bfloat16 in registers; half a float they do not know.
+        is_half_on_cpu = self._device.type == "cpu" and dtype == torch.float16
+        return torch.float32 if is_half_on_cpu else dtype
+
+    def _pages(self, config: Config, shape: PageShape, layers: int, *, reserved: int) -> int:
+        page_bytes = layers * shape.bytes
+        pages = _arena_bytes(config, self._device) // page_bytes
+        if self._device.type == "cuda":
+            pages -= reserved
         if pages < 2:
             raise UnsupportedModel(
                 f"the KV cache has room for {pages} pages of {page_bytes} bytes: raise "
                 "kv_cache_memory_mib (CPU) or gpu_memory_utilization (CUDA), or lower block_size"
             )
-        # Zeros, not what happens to lie there: masked attention multiplies padding by zero.
-        return [
-            (
-                torch.zeros(pages, *shape, dtype=dtype, device=self._device),
-                torch.zeros(pages, *shape, dtype=dtype, device=self._device),
-            )
-            for _ in range(architecture.layers)
-        ]
+        return pages
 
 
 def _device(config: Config) -> torch.device:
@@ -160,7 +171,7 @@ def _device(config: Config) -> torch.device:
     return torch.device(config.device)
 
 
-def _kv_bytes(config: Config, device: torch.device) -> int:
+def _arena_bytes(config: Config, device: torch.device) -> int:
     if device.type == "cpu":
         return config.kv_cache_memory_mib * MIB
     free, total = torch.cuda.mem_get_info(device)

@@ -11,9 +11,10 @@ def kv_write(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots
     Args:
         key: [T, kv_heads, d].
         value: [T, kv_heads, d].
-        k_cache: [pages, page_tokens, kv_heads, d], written in place.
+        k_cache: [pages, page_tokens, kv_heads, d], written in place; pages may lie apart.
         v_cache: like k_cache.
         slots: [T] int64, ``page * page_tokens + offset``; no two equal.
     """
-    k_cache.view(-1, *k_cache.shape[2:]).index_copy_(0, slots, key)
-    v_cache.view(-1, *v_cache.shape[2:]).index_copy_(0, slots, value)
+    places = slots // k_cache.shape[1], slots % k_cache.shape[1]
+    k_cache.index_put_(places, key)
+    v_cache.index_put_(places, value)

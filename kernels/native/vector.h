@@ -15,7 +15,22 @@ typedef int32_t ivec __attribute__((vector_size(WIDTH * 4)));
 typedef float half __attribute__((vector_size(WIDTH * 2)));
 typedef float four __attribute__((vector_size(16)));
 
+typedef uint16_t short_vec __attribute__((vector_size(WIDTH * 2), aligned(2), may_alias));
+typedef uint32_t uvec __attribute__((vector_size(WIDTH * 4)));
+
 static inline vec load(const float *p) { return *(const vec *)p; }
+
+/* bfloat16 is the upper half of a float. */
+static inline vec widen(const uint16_t *p)
+{
+    return (vec)(__builtin_convertvector(*(const short_vec *)p, uvec) << 16);
+}
+
+static inline float widen_one(uint16_t x)
+{
+    union { uint32_t bits; float value; } wide = {(uint32_t)x << 16};
+    return wide.value;
+}
 
 static inline float sum_lanes(vec x)
 {

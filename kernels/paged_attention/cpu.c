@@ -20,12 +20,12 @@ enum { QUERIES = 8, SUMS = 8 };
 typedef struct {
     float *out;              /* [tokens, heads, size], and so is q */
     const float *q;
-    const float *k;          /* [pages, page_tokens, kv_heads, size], and so is v */
-    const float *v;
+    const float *k;          /* [pages, page_tokens, kv_heads, size], and so is v; */
+    const float *v;          /* a page begins page_stride floats after the one before it */
     const int64_t *tiles;    /* [tiles, 3]: first token, tokens, entry */
     const int64_t *positions; /* [tokens] */
     const int64_t *pages;    /* [entries, pages_max] */
-    int64_t pages_max, page_tokens, heads, kv_heads, size;
+    int64_t pages_max, page_stride, page_tokens, heads, kv_heads, size;
     int64_t window;          /* keys that a query sees, itself included; 0: all before it */
     float scale;
 } work;
@@ -38,7 +38,7 @@ static inline const float *run_of(
     int64_t page = pages[key / w->page_tokens], offset = key % w->page_tokens;
     int64_t left = w->page_tokens - offset;
     *count = last + 1 - key < left ? last + 1 - key : left;
-    return cache + ((page * w->page_tokens + offset) * w->kv_heads + kv_head) * w->size;
+    return cache + page * w->page_stride + (offset * w->kv_heads + kv_head) * w->size;
 }
 
 /* scores[i][j] = scale * q[i] . k[first + j] for Q queries and all keys up to last. */

@@ -32,7 +32,9 @@ class _Work(ctypes.Structure):
         ),
         *(
             (name, ctypes.c_int64)
-            for name in ("pages_max", "page_tokens", "heads", "kv_heads", "size", "window")
+            for name in (
+                "pages_max", "page_stride", "page_tokens", "heads", "kv_heads", "size", "window",
+            )
         ),
         ("scale", ctypes.c_float),
     ]  # fmt: skip
@@ -74,17 +76,17 @@ class Plan:
     def attend(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, *, scale: float, window: int | None
     ) -> Tensor:
-        """Compute what ``reference.paged_attention`` computes: float32, everything contiguous."""
+        """Compute what ``reference.paged_attention`` computes: float32, whole pages contiguous."""
         q = q.contiguous()
         assert q.dtype == k_cache.dtype == v_cache.dtype == torch.float32
-        assert k_cache.is_contiguous()
-        assert v_cache.is_contiguous()
+        assert k_cache.stride() == v_cache.stride()
+        assert k_cache[0].is_contiguous()
         out = torch.empty_like(q)
         work = _Work(
             out.data_ptr(), q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(),
             self._tiles.ctypes.data, self._positions.ctypes.data, self._pages.ctypes.data,
-            self._pages.shape[1], k_cache.shape[1], q.shape[1], k_cache.shape[2], q.shape[2],
-            window or 0, scale,
+            self._pages.shape[1], k_cache.stride(0), k_cache.shape[1], q.shape[1],
+            k_cache.shape[2], q.shape[2], window or 0, scale,
         )  # fmt: skip
         kernel = library()
         assert kernel is not None

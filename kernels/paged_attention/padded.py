@@ -26,9 +26,10 @@ class Group(NamedTuple):
     """Rows that attend together, padded to the longest of them."""
 
     queries: Tensor  # [rows, queries_max] int64 into T; padding repeats the row's last query
-    # [rows, keys] int64, page * page_tokens + offset; padding repeats the row's last key, since
-    # hiding a key does not keep a NaN out that somebody else left there.
-    keys: Tensor
+    # [rows * keys] int64 each, where keys are; padding repeats the row's last key, since hiding a
+    # key does not keep a NaN out that somebody else left there.
+    pages: Tensor
+    offsets: Tensor
     hidden: dict[int | None, Tensor]  # window -> [rows, 1, queries_max, keys] float, 0 or -inf
     is_padded: bool  # whether some entry of ``queries`` is padding
 
@@ -77,16 +78,15 @@ def paged_attention(
     _, heads, size = q.shape
     kv_heads = k_cache.shape[2]
     fold = heads // kv_heads
-    all_keys, all_values = k_cache.view(-1, kv_heads, size), v_cache.view(-1, kv_heads, size)
     for group in plan.groups:
         rows, queries = group.queries.shape
         flat = group.queries.view(-1)
         # [rows, kv_heads, queries * fold, d]: heads that share keys are more queries of one head.
         folded = q.index_select(0, flat).view(rows, queries, kv_heads, fold, size)
         folded = folded.transpose(1, 2).reshape(rows, kv_heads, queries * fold, size)
-        places = group.keys.view(-1)
-        keys = all_keys.index_select(0, places).view(rows, -1, kv_heads, size).transpose(1, 2)
-        values = all_values.index_select(0, places).view(rows, -1, kv_heads, size).transpose(1, 2)
+        places = group.pages, group.offsets
+        keys = k_cache[places].view(rows, -1, kv_heads, size).transpose(1, 2)
+        values = v_cache[places].view(rows, -1, kv_heads, size).transpose(1, 2)
         hidden = group.hidden[window]
         if queries > 1:
             hidden = hidden.repeat_interleave(fold, dim=2)
@@ -129,10 +129,11 @@ def _group(
         )
         hidden[window] = mask[:, None].to(device)
     read = np.minimum(keys[None, :], own.max(axis=1, keepdims=True))
-    places = page_table[rows[:, None], read // page_tokens] * page_tokens + read % page_tokens
+    pages = page_table[rows[:, None], read // page_tokens]
     return Group(
         torch.from_numpy(queries).to(device),
-        torch.from_numpy(places).to(device),
+        torch.from_numpy(pages.reshape(-1)).to(device),
+        torch.from_numpy((read % page_tokens).reshape(-1)).to(device),
         hidden,
         is_padded=bool((counts != counts.max()).any()),
     )

@@ -1,216 +1,300 @@
-/* sgmv in float32: y[rows] += (x[rows] A^T) B^T for each segment's own adapter.
+/* sgmv for weights in pages: y[rows] += scale (x[rows] A^T) B^T for each segment's own adapter.
  *
- * A sum's order does not depend on the other rows of the batch, on the tile it is computed in, or
- * on the number of threads: one chain over x's columns in steps of WIDTH, its lanes added up in
- * order, then the rest; and one chain over the ranks.
+ * granules.py says where weights lie. They are float32 or bfloat16, everything else is float32. A
+ * sum's order does not depend on the other rows of the batch, on the tile it is computed in, or on
+ * the number of threads: one chain over x's columns in steps of WIDTH, its lanes added up in order,
+ * then the columns that are left; and one chain over the ranks.
  */
 #include <stdint.h>
 
 #include "vector.h"
 
-/* A tile's sums fit into the registers: 32 of 16 floats, or 16 of 8. */
+enum { RANKS = 8, COLUMNS = 128, PARTS_MAX = 3 };
+
+/* Rows that pass through the cache together, and blocks of columns, in one piece of work. */
+enum { TOKEN_BLOCK = 64, COLUMN_BLOCKS = 2 };
+
+/* A tile's sums fit into the registers. */
 #if WIDTH == 16
-enum { TILE_RANKS = 4, TILE_TOKENS = 4 };
+enum { TILE_RANKS = 4, TILE_VECTORS = 8, TILE_VECTORS_4 = 4 };
 #else
-enum { TILE_RANKS = 2, TILE_TOKENS = 2 };
+enum { TILE_RANKS = 2, TILE_VECTORS = 4, TILE_VECTORS_4 = 2 };
 #endif
 
-/* Rows of x that pass through the cache together, ranks and columns of one piece of work. */
-enum { TOKEN_BLOCK = 64, RANK_BLOCK = 8, COLUMN_BLOCK = 256 };
-
-/* One adapter's weights for the modules that share x: see SiteTable in cpu.py. */
+/* Tables of granules.py, and the arena: see PagedLora in cpu.py. */
 typedef struct {
-    int64_t rank;
-    int64_t column; /* of the first output in y */
-    int64_t columns;
-    const float *b; /* [rank, columns], scale included */
-} part;
+    const char *arena;
+    const int32_t *pages, *groups, *a_start, *b_start;
+    const float *scales;
+    int64_t layer_bytes, pages_max, page_granules, layers, sites, is_half;
+} adapters;
 
+/* One site: the columns of its inputs, and of each part's output. */
 typedef struct {
-    int64_t rank; /* of all parts */
-    int64_t parts;
-    const float *a; /* [rank, in] */
-    part part[];
-} site;
+    int64_t in, parts, out[PARTS_MAX];
+} shape;
 
-/* v[t][r] = x[t] . a[r] for a tile of T tokens and R ranks. */
-static inline __attribute__((always_inline)) void shrink_tile(
-    const int T, const int R, const float *x, int64_t x_stride, const float *a, int64_t in,
-    float *v, int64_t v_stride)
+/* One slot's weights at one site of one layer. */
+typedef struct {
+    const char *layer;
+    const int32_t *pages, *groups, *b_start;
+    const float *scales;
+    int64_t page_granules, granule_bytes, a_start, total; /* groups of all parts */
+} weights;
+
+static weights find(const adapters *a, int64_t layer, int64_t site, int64_t slot)
+{
+    int64_t place = (slot * a->layers + layer) * a->sites + site;
+    weights w = {
+        .layer = a->arena + layer * a->layer_bytes,
+        .pages = a->pages + slot * a->pages_max,
+        .groups = a->groups + place * PARTS_MAX,
+        .b_start = a->b_start + place * PARTS_MAX,
+        .scales = a->scales + place * PARTS_MAX,
+        .page_granules = a->page_granules,
+        .granule_bytes = RANKS * COLUMNS * (a->is_half ? 2 : 4),
+        .a_start = a->a_start[place],
+    };
+    for (int p = 0; p < PARTS_MAX; p++)
+        w.total += w.groups[p];
+    return w;
+}
+
+static inline const char *granule(const weights *w, int64_t index)
+{
+    uint32_t page = (uint32_t)index / (uint32_t)w->page_granules;
+    uint32_t rest = (uint32_t)index % (uint32_t)w->page_granules;
+    return w->layer + (w->pages[page] * w->page_granules + rest) * w->granule_bytes;
+}
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vec read(const char *granule, int64_t i, const int is_half)
+{
+    return is_half ? widen((const uint16_t *)granule + i) : load((const float *)granule + i);
+}
+
+INLINE float read_one(const char *granule, int64_t i, const int is_half)
+{
+    return is_half ? widen_one(((const uint16_t *)granule)[i]) : ((const float *)granule)[i];
+}
+
+/* v[t][r] = x[t] . a[first + r] for a tile of T tokens and R ranks of one group. */
+INLINE void shrink_tile(
+    const int T, const int R, const int is_half, const weights *w, int64_t group, int64_t first,
+    const float *x, int64_t x_stride, int64_t in, float *v, int64_t v_stride)
 {
     vec sums[T][R];
+    float rest[T][R];
     for (int t = 0; t < T; t++)
-        for (int r = 0; r < R; r++)
+        for (int r = 0; r < R; r++) {
             sums[t][r] = (vec){0};
-    int64_t k = 0;
-    for (; k + WIDTH <= in; k += WIDTH)
-        for (int t = 0; t < T; t++) {
-            vec row = load(x + t * x_stride + k);
-            for (int r = 0; r < R; r++)
-                sums[t][r] += row * load(a + r * in + k);
+            rest[t][r] = 0;
         }
+    for (int64_t block = 0; block * COLUMNS < in; block++) {
+        const char *a = granule(w, w->a_start + block * w->total + group);
+        const float *rows = x + block * COLUMNS;
+        int64_t columns = in - block * COLUMNS < COLUMNS ? in - block * COLUMNS : COLUMNS, k = 0;
+        for (; k + WIDTH <= columns; k += WIDTH) {
+            vec ranks[R];
+            for (int r = 0; r < R; r++)
+                ranks[r] = read(a, (first + r) * COLUMNS + k, is_half);
+            for (int t = 0; t < T; t++) {
+                vec row = load(rows + t * x_stride + k);
+                for (int r = 0; r < R; r++)
+                    sums[t][r] += row * ranks[r];
+            }
+        }
+        for (; k < columns; k++)
+            for (int t = 0; t < T; t++)
+                for (int r = 0; r < R; r++)
+                    rest[t][r] += rows[t * x_stride + k] * read_one(a, (first + r) * COLUMNS + k, is_half);
+    }
     for (int t = 0; t < T; t++)
         for (int r = 0; r < R; r++) {
             float sum = 0;
             for (int lane = 0; lane < WIDTH; lane++)
                 sum += sums[t][r][lane];
-            for (int64_t rest = k; rest < in; rest++)
-                sum += x[t * x_stride + rest] * a[r * in + rest];
-            v[t * v_stride + r] = sum;
+            v[t * v_stride + first + r] = sum + rest[t][r];
         }
 }
 
 #define SHRINK(T, R)                                                                               \
-    shrink_tile(T, R, x + t * x_stride, x_stride, a + r * in, in, v + t * v_stride + r, v_stride)
+    for (int64_t r = 0; r < RANKS; r += R)                                                         \
+    shrink_tile(T, R, is_half, w, group, r, x + t * x_stride, x_stride, in, v + t * v_stride, v_stride)
 
-static void shrink(
-    int64_t tokens, int64_t ranks, const float *x, int64_t x_stride, const float *a, int64_t in,
-    float *v, int64_t v_stride)
+/* One group of ranks for all tokens. */
+INLINE void shrink_group(
+    const int is_half, const weights *w, int64_t group, int64_t tokens, const float *x,
+    int64_t x_stride, int64_t in, float *v, int64_t v_stride)
 {
     int64_t t = 0;
-    for (; t + 4 <= tokens; t += 4) {
-        int64_t r = 0;
-        for (; r + TILE_RANKS <= ranks; r += TILE_RANKS)
-            SHRINK(4, TILE_RANKS);
-        for (; r < ranks; r++)
-            SHRINK(4, 1);
-    }
-    for (; t < tokens; t++) {
-        int64_t r = 0;
-        for (; r + 4 <= ranks; r += 4)
-            SHRINK(1, 4);
-        for (; r < ranks; r++)
-            SHRINK(1, 1);
+    for (; t + 4 <= tokens; t += 4)
+        SHRINK(4, TILE_RANKS);
+    switch (tokens - t) {
+    case 3: SHRINK(3, TILE_RANKS); break;
+    case 2: SHRINK(2, TILE_RANKS); break;
+    case 1: SHRINK(1, RANKS);
     }
 }
 
-/* y[t][c] += v[t] . b[:, c] for a tile of T tokens and C vectors of columns. */
-static inline __attribute__((always_inline)) void expand_tile(
-    const int T, const int C, const float *v, int64_t v_stride, const float *b, int64_t b_stride,
-    int64_t ranks, float *y, int64_t y_stride)
+/* y[t][c] += scale v[t] . b[:, c] for a tile of T tokens and C vectors of one block of columns. */
+INLINE void expand_tile(
+    const int T, const int C, const int is_half, const weights *w, int64_t part, int64_t block,
+    int64_t first, int64_t columns, const float *v, int64_t v_stride, float *y, int64_t y_stride)
 {
     vec sums[T][C];
     for (int t = 0; t < T; t++)
         for (int c = 0; c < C; c++)
             sums[t][c] = (vec){0};
-    for (int64_t r = 0; r < ranks; r++)
-        for (int c = 0; c < C; c++) {
-            vec weights = load(b + r * b_stride + c * WIDTH);
-            for (int t = 0; t < T; t++)
-                sums[t][c] += v[t * v_stride + r] * weights;
-        }
+    for (int64_t group = 0; group < w->groups[part]; group++) {
+        const char *b = granule(w, w->b_start[part] + block * w->groups[part] + group);
+        const float *ranks = v + group * RANKS;
+        for (int64_t r = 0; r < RANKS; r++)
+            for (int c = 0; c < C; c++) {
+                vec row = read(b, r * COLUMNS + first + c * WIDTH, is_half);
+                for (int t = 0; t < T; t++)
+                    sums[t][c] += ranks[t * v_stride + r] * row;
+            }
+    }
+    float scale = w->scales[part];
     for (int t = 0; t < T; t++)
-        for (int c = 0; c < C; c++)
-            *(vec *)(y + t * y_stride + c * WIDTH) += sums[t][c];
+        for (int c = 0; c < C; c++) {
+            float *out = y + t * y_stride + first + c * WIDTH;
+            int64_t left = columns - first - c * WIDTH;
+            if (left >= WIDTH)
+                *(vec *)out += scale * sums[t][c];
+            else
+                for (int64_t lane = 0; lane < left; lane++)
+                    out[lane] = __builtin_fmaf(scale, sums[t][c][lane], out[lane]);
+        }
 }
 
 #define EXPAND(T, C)                                                                               \
-    expand_tile(T, C, v + t * v_stride, v_stride, b + c, b_stride, ranks, y + t * y_stride + c,    \
-                y_stride)
+    for (int64_t first = 0; first < columns; first += C * WIDTH)                                   \
+    expand_tile(T, C, is_half, w, part, block, first, columns, v + t * v_stride, v_stride,         \
+                y + t * y_stride, y_stride)
 
-static void expand(
-    int64_t tokens, int64_t columns, const float *v, int64_t v_stride, const float *b,
-    int64_t b_stride, int64_t ranks, float *y, int64_t y_stride)
+/* One block of columns for all tokens. */
+INLINE void expand_block(
+    const int is_half, const weights *w, int64_t part, int64_t block, int64_t columns,
+    int64_t tokens, const float *v, int64_t v_stride, float *y, int64_t y_stride)
 {
-    int64_t c = 0;
-    for (; c + 4 * WIDTH <= columns; c += 4 * WIDTH) {
-        int64_t t = 0;
-        for (; t + TILE_TOKENS <= tokens; t += TILE_TOKENS)
-            EXPAND(TILE_TOKENS, 4);
-        for (; t < tokens; t++)
-            EXPAND(1, 4);
+    int64_t t = 0;
+    for (; t + 4 <= tokens; t += 4)
+        EXPAND(4, TILE_VECTORS_4);
+    switch (tokens - t) {
+    case 3: EXPAND(3, TILE_VECTORS_4); break;
+    case 2: EXPAND(2, TILE_VECTORS); break;
+    case 1: EXPAND(1, TILE_VECTORS);
     }
-    for (; c + WIDTH <= columns; c += WIDTH)
-        for (int64_t t = 0; t < tokens; t++)
-            EXPAND(1, 1);
-    for (; c < columns; c++)
-        for (int64_t t = 0; t < tokens; t++) {
-            float sum = 0;
-            for (int64_t r = 0; r < ranks; r++)
-                sum += v[t * v_stride + r] * b[r * b_stride + c];
-            y[t * y_stride + c] += sum;
-        }
 }
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t blocks(int64_t count, int64_t block) { return (count + block - 1) / block; }
 
 /* Pieces of work of one segment in both phases. */
-static int64_t shrink_pieces(const site *s, int64_t tokens)
+static int64_t shrink_pieces(const weights *w, int64_t tokens)
 {
-    return blocks(tokens, TOKEN_BLOCK) * blocks(s->rank, RANK_BLOCK);
+    return blocks(tokens, TOKEN_BLOCK) * w->total;
 }
 
-static int64_t expand_pieces(const site *s, int64_t tokens)
+static int64_t part_pieces(const weights *w, const shape *s, int64_t part)
+{
+    return w->groups[part] ? blocks(s->out[part], COLUMN_BLOCKS * COLUMNS) : 0;
+}
+
+static int64_t expand_pieces(const weights *w, const shape *s, int64_t tokens)
 {
     int64_t pieces = 0;
     for (int64_t p = 0; p < s->parts; p++)
-        pieces += blocks(s->part[p].columns, COLUMN_BLOCK);
+        pieces += part_pieces(w, s, p);
     return blocks(tokens, TOKEN_BLOCK) * pieces;
 }
 
 static void shrink_piece(
-    const site *s, int64_t piece, int64_t tokens, const float *x, int64_t x_stride, int64_t in,
-    float *v, int64_t v_stride)
+    const weights *w, int is_half, int64_t piece, int64_t tokens, const float *x, int64_t x_stride,
+    int64_t in, float *v, int64_t v_stride)
 {
-    int64_t rank_blocks = blocks(s->rank, RANK_BLOCK);
-    int64_t t = piece / rank_blocks * TOKEN_BLOCK, r = piece % rank_blocks * RANK_BLOCK;
-    shrink(smaller(tokens - t, TOKEN_BLOCK), smaller(s->rank - r, RANK_BLOCK), x + t * x_stride,
-           x_stride, s->a + r * in, in, v + t * v_stride + r, v_stride);
+    int64_t t = piece / w->total * TOKEN_BLOCK, group = piece % w->total;
+    int64_t count = smaller(tokens - t, TOKEN_BLOCK);
+    x += t * x_stride;
+    v += t * v_stride + group * RANKS;
+    if (is_half)
+        shrink_group(1, w, group, count, x, x_stride, in, v, v_stride);
+    else
+        shrink_group(0, w, group, count, x, x_stride, in, v, v_stride);
 }
 
 static void expand_piece(
-    const site *s, int64_t piece, int64_t tokens, const float *v, int64_t v_stride, float *y,
-    int64_t y_stride)
+    const weights *w, const shape *s, int is_half, int64_t piece, int64_t tokens, const float *v,
+    int64_t v_stride, float *y, int64_t y_stride)
 {
     int64_t token_blocks = blocks(tokens, TOKEN_BLOCK);
-    int64_t t = piece % token_blocks * TOKEN_BLOCK, column_block = piece / token_blocks, rank = 0;
-    const part *p = s->part;
-    while (column_block >= blocks(p->columns, COLUMN_BLOCK)) {
-        column_block -= blocks(p->columns, COLUMN_BLOCK);
-        rank += p->rank;
-        p++;
+    int64_t t = piece % token_blocks * TOKEN_BLOCK, part = 0;
+    int64_t count = smaller(tokens - t, TOKEN_BLOCK);
+    piece /= token_blocks;
+    v += t * v_stride;
+    y += t * y_stride;
+    for (; piece >= part_pieces(w, s, part); part++) {
+        piece -= part_pieces(w, s, part);
+        v += w->groups[part] * RANKS;
+        y += s->out[part];
     }
-    int64_t c = column_block * COLUMN_BLOCK;
-    expand(smaller(tokens - t, TOKEN_BLOCK), smaller(p->columns - c, COLUMN_BLOCK),
-           v + t * v_stride + rank, v_stride, p->b + c, p->columns, p->rank,
-           y + t * y_stride + p->column + c, y_stride);
+    for (int64_t block = piece * COLUMN_BLOCKS; block < (piece + 1) * COLUMN_BLOCKS; block++) {
+        int64_t columns = smaller(s->out[part] - block * COLUMNS, COLUMNS);
+        if (columns <= 0)
+            return;
+        if (is_half)
+            expand_block(1, w, part, block, columns, count, v, v_stride, y + block * COLUMNS, y_stride);
+        else
+            expand_block(0, w, part, block, columns, count, v, v_stride, y + block * COLUMNS, y_stride);
+    }
 }
 
-/* sites[slots[i]] is 0 where an adapter has nothing here; v has room for the ranks of every row:
- * [rows, v_stride]. pieces is scratch for 2 * (segments + 1) numbers. */
-void weft_sgmv(
-    float *y, int64_t y_stride, const float *x, int64_t x_stride, int64_t in,
-    const int64_t *starts, const int64_t *slots, int64_t segments, const int64_t *sites, float *v,
-    int64_t v_stride, int64_t *pieces)
+/* The rows of the batch: those of segment i are starts[i] .. starts[i + 1] and use slots[i]. v has
+ * room for the ranks of every row: [rows, v_stride]; pieces for 2 * (segments + 1) numbers. */
+typedef struct {
+    float *y;
+    const float *x;
+    float *v;
+    const int64_t *starts, *slots;
+    int64_t *pieces;
+    int64_t y_stride, x_stride, v_stride, segments, layer, site;
+} batch;
+
+void weft_sgmv(const adapters *a, const shape *s, const batch *b)
 {
-    int64_t *shrinks = pieces, *expands = pieces + segments + 1;
+    int64_t *shrinks = b->pieces, *expands = b->pieces + b->segments + 1;
     shrinks[0] = expands[0] = 0;
-    for (int64_t i = 0; i < segments; i++) {
-        const site *s = (const site *)sites[slots[i]];
-        int64_t tokens = starts[i + 1] - starts[i];
-        shrinks[i + 1] = shrinks[i] + (s ? shrink_pieces(s, tokens) : 0);
-        expands[i + 1] = expands[i] + (s ? expand_pieces(s, tokens) : 0);
+    for (int64_t i = 0; i < b->segments; i++) {
+        weights w = find(a, b->layer, b->site, b->slots[i]);
+        int64_t tokens = b->starts[i + 1] - b->starts[i];
+        shrinks[i + 1] = shrinks[i] + shrink_pieces(&w, tokens);
+        expands[i + 1] = expands[i] + expand_pieces(&w, s, tokens);
     }
-#pragma omp parallel if (expands[segments] > 1)
+#pragma omp parallel if (expands[b->segments] > 1)
     {
         int64_t i = 0;
 #pragma omp for schedule(dynamic, 4)
-        for (int64_t piece = 0; piece < shrinks[segments]; piece++) {
+        for (int64_t piece = 0; piece < shrinks[b->segments]; piece++) {
             while (piece >= shrinks[i + 1]) i++;
             while (piece < shrinks[i]) i--;
-            int64_t first = starts[i];
-            shrink_piece((const site *)sites[slots[i]], piece - shrinks[i], starts[i + 1] - first,
-                         x + first * x_stride, x_stride, in, v + first * v_stride, v_stride);
+            weights w = find(a, b->layer, b->site, b->slots[i]);
+            int64_t first = b->starts[i], tokens = b->starts[i + 1] - first;
+            shrink_piece(&w, a->is_half, piece - shrinks[i], tokens, b->x + first * b->x_stride,
+                         b->x_stride, s->in, b->v + first * b->v_stride, b->v_stride);
         }
         i = 0;
 #pragma omp for schedule(dynamic, 4)
-        for (int64_t piece = 0; piece < expands[segments]; piece++) {
+        for (int64_t piece = 0; piece < expands[b->segments]; piece++) {
             while (piece >= expands[i + 1]) i++;
             while (piece < expands[i]) i--;
-            int64_t first = starts[i];
-            expand_piece((const site *)sites[slots[i]], piece - expands[i], starts[i + 1] - first,
-                         v + first * v_stride, v_stride, y + first * y_stride, y_stride);
+            weights w = find(a, b->layer, b->site, b->slots[i]);
+            int64_t first = b->starts[i], tokens = b->starts[i + 1] - first;
+            expand_piece(&w, s, a->is_half, piece - expands[i], tokens,
+                         b->v + first * b->v_stride, b->v_stride, b->y + first * b->y_stride,
+                         b->y_stride);
         }
     }
 }

@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from weft.kernels.native import build
-from weft.kernels.sgmv.reference import Part
-from weft.kernels.sgmv.segments import Ints, Segments
+from weft.kernels.sgmv.granules import PARTS_MAX, Tables
+from weft.kernels.sgmv.segments import Segments
 
-_POINTERS, _NUMBERS = ctypes.c_void_p, ctypes.c_int64
+_POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
+
+
+class _Adapters(ctypes.Structure):
+    """``adapters`` in cpu.c."""
+
+    _fields_ = [
+        *(
+            (name, _POINTER)
+            for name in ("arena", "pages", "groups", "a_start", "b_start", "scales")
+        ),
+        *(
+            (name, _NUMBER)
+            for name in ("layer_bytes", "pages_max", "page_granules", "layers", "sites", "is_half")
+        ),
+    ]  # fmt: skip
+
+
+class _Shape(ctypes.Structure):
+    """``shape`` in cpu.c."""
+
+    _fields_ = [("inputs", _NUMBER), ("parts", _NUMBER), ("out", _NUMBER * PARTS_MAX)]
+
+
+class _Batch(ctypes.Structure):
+    """``batch`` in cpu.c."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("y", "x", "v", "starts", "slots", "pieces")),
+        *(
+            (name, _NUMBER)
+            for name in ("y_stride", "x_stride", "v_stride", "segments", "layer", "site")
+        ),
+    ]  # fmt: skip
 
 
 @cache
@@ -24,52 +57,43 @@ def library() -> ctypes.CDLL | None:
     if found is not None:
         found.weft_sgmv.restype = None
         found.weft_sgmv.argtypes = [
-            _POINTERS, _NUMBERS, _POINTERS, _NUMBERS, _NUMBERS, _POINTERS, _POINTERS, _NUMBERS,
-            _POINTERS, _POINTERS, _NUMBERS, _POINTERS,
+            ctypes.POINTER(kind) for kind in (_Adapters, _Shape, _Batch)
         ]  # fmt: skip
     return found
 
 
-class SiteTable:
-    """What every slot has at one site of one layer."""
+class PagedLora:
+    """The adapters whose weights lie in the pages of one arena: float32 or bfloat16."""
 
-    def __init__(self, slots: int) -> None:
-        self._sites: Ints = np.zeros(slots, dtype=np.int64)  # addresses of the structs below
-        self._sites_address = self._sites.ctypes.data
-        self._ranks = [0] * slots
-        self._rank_max = 0
-        self._kept: list[tuple[Ints, list[Tensor]] | None] = [None] * slots
+    def __init__(self, arena: Tensor, tables: Tables, widths: Sequence[Sequence[int]]) -> None:
+        """``arena`` as ``granules.typed`` returns it; ``widths``: by site, columns of each part."""
+        assert arena.is_contiguous()
+        assert arena.dtype in (torch.float32, torch.bfloat16)
+        layers, sites = tables.groups.shape[1:3]
+        self._tables = tables
+        self._arena = arena  # kept: C has its address
+        self._adapters = _Adapters(
+            arena.data_ptr(), tables.pages.ctypes.data, tables.groups.ctypes.data,
+            tables.a_start.ctypes.data, tables.b_start.ctypes.data, tables.scales.ctypes.data,
+            arena[0].nbytes, tables.pages.shape[1], arena.shape[2], layers, sites,
+            arena.dtype == torch.bfloat16,
+        )  # fmt: skip
+        self._shapes = [_Shape(0, len(site), (_NUMBER * PARTS_MAX)(*site)) for site in widths]
 
-    def set(self, slot: int, parts: list[Part]) -> None:
-        """Replace what a slot has: float32 on the CPU."""
-        if not parts:
-            self._put(slot, None, 0)
-            return
-        a = torch.cat([part.a for part in parts]).contiguous()
-        bs = [part.b.t().contiguous() for part in parts]
-        fields = [a.shape[0], len(parts), a.data_ptr()]
-        for part, b in zip(parts, bs, strict=True):
-            fields += [*b.shape[:1], part.column, b.shape[1], b.data_ptr()]
-        struct = np.array(fields, dtype=np.int64)
-        self._put(slot, (struct, [a, *bs]), a.shape[0])
-
-    def _put(self, slot: int, kept: tuple[Ints, list[Tensor]] | None, rank: int) -> None:
-        self._sites[slot] = kept[0].ctypes.data if kept else 0
-        self._kept[slot] = kept
-        self._ranks[slot] = rank
-        self._rank_max = max(self._ranks)
-
-    def add(self, y: Tensor, x: Tensor, segments: Segments) -> None:
+    def add(self, y: Tensor, x: Tensor, layer: int, site: int, segments: Segments) -> None:
         """Add the updates of all segments: y [T, out], x [T, in], float32, rows contiguous."""
         assert x.dtype == y.dtype == torch.float32
         assert x.stride(1) == y.stride(1) == 1
-        if self._rank_max == 0:
+        stride = self._tables.ranks_max
+        if stride == 0:
             return
         kernel = library()
         assert kernel is not None
-        kernel.weft_sgmv(
-            y.data_ptr(), y.stride(0), x.data_ptr(), x.stride(0), x.shape[1],
-            segments.starts_address, segments.slots_address, len(segments),
-            self._sites_address, segments.scratch(len(x) * self._rank_max), self._rank_max,
-            segments.pieces_address,
+        shape = self._shapes[site]
+        shape.inputs = x.shape[1]
+        batch = _Batch(
+            y.data_ptr(), x.data_ptr(), segments.scratch(len(x) * stride),
+            segments.starts_address, segments.slots_address, segments.pieces_address,
+            y.stride(0), x.stride(0), stride, len(segments), layer, site,
         )  # fmt: skip
+        kernel.weft_sgmv(self._adapters, shape, batch)

@@ -15,14 +15,15 @@ class Part(NamedTuple):
     """One adapted module among those that share an input (q, k and v; gate and up)."""
 
     a: Tensor  # [rank, in]
-    b: Tensor  # [out, rank], scale included
+    b: Tensor  # [out, rank]
     column: int  # of its first output in y
+    scale: float = 1.0  # of the update
 
 
 def sgmv(
     y: Tensor, x: Tensor, starts: Sequence[int], slots: Sequence[int], weights: list[list[Part]]
 ) -> None:
-    """Add to each segment's rows the update of its own adapter: ``y[rows] += (x[rows] A^T) B^T``.
+    """Add to each segment's rows the update of its own adapter: ``y += scale x A^T B^T``.
 
     Args:
         y: [T, out of all parts], changed in place.
@@ -36,4 +37,4 @@ def sgmv(
         for part in weights[slot] if slot >= 0 else []:
             columns = slice(part.column, part.column + part.b.shape[0])
             update = (x[rows].float() @ part.a.float().T) @ part.b.float().T
-            y[rows, columns] += update.to(y.dtype)
+            y[rows, columns] += (part.scale * update).to(y.dtype)

@@ -1,20 +1,20 @@
 """sgmv for devices without a kernel of their own: one shrink and few expands a segment.
 
 The inputs of modules that share x are multiplied by their A matrices in one product; x and y are
-sorted by adapter, so that a segment is a view and nothing is gathered.
+sorted by adapter, so that a segment's rows are views. Its weights are put together from their
+granules each time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weft.kernels.sgmv.reference import Part
+from weft.kernels.sgmv.granules import RANKS, Tables, unpack
 
 Ints = NDArray[np.int64]
 
@@ -43,53 +43,44 @@ class Segments:
         return self._scratch.data_ptr()
 
 
-class Site(NamedTuple):
-    """One adapter's weights for the modules that share an input, laid out for the products."""
+class PagedLora:
+    """The adapters whose weights lie in the pages of one arena."""
 
-    a: Tensor  # [in, rank of all parts], contiguous
-    # Of each part: ranks from and to, columns from and to, B^T [rank, out].
-    parts: list[tuple[int, int, int, int, Tensor]]
+    def __init__(self, arena: Tensor, tables: Tables, widths: Sequence[Sequence[int]]) -> None:
+        """``arena`` as ``granules.typed`` returns it; ``widths``: by site, columns of each part."""
+        self._arena = arena.flatten(1, 2)  # [layers, pages * page_granules, 8, 128]
+        self._page_granules = arena.shape[2]
+        self._tables = tables
+        self._widths = widths
 
-
-def lay_out(parts: list[Part]) -> Site | None:
-    """Prepare the parts of one slot at one site. None if there are none."""
-    if not parts:
-        return None
-    laid = []
-    rank = 0
-    for part in parts:
-        end = rank + part.a.shape[0]
-        columns = (part.column, part.column + part.b.shape[0])
-        laid.append((rank, end, *columns, part.b.t().contiguous()))
-        rank = end
-    return Site(torch.cat([part.a for part in parts]).t().contiguous(), laid)
-
-
-def sgmv(
-    y: Tensor, x: Tensor, starts: Sequence[int], slots: Sequence[int], sites: list[Site | None]
-) -> None:
-    """Compute what ``reference.sgmv`` computes; ``sites`` holds each slot's weights here."""
-    for i, slot in enumerate(slots):
-        site = sites[slot] if slot >= 0 else None
-        if site is None:
-            continue
-        begin, end = starts[i], starts[i + 1]
-        v = x[begin:end] @ site.a
-        rows = y[begin:end]
-        for rank, rank_end, column, column_end, b in site.parts:
-            rows[:, column:column_end].addmm_(v[:, rank:rank_end], b)
-
-
-class SiteTable:
-    """What every slot has at one site of one layer."""
-
-    def __init__(self, slots: int) -> None:
-        self._sites: list[Site | None] = [None] * slots
-
-    def set(self, slot: int, parts: list[Part]) -> None:
-        """Replace what a slot has."""
-        self._sites[slot] = lay_out(parts)
-
-    def add(self, y: Tensor, x: Tensor, segments: Segments) -> None:
+    def add(self, y: Tensor, x: Tensor, layer: int, site: int, segments: Segments) -> None:
         """Add the updates of all segments: y [T, out of the site], x [T, in]."""
-        sgmv(y, x, segments.starts.tolist(), segments.slots.tolist(), self._sites)
+        tables = self._tables
+        for i, slot in enumerate(segments.slots.tolist()):
+            groups = tables.groups[slot, layer, site]
+            rows = slice(int(segments.starts[i]), int(segments.starts[i + 1]))
+            if not groups.any() or rows.start == rows.stop:
+                continue
+            start = int(tables.a_start[slot, layer, site])
+            a = self._read(slot, layer, start, int(groups.sum()), x.shape[1])
+            v = x[rows] @ a.to(x.dtype).t()
+            rank = column = 0
+            for part, width in enumerate(self._widths[site]):
+                count = int(groups[part])
+                if count:
+                    start = int(tables.b_start[slot, layer, site, part])
+                    b = self._read(slot, layer, start, count, width)
+                    scale = float(tables.scales[slot, layer, site, part])
+                    ranks = v[:, RANKS * rank : RANKS * (rank + count)]
+                    y[rows, column : column + width].addmm_(ranks, b.to(y.dtype), alpha=scale)
+                rank += count
+                column += width
+
+    def _read(self, slot: int, layer: int, start: int, groups: int, columns: int) -> Tensor:
+        """Return [8 * groups, columns] of a slot."""
+        count = groups * -(-columns // self._arena.shape[-1])
+        index = np.arange(start, start + count)
+        pages = self._tables.pages[slot, index // self._page_granules].astype(np.int64)
+        places = torch.from_numpy(pages * self._page_granules + index % self._page_granules)
+        found = self._arena[layer].index_select(0, places.to(self._arena.device))
+        return unpack(found, groups)[:, :columns]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from tests.actors import made_tokenizers
 from tests.checkpoints import HALF_BILLION, MODULES, random_model
@@ -24,8 +24,16 @@ def model_folder(shape, place, dtype):
     else:
         model = random_model(Qwen2Config(**HALF_BILLION), dtype=dtype)
         shutil.copytree(made_tokenizers.save("byte_level", place), folder)
+        _name_every_token(folder, model.config.vocab_size)
     model.save_pretrained(folder)
     return folder
+
+
+def _name_every_token(folder, count):
+    """Extend a tokenizer to ``count`` tokens: whatever a random model says is then text."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f" {token:x}" for token in range(len(tokenizer), count)])
+    tokenizer.save_pretrained(folder)
 
 
 def adapter_folders(folder, place, count, *, ranks=RANKS, std=0.02):

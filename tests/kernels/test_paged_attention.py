@@ -48,8 +48,13 @@ def made(rows, *, heads=4, kv_heads=2, size=16, page_tokens=4):
     counts, lengths = [count for count, _ in rows], [length for _, length in rows]
     needed = [-(-length // page_tokens) for length in lengths]
     pages = sum(needed) + 3
-    k_cache = torch.full((pages, page_tokens, kv_heads, size), NAN)
-    v_cache = k_cache.clone()
+    # Keys and values share a page, with a gap behind them.
+    half = page_tokens * kv_heads * size
+    memory = torch.full((pages, 2 * half + 7), NAN)
+    k_cache, v_cache = (
+        part.unflatten(1, (page_tokens, kv_heads, size))
+        for part in (memory[:, :half], memory[:, half : 2 * half])
+    )
     free = np.random.default_rng(0).permutation(pages)
     page_table = np.full((len(rows), max(needed) + 2), NO_PAGE, dtype=np.int64)
     keys, values = [], []

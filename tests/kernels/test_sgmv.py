@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from weft.kernels.sgmv import cpu, reference, segments
+from weft.kernels.sgmv.granules import Module, Tables, pack, typed, unpack, write
 from weft.kernels.sgmv.reference import Part
 from weft.kernels.sgmv.segments import Segments
 
@@ -15,8 +16,9 @@ SEGMENTS = {
     "nothing": [0],
 }
 # The parts that share an input, as columns of the output: q, k and v; gate and up; one alone.
-SITES = {"qkv": (48, 16, 16), "gate-up": (61, 61), "one": (97,)}
-FEATURES = [1, 7, 61, 64]
+QKV = (48, 16, 16)
+SITES = {"qkv": QKV, "gate-up": (61, 61), "one": (297,)}
+FEATURES = [1, 7, 61, 128, 300]
 SLOTS = 5
 
 
@@ -40,8 +42,8 @@ def definition(y, x, starts, slots, weights):
     y = y.double()
     for i, slot in enumerate(slots):
         for row in range(starts[i], starts[i + 1]):
-            for a, b, column in weights[slot] if slot >= 0 else []:
-                delta = b.double() @ a.double()
+            for a, b, column, scale in weights[slot] if slot >= 0 else []:
+                delta = scale * b.double() @ a.double()
                 y[row, column : column + len(b)] += delta @ x[row].double()
     return y.float()
 
@@ -55,20 +57,60 @@ def seed():
     torch.manual_seed(0)
 
 
+class Site:
+    """Adapters at one site, in scattered pages of an arena that is NaN elsewhere."""
+
+    PAGES_MAX = 64  # of a slot
+    PAGE_GRANULES = 2
+    LAYER, SITE = 1, 2  # of two layers and three sites; nothing is at the others
+
+    def __init__(self, make, slots, columns, dtype=torch.float32):
+        page_bytes = self.PAGE_GRANULES * 1024 * dtype.itemsize
+        memory = torch.full((2, slots * self.PAGES_MAX, page_bytes // 4), float("nan"))
+        self.arena = typed(memory.view(torch.uint8), dtype)
+        self.tables = Tables(slots, layers=2, sites=3, pages_max=self.PAGES_MAX)
+        self.lora = make(self.arena, self.tables, [(), (), columns])
+        self.starts = [sum(columns[:i]) for i in range(len(columns))]
+        order = torch.randperm(slots * self.PAGES_MAX, generator=torch.Generator().manual_seed(1))
+        self.pages = order.view(slots, self.PAGES_MAX).tolist()
+
+    def set(self, slot, parts):
+        self.tables.clear(slot, self.pages[slot])
+        modules = [
+            Module(self.starts.index(part.column), part.a, part.b, part.scale) for part in parts
+        ]
+        sites = [[], [], modules]
+        laid = self.tables.lay_out(slot, self.LAYER, sites, self.arena.dtype)
+        write(self.arena, self.LAYER, self.pages[slot], laid)
+
+    def add(self, y, x, segments):
+        self.lora.add(y, x, self.LAYER, self.SITE, segments)
+
+
 @pytest.fixture(params=["segments", "native"])
 def table_of(request):
-    """A function from the parts of each slot to a table of one implementation or the other."""
+    """A function from the parts of each slot to a site of one implementation or the other."""
     if request.param == "native" and cpu.library() is None:
         pytest.skip("no C compiler")
-    make = segments.SiteTable if request.param == "segments" else cpu.SiteTable
+    make = segments.PagedLora if request.param == "segments" else cpu.PagedLora
 
-    def fill(weights):
-        table = make(len(weights))
+    def fill(weights, columns, dtype=torch.float32):
+        site = Site(make, len(weights), columns, dtype)
         for slot, parts in enumerate(weights):
-            table.set(slot, parts)
-        return table
+            site.set(slot, parts)
+        return site
 
     return fill
+
+
+@pytest.mark.parametrize(("ranks", "columns"), [(1, 1), (8, 128), (9, 129), (20, 300)])
+def test_packing_pads_with_zeros_and_unpacking_undoes_it(ranks, columns):
+    matrix = torch.randn(ranks, columns)
+    granules = pack(matrix)
+    assert granules.shape == (-(-columns // 128) * -(-ranks // 8), 8, 128)
+    back = unpack(granules, -(-ranks // 8))
+    assert back[:ranks, :columns].equal(matrix)
+    assert back.count_nonzero() == matrix.count_nonzero()
 
 
 @pytest.mark.parametrize("rows", SEGMENTS.values(), ids=SEGMENTS.keys())
@@ -94,7 +136,7 @@ def test_tables_agree_with_the_reference(table_of, features, columns, rows):
     x, y = torch.randn(starts[-1], features), torch.randn(starts[-1], sum(columns))
     expected = y.clone()
     reference.sgmv(expected, x, starts, slots, weights)
-    table_of(weights).add(y, x, Segments(starts, slots))
+    table_of(weights, columns).add(y, x, Segments(starts, slots))
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
     assert y[:2].equal(expected[:2])
 
@@ -102,7 +144,9 @@ def test_tables_agree_with_the_reference(table_of, features, columns, rows):
 def test_one_adapter_in_two_segments_updates_both(table_of):
     weights = random_slots((8,), 16)
     x, y = torch.randn(6, 16), torch.zeros(6, 8)
-    table_of(weights).add(y, x, Segments([0, 2, 4, 6], [0, 4, 0]))  # the fifth has nothing here
+    table_of(weights, (8,)).add(
+        y, x, Segments([0, 2, 4, 6], [0, 4, 0])
+    )  # the fifth has nothing here
     whole = torch.zeros(6, 8)
     reference.sgmv(whole, x, [0, 6], [0], weights)
     torch.testing.assert_close(y[[0, 1, 4, 5]], whole[[0, 1, 4, 5]])
@@ -113,17 +157,17 @@ def test_columns_without_a_part_stay_bit_equal(table_of):
     parts = [Part(torch.randn(4, 16), torch.randn(7, 4), 8)]  # of three parts the middle one
     x, y = torch.randn(3, 16), torch.randn(3, 24)
     before = y.clone()
-    table_of([parts]).add(y, x, Segments([0, 3], [0]))
+    table_of([parts], (8, 7, 9)).add(y, x, Segments([0, 3], [0]))
     others = [*range(8), *range(15, 24)]
     assert y[:, others].equal(before[:, others])
     assert y[:, 8:15].ne(before[:, 8:15]).all()
 
 
 def test_a_slot_that_is_set_again_keeps_no_trace(table_of):
-    weights = random_slots((48, 16, 16), 61)
+    weights = random_slots(QKV, 61)
     x = torch.randn(5, 61)
     for parts in (weights[1], weights[3], weights[4]):
-        table, fresh = table_of(weights), table_of([parts])
+        table, fresh = table_of(weights, QKV), table_of([parts], QKV)
         table.set(0, parts)
         y, expected = torch.zeros(5, 80), torch.zeros(5, 80)
         table.add(y, x, Segments([0, 5], [0]))
@@ -136,14 +180,14 @@ def test_slots_and_rows_of_nan_reach_nobody_else(table_of):
     x, y = torch.randn(12, 24), torch.randn(12, 32)
     batch = Segments([3, 6, 9, 12], [0, 1, 2])
     expected = y.clone()
-    table_of(weights).add(expected, x, batch)
+    table_of(weights, (16, 16)).add(expected, x, batch)
 
     for part in weights[1]:
         part.b.fill_(float("nan"))  # an adapter in the batch
     weights[3][0].a.fill_(float("nan"))  # an adapter that nobody uses
     poisoned = x.clone()
     poisoned[1] = poisoned[10] = float("nan")  # rows of the base and of an adapter
-    table_of(weights).add(y, poisoned, batch)
+    table_of(weights, (16, 16)).add(y, poisoned, batch)
     assert y[6:9].isnan().all()
     assert y[10, :16].isnan().all()  # the third adapter has the first part
     others = [0, 1, 2, 3, 4, 5, 9, 11]
@@ -151,16 +195,16 @@ def test_slots_and_rows_of_nan_reach_nobody_else(table_of):
 
 
 def test_x_and_y_may_be_parts_of_wider_rows(table_of):
-    weights = random_slots((48, 16, 16), 61)
+    weights = random_slots(QKV, 61)
     wide_x, wide_y = torch.randn(9, 70), torch.randn(9, 100)
     expected = wide_y.clone()
     reference.sgmv(expected[:, 10:90], wide_x[:, 4:65], [0, 9], [0], weights)
-    table_of(weights).add(wide_y[:, 10:90], wide_x[:, 4:65], Segments([0, 9], [0]))
+    table_of(weights, QKV).add(wide_y[:, 10:90], wide_x[:, 4:65], Segments([0, 9], [0]))
     torch.testing.assert_close(wide_y, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_a_segment_is_bit_equal_whatever_the_other_segments_are(table_of):
-    table = table_of(random_slots((48, 16, 16), 61))
+    table = table_of(random_slots(QKV, 61), QKV)
     x = torch.randn(40, 61)
     alone, among = torch.zeros(9, 80), torch.zeros(40, 80)
     table.add(alone, x[20:29], Segments([0, 9], [0]))
@@ -170,7 +214,7 @@ def test_a_segment_is_bit_equal_whatever_the_other_segments_are(table_of):
 
 def test_a_row_is_near_alone_and_among_others_of_its_adapter(table_of):
     """Near, not equal: a matrix library sums in another order for few rows than for many."""
-    table = table_of(random_slots((48, 16, 16), 61))
+    table = table_of(random_slots(QKV, 61), QKV)
     x, together = torch.randn(40, 61), torch.zeros(40, 80)
     table.add(together, x, Segments([0, 40], [0]))
     for i in range(40):
@@ -179,13 +223,31 @@ def test_a_row_is_near_alone_and_among_others_of_its_adapter(table_of):
         torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
 @pytest.mark.parametrize("columns", SITES.values(), ids=SITES.keys())
-@pytest.mark.parametrize("features", [*FEATURES, 300, 319])
-def test_the_native_kernel_computes_a_row_bit_equal_among_any_others(features, columns):
+def test_bfloat16_weights_are_multiplied_as_they_are(table_of, columns):
+    weights = [
+        [part._replace(a=_rounded(part.a), b=_rounded(part.b), scale=1.7) for part in parts]
+        for parts in random_slots(columns, 300)
+    ]
+    x, y = torch.randn(16, 300), torch.randn(16, sum(columns))
+    expected, batch = y.clone(), Segments([0, 1, 3, 7, 16], [3, 1, 2, 0])
+    reference.sgmv(expected, x, batch.starts, batch.slots, weights)
+    table_of(weights, columns, torch.bfloat16).add(y, x, batch)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
+
+
+def _rounded(matrix):
+    return matrix.bfloat16().float()
+
+
+@pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("columns", SITES.values(), ids=SITES.keys())
+@pytest.mark.parametrize("features", FEATURES)
+def test_the_native_kernel_computes_a_row_bit_equal_among_any_others(features, columns, dtype):
     weights = random_slots(columns, features)
     for slot in range(SLOTS - 1):
-        table = cpu.SiteTable(SLOTS)
+        table = Site(cpu.PagedLora, SLOTS, columns, dtype)
         table.set(slot, weights[slot])
         x, y = torch.randn(135, features), torch.randn(135, sum(columns))
         together = y.clone()
@@ -199,7 +261,7 @@ def test_the_native_kernel_computes_a_row_bit_equal_among_any_others(features, c
 @pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
 def test_the_native_kernel_writes_within_its_rows():
     weights = random_slots((61, 61), 37)
-    table = cpu.SiteTable(SLOTS)
+    table = Site(cpu.PagedLora, SLOTS, (61, 61))
     for slot in range(SLOTS):
         table.set(slot, weights[slot])
     # Two guard rows and a guard column on each side.

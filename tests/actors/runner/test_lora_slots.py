@@ -4,6 +4,7 @@ import torch
 from tests.actors.runner.engines import save_adapter
 from tests.checkpoints import ARCHITECTURES
 from weft.actors.runner import architecture
+from weft.actors.runner.arena import Arena, page_shape
 from weft.actors.runner.lora import SITES, LoraSlots
 from weft.kernels.sgmv.segments import Segments
 
@@ -22,9 +23,14 @@ def save(model):
 
 def slots_of(model, *adapters, slots=2):
     """Slots into which adapters were filled one after the other, all into slot 1."""
-    made = LoraSlots(architecture.read(model), slots, torch.device("cpu"), torch.float32)
+    shapes = architecture.read(model)
+    page = page_shape(shapes, 4, torch.float32, torch.float32)
+    arena = Arena(page, shapes.layers, 200, torch.device("cpu"))
+    made = LoraSlots(shapes, arena.granules(), slots=slots, pages_max=100)
+    pages = list(range(0, 200, 2))
     for digest, path in adapters:
-        made.fill(1, digest, path)
+        made.fill(1, digest, path, pages)
+        pages.reverse()
     return made
 
 
@@ -84,7 +90,7 @@ def test_modules_that_an_adapter_lacks_are_left_as_they_are(model, save):
 def test_filling_one_slot_leaves_the_other_as_it_is(model, save):
     slots = slots_of(model, save("first"))
     before = updates(model, slots)
-    slots.fill(0, *save("second"))
+    slots.fill(0, *save("second"), range(1, 200, 2))
     assert_equal(updates(model, slots), before)
     assert slots.digests == ["second", "first"]
 

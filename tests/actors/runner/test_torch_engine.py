@@ -147,8 +147,8 @@ def test_pages_of_a_sequence_that_was_not_finite_serve_others(model, paths):
     expected = outputs(harness_of(model, paths), healthy)
     harness = harness_of(model, paths)
     outputs(harness, ill)
-    assert not all(keys.isfinite().all() for keys, _ in harness.engine._kv)
-    for keys, values in harness.engine._kv:  # and as if every page had been theirs
+    assert not all(keys.isfinite().all() for keys, _ in harness.engine._arena.kv)
+    for keys, values in harness.engine._arena.kv:  # and as if every page had been theirs
         keys.fill_(float("nan"))
         values.fill_(float("nan"))
     assert outputs(harness, healthy) == expected

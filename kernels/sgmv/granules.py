@@ -1,0 +1,126 @@
+"""Where adapter weights lie: granules of 8 ranks by 128 columns, in pages of the device's arena.
+
+S-LoRA (Sheng et al. 2023) keeps adapters in the pages of the KV cache, a row of a matrix in each. A
+granule is a finer piece: it fits pages of any shape, and a rank of 8 costs an eighth of a rank of
+64. At most 127 columns and 7 ranks of zeros are padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+RANKS = 8
+COLUMNS = 128
+
+# Modules that share an input: q, k and v.
+PARTS_MAX = 3
+
+
+class Module(NamedTuple):
+    """One adapted module of a site."""
+
+    part: int  # which of the site's modules
+    a: Tensor  # [rank, in]
+    b: Tensor  # [out, rank]
+    scale: float  # of B A
+
+
+def pack(matrix: Tensor) -> Tensor:
+    """Cut [ranks, columns] into granules: [columns / 128 * ranks / 8, 8, 128], both rounded up.
+
+    The granules of one block of columns are adjacent, so that a range of columns is one run.
+    """
+    ranks, columns = matrix.shape
+    padded = F.pad(matrix, (0, -columns % COLUMNS, 0, -ranks % RANKS))
+    cut = padded.view(padded.shape[0] // RANKS, RANKS, -1, COLUMNS)
+    return cut.permute(2, 0, 1, 3).reshape(-1, RANKS, COLUMNS)
+
+
+def unpack(granules: Tensor, groups: int) -> Tensor:
+    """Undo ``pack``, but for the padding: [8 * groups, columns rounded up to 128]."""
+    cut = granules.view(-1, groups, RANKS, COLUMNS)
+    return cut.permute(1, 2, 0, 3).reshape(groups * RANKS, -1)
+
+
+def typed(arena: Tensor, dtype: torch.dtype) -> Tensor:
+    """View an arena's bytes [layers, pages, page_bytes] as granules of ``dtype``.
+
+    The result is [layers, pages, page_granules, 8, 128]. ``page_bytes`` must be a whole number of
+    granules.
+    """
+    layers, pages, _ = arena.shape
+    return arena.view(dtype).view(layers, pages, -1, RANKS, COLUMNS)
+
+
+def write(arena: Tensor, layer: int, pages: Sequence[int], granules: Tensor) -> None:
+    """Put an adapter's granules of one layer, [granules, 8, 128], into its pages.
+
+    ``arena`` is as ``typed`` returns it. What is left of the last page becomes zero.
+    """
+    per_page = arena.shape[2]
+    used = list(pages[: -(-len(granules) // per_page)])
+    whole = F.pad(granules, (0, 0, 0, 0, 0, len(used) * per_page - len(granules)))
+    arena[layer, used] = whole.view(len(used), *arena.shape[2:]).to(arena.device)
+
+
+class Tables:
+    """Where each slot's weights are, by layer and site; host memory, changed by ``lay_out`` alone.
+
+    Granule g of a slot is in page ``pages[slot, g // page_granules]``, at ``g % page_granules``.
+    A module of rank r has ceil(r / 8) groups of ranks. The A of a site's modules are stacked, each
+    beginning a group of its own: with G groups in all, columns 128 w .. and group g are granule
+    ``a_start + w * G + g``. B is stored [rank, out]: granule ``b_start + w * groups + g`` of its
+    module, w counting within the module's own columns.
+    """
+
+    def __init__(self, slots: int, layers: int, sites: int, pages_max: int) -> None:
+        shape = (slots, layers, sites)
+        self.pages: NDArray[np.int32] = np.zeros((slots, pages_max), dtype=np.int32)
+        self.groups: NDArray[np.int32] = np.zeros((*shape, PARTS_MAX), dtype=np.int32)
+        self.a_start: NDArray[np.int32] = np.zeros(shape, dtype=np.int32)
+        self.b_start: NDArray[np.int32] = np.zeros((*shape, PARTS_MAX), dtype=np.int32)
+        self.scales: NDArray[np.float32] = np.zeros((*shape, PARTS_MAX), dtype=np.float32)
+        self.ranks_max = 0  # of any site of any slot, padded to groups
+
+    def clear(self, slot: int, pages: Sequence[int]) -> None:
+        """Give a slot its pages, and no module at any site."""
+        assert len(pages) <= self.pages.shape[1], f"{len(pages)} pages of {self.pages.shape[1]}"
+        self.pages[slot, : len(pages)] = pages
+        self.groups[slot] = 0
+        self.ranks_max = RANKS * int(self.groups.sum(axis=-1).max())
+
+    def lay_out(
+        self, slot: int, layer: int, sites: Sequence[Sequence[Module]], dtype: torch.dtype
+    ) -> Tensor:
+        """Note where one layer's weights will lie, and return them: [granules, 8, 128]."""
+        laid: list[Tensor] = []
+        count = 0
+
+        def put(matrix: Tensor) -> int:
+            nonlocal count
+            laid.append(pack(matrix.to(dtype)))
+            count += len(laid[-1])
+            return count - len(laid[-1])
+
+        for site, modules in enumerate(sites):
+            if not modules:
+                continue
+            place = (slot, layer, site)
+            self.a_start[place] = put(torch.cat([_to_groups(module.a) for module in modules]))
+            for module in modules:
+                self.groups[place][module.part] = -(-module.a.shape[0] // RANKS)
+                self.scales[place][module.part] = module.scale
+                self.b_start[place][module.part] = put(module.b.t())
+            self.ranks_max = max(self.ranks_max, RANKS * int(self.groups[place].sum()))
+        return torch.cat(laid) if laid else torch.empty(0, RANKS, COLUMNS, dtype=dtype)
+
+
+def _to_groups(a: Tensor) -> Tensor:
+    return F.pad(a, (0, 0, 0, -len(a) % RANKS))
