@@ -39,6 +39,8 @@ def save_model(folder, place, dtype):
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([piece(token) for token in range(config.vocab_size)])
+    # Without one of its own a model ends with token 11; this one is rarely anybody's answer.
+    writer.add_eos_token_id(config.vocab_size - 1)
     writer.add_token_merges(["< >"])  # it must have one; nothing here is encoded
     names = get_tensor_name_map(MODEL_ARCH.QWEN2, config.num_hidden_layers)
     for name, tensor in load_file(folder / "model.safetensors").items():

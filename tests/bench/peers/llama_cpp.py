@@ -43,7 +43,8 @@ def start(setting):
                 {
                     "prompt": prompt, "n_predict": tokens, "temperature": 0, "ignore_eos": True,
                     "cache_prompt": False, "return_tokens": True,
-                    "lora": [{"id": numbers[name], "scale": 1.0}] if name else [],
+                    # Adapters that are not named are off; if none is named, all are on.
+                    "lora": [{"id": numbers.get(name, 0), "scale": float(name is not None)}],
                 }
                 for name, prompt in prompts
             ]  # fmt: skip
