@@ -29,7 +29,7 @@ RANKS = (8, 16, 32, 64)  # of adapters in turn
 STD = 0.05  # of their weights: enough to change what a trained model says
 PROBES = 8  # prompts whose tokens are compared with those of transformers
 PROBE_TOKENS = 16
-PATIENCE_S = 60  # a measurement that has taken so long is not repeated
+PATIENCE_S = 30  # a measurement that has taken so long is not repeated
 
 
 class Measured(NamedTuple):
