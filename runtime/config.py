@@ -82,10 +82,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             "max_model_len, and max_num_batched_tokens to at least max_model_len + max_num_seqs",
         )
         need(
-            self.max_loaded_loras > self.max_loras_per_batch,
-            f"max_loaded_loras ({self.max_loaded_loras}) must be more than max_loras_per_batch "
-            f"({self.max_loras_per_batch}): what is on the device is in host memory too, and so is "
-            f"the next one while it is fetched",
+            self.max_loaded_loras >= self.max_loras_per_batch,
+            f"max_loaded_loras ({self.max_loaded_loras}) must not be less than max_loras_per_batch "
+            f"({self.max_loras_per_batch}): what runs together is on the device together",
         )
         need(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization is a share: 0 to 1")
         need(0 <= self.port < 65536, f"port is {self.port}: it must be 0 (any free one) to 65535")

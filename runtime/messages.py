@@ -256,6 +256,7 @@ class Acquired(Message, frozen=True):
     path: str  # a safetensors file in the run directory, named by digest
     rank: int
     size_bytes: int
+    granules: int  # in the layer that has most, of one tensor-parallel rank's share
 
 
 class AcquireFailed(Message, frozen=True):
@@ -275,11 +276,16 @@ class Release(Message, frozen=True):
 
 
 class AdapterLoad(Part, frozen=True):
-    """Put the adapter at ``path`` into a device slot, over whatever the slot held."""
+    """Put the adapter at ``path`` into ``pages``, and let rows find it by ``slot``.
+
+    A slot is an entry of a table, not memory: what it named before is forgotten. Granule g of a
+    layer lies in that layer's page ``pages[g // page_granules]``.
+    """
 
     slot: int
     digest: str
     path: str
+    pages: list[int]  # the same in every layer
 
 
 class Join(Part, frozen=True):
@@ -328,9 +334,10 @@ class RunnerReady(Message, frozen=True):
     """Runner to scheduler: weights are loaded; rows and slots are empty."""
 
     rank: int
-    pages: int  # KV pages that the device holds
-    page_tokens: int
-    adapter_slots: int
+    pages: int  # that the device holds, of every layer; for KV and for adapters
+    page_tokens: int  # whose KV of one layer fills a page
+    adapter_slots: int  # entries of the table of adapters
+    page_granules: int  # granules of adapter weights that one layer's page holds
 
 
 class TokenLogprobs(Part, frozen=True):

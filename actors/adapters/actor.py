@@ -155,7 +155,7 @@ class AdapterStore:
             resident = self._cache.pin(digest)
             assert resident is not None
         self._waiting.popleft()
-        answer = Acquired(digest, resident.path, resident.rank, resident.size_bytes)
+        answer = Acquired(*resident)
         self._outbox.append(Send("scheduler", answer))
 
     def _load(self, digest: str) -> None:
@@ -172,7 +172,8 @@ class AdapterStore:
         parts = loaded.file()
         self._files.write(path, parts)
         size_bytes = sum(len(part) for part in parts)
-        self._cache.add(Resident(digest, path, loaded.rank, size_bytes))
+        granules = loaded.granules(self._base, tensor_parallel_size=1)
+        self._cache.add(Resident(digest, path, loaded.rank, size_bytes, granules))
 
     def _counters(self) -> dict[str, float]:
         return {

@@ -7,7 +7,7 @@ import json
 import re
 from typing import NamedTuple
 
-from weft.actors.adapters import safetensors
+from weft.actors.adapters import granules, safetensors
 from weft.actors.adapters.base import MODULES, BaseShapes
 from weft.actors.adapters.errors import BadAdapter
 from weft.actors.adapters.peft_config import AdapterConfig
@@ -46,6 +46,14 @@ class Adapter(NamedTuple):
         """Return the parts of the file that runners read."""
         metadata = {"digest": self.digest, "scales": _canonical(self.scales)}
         return safetensors.serialize(self.tensors, metadata)
+
+    def granules(self, base: BaseShapes, *, tensor_parallel_size: int) -> int:
+        """Return the granules, on one of so many devices, of the layer that has most."""
+        ranks = (
+            (int(layer), module, self.tensors[f"layers.{layer}.{module}.A"].shape[0])
+            for _, layer, module in (name.split(".") for name in self.scales)
+        )
+        return granules.most_of_any_layer(ranks, base, tensor_parallel_size=tensor_parallel_size)
 
 
 def build(

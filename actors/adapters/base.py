@@ -57,19 +57,28 @@ class BaseShapes(msgspec.Struct, frozen=True):
         ) as error:  # fmt: skip
             raise ConfigError(f"model: {path}: {error}") from None
 
-    def shape(self, module: str) -> LinearShape:
-        """Return the sizes of a module, one of ``MODULES``."""
+    def shape(self, module: str, tensor_parallel_size: int = 1) -> LinearShape:
+        """Return the sizes of a module, one of ``MODULES``, or of one rank's share of it.
+
+        Heads and the intermediate size are divided among the ranks. Each rank has a whole KV head
+        at least.
+        """
+
+        def share(count: int) -> int:
+            return -(-count // tensor_parallel_size)
+
         head = self.head_dim or self.hidden_size // self.num_attention_heads
-        queries = self.num_attention_heads * head
-        keys = (self.num_key_value_heads or self.num_attention_heads) * head
+        queries = share(self.num_attention_heads) * head
+        keys = share(self.num_key_value_heads or self.num_attention_heads) * head
+        intermediate = share(self.intermediate_size)
         return {
             "q_proj": LinearShape(self.hidden_size, queries),
             "k_proj": LinearShape(self.hidden_size, keys),
             "v_proj": LinearShape(self.hidden_size, keys),
             "o_proj": LinearShape(queries, self.hidden_size),
-            "gate_proj": LinearShape(self.hidden_size, self.intermediate_size),
-            "up_proj": LinearShape(self.hidden_size, self.intermediate_size),
-            "down_proj": LinearShape(self.intermediate_size, self.hidden_size),
+            "gate_proj": LinearShape(self.hidden_size, intermediate),
+            "up_proj": LinearShape(self.hidden_size, intermediate),
+            "down_proj": LinearShape(intermediate, self.hidden_size),
         }[module]
 
     def adapter_bytes_max(self, rank_max: int) -> int:

@@ -12,6 +12,7 @@ class Resident(NamedTuple):
     path: str
     rank: int
     size_bytes: int
+    granules: int  # of the largest layer
 
 
 class HostCache:

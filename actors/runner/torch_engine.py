@@ -52,24 +52,26 @@ class TorchEngine:
             architecture, config.block_size, self._model.compute_dtype, self._lora_dtype(config)
         )
         per_adapter = -(-granules_max(architecture, config.max_lora_rank) // shape.granules)
-        slots = config.max_loras_per_batch
-        pages = self._pages(config, shape, architecture.layers, reserved=slots * per_adapter)
-        self._arena = Arena(shape, architecture.layers, pages + slots * per_adapter, self._device)
-        # Of each slot, behind those that the scheduler knows of.
-        self._slot_pages = torch.arange(pages, self._arena.pages).view(slots, -1).tolist()
+        pages = self._pages(config, shape, architecture.layers)
+        self._arena = Arena(shape, architecture.layers, pages, self._device)
         pages_max = min(pages, -(-context_max // config.block_size))
         self._rows = RowTable(config.max_num_seqs, pages_max, config.block_size)
         self._lora = LoraSlots(
-            architecture, self._arena.granules(), slots=slots, pages_max=per_adapter
+            architecture,
+            self._arena.granules(),
+            slots=config.max_loaded_loras,
+            pages_max=per_adapter,
         )
         self._sampler = Sampler(architecture.vocabulary, self._device)
         self._windows = set(architecture.windows)
         self._has_native_attention = native_attention.serves(architecture.head_dim, self._device)
-        self._ready = RunnerReady(0, pages, config.block_size, config.max_loras_per_batch)
+        self._ready = RunnerReady(
+            0, pages, config.block_size, config.max_loaded_loras, shape.granules
+        )
         log.info(
-            "%s on %s: %d pages of %d tokens, %d for adapters (%.0f MiB), weights %s",
-            architecture.family, self._device, pages, config.block_size,
-            self._arena.pages - pages, self._arena.memory.nbytes / MIB, dtype,
+            "%s on %s: %d pages of %d tokens or %d granules of adapters (%.0f MiB), weights %s",
+            architecture.family, self._device, pages, config.block_size, shape.granules,
+            self._arena.memory.nbytes / MIB, dtype,
         )  # fmt: skip
 
     def ready(self) -> RunnerReady:
@@ -81,8 +83,7 @@ class TorchEngine:
         """Apply what the step changes, compute it, and return its tokens."""
         started = time.perf_counter_ns()
         for load in step.loads:
-            pages = self._slot_pages[load.slot]
-            self._lora.fill(load.slot, load.digest, Path(load.path), pages)
+            self._lora.fill(load.slot, load.digest, Path(load.path), load.pages)
         for row in step.leaves:
             self._sampler.leave(row)
         self._rows.apply(step)
@@ -150,11 +151,9 @@ class TorchEngine:
         is_half_on_cpu = self._device.type == "cpu" and dtype == torch.float16
         return torch.float32 if is_half_on_cpu else dtype
 
-    def _pages(self, config: Config, shape: PageShape, layers: int, *, reserved: int) -> int:
+    def _pages(self, config: Config, shape: PageShape, layers: int) -> int:
         page_bytes = layers * shape.bytes
         pages = _arena_bytes(config, self._device) // page_bytes
-        if self._device.type == "cuda":
-            pages -= reserved
         if pages < 2:
             raise UnsupportedModel(
                 f"the KV cache has room for {pages} pages of {page_bytes} bytes: raise "

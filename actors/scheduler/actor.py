@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Set
 from typing import assert_never
 
 from weft.actors.scheduler.composer import Composed, Composer
 from weft.actors.scheduler.metrics import Metrics
+from weft.actors.scheduler.policy import NeverFits
 from weft.actors.scheduler.sequence import Request, Sequence
 from weft.runtime.actor import Send, Turn
 from weft.runtime.config import Config
@@ -101,8 +103,7 @@ class Scheduler:
                 self._cancel([r for r in self._requests.values() if r.generate.client == client])
                 return []
             case Acquired():
-                assert self._composer is not None
-                self._composer.slots.arrived(message)
+                self._note_adapter(message)
                 return []
             case AcquireFailed(digest, reason):
                 self._lose_adapter(digest, reason)
@@ -216,18 +217,25 @@ class Scheduler:
 
     def _enqueue(self, sequence: Sequence) -> None:
         assert self._composer is not None
-        room = self._composer.context_max - len(sequence.tokens)
-        if room < 1:
-            self._end(
-                sequence,
-                "error",
-                error=f"the prompt of {len(sequence.tokens)} tokens does not fit the KV cache of "
-                f"{self._composer.context_max}; shorten it, or raise kv_cache_memory_mib",
-                is_queued=False,
-            )
-            return
-        sequence.output_max = min(sequence.output_max, room)
         self._composer.enqueue(sequence)
+        self._limit(sequence, self._composer)
+
+    def _limit(self, sequence: Sequence, composer: Composer) -> None:
+        """Bound a sequence's output by what fits when it runs alone, or end it if nothing does."""
+        try:
+            room = composer.output_max(sequence)
+        except NeverFits as error:
+            self._end(sequence, "error", error=str(error))
+        else:
+            sequence.output_max = min(sequence.output_max, room)
+
+    def _note_adapter(self, acquired: Acquired) -> None:
+        composer = self._composer
+        assert composer is not None
+        composer.host.arrived(acquired)
+        for sequence in list(composer.waiting):
+            if sequence.request.generate.adapter == acquired.digest:
+                self._limit(sequence, composer)
 
     def _cancel(self, requests: list[Request]) -> None:
         for request in requests:
@@ -237,7 +245,7 @@ class Scheduler:
 
     def _lose_adapter(self, digest: str, reason: str) -> None:
         assert self._composer is not None
-        self._composer.slots.failed(digest)
+        self._composer.host.failed(digest)
         for sequence in list(self._composer.waiting):
             if sequence.request.generate.adapter == digest:
                 self._end(sequence, "error", error=f"the adapter cannot be loaded: {reason}")
@@ -249,11 +257,10 @@ class Scheduler:
         *,
         output_tokens: int | None = None,
         error: str | None = None,
-        is_queued: bool = True,
     ) -> None:
         """Free everything that a live sequence holds, and remember to say that it is over."""
         assert not sequence.is_over
-        if self._composer is not None and is_queued:
+        if self._composer is not None:
             self._composer.remove(sequence)
         sequence.is_over = True
         del self._sequences[sequence.number]
@@ -285,14 +292,14 @@ class Scheduler:
         sends = []
         wanted: list[str] = []
         if len(self._in_flight) < STEPS_IN_FLIGHT:
-            composed, wanted = composer.compose(self._steps_sent, self._steps_done)
+            composed, wanted = composer.compose(self._steps_sent)
             if composed is not None:
                 self._in_flight.append(composed)
                 self._steps_sent += 1
                 self._note_admissions(composed, turn.now_ns)
                 sends += [Send(runner, composed.step) for runner in self._runners]
-        sends += [Send("adapters", message) for message in composer.host_messages(wanted)]
-        return sends
+        messages = composer.host_messages(wanted, self._steps_done)
+        return sends + [Send("adapters", message) for message in messages]
 
     def _note_admissions(self, composed: Composed, now_ns: int) -> None:
         for sequence in composed.admitted:
@@ -368,7 +375,7 @@ class Scheduler:
         for sequence, computed in composed.computed:
             if sequence.holding is not None and sequence.row is not None:
                 known = min(computed, sequence.computed)
-                self._composer.pages.share(sequence.holding, sequence.tokens, known)
+                self._composer.cache.share(sequence.holding, sequence.tokens, known)
 
     def _take_ends(self) -> list[End]:
         ends, self._ends = self._ends, []
@@ -383,7 +390,7 @@ class Scheduler:
             self._outbox.append(inspection)
             return []
         self.check()
-        resident = self._composer.slots.resident if self._composer else frozenset[str]()
+        resident: Set[str] = self._composer.slots.resident if self._composer else frozenset()
         sections = {**inspection.sections, "scheduler": self._counters()}
         metrics = self._metrics.report(resident)
         forward = Inspection(inspection.client, inspection.label, sections, metrics)
@@ -397,21 +404,4 @@ class Scheduler:
             "steps_total": self._steps_done,
             "compute_us_total": self._compute_us,
         }
-        composer = self._composer
-        if composer is not None:
-            counters |= {
-                "waiting": len(composer.waiting),
-                "rows_running": len(composer.rows),
-                "rows": composer.rows.count,
-                "pages": composer.pages.count,
-                "pages_free": composer.pages.free,
-                "pages_cached": composer.pages.cached,
-                "pages_held": composer.pages.count - composer.pages.available,
-                "adapter_slots": composer.slots.count,
-                "adapters_resident": len(composer.slots.resident),
-                "adapter_pins": composer.slots.pin_count,
-                "adapters_held": composer.slots.held,
-                "adapter_evictions_total": composer.slots.evictions,
-                "preemptions_total": composer.preemptions,
-            }
-        return counters
+        return counters | (self._composer.counters() if self._composer else {})

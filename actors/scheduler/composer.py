@@ -1,4 +1,4 @@
-"""Composes steps: which sequences run, on which rows, pages and adapter slots."""
+"""Composes steps: which sequences run, on which rows and pages, with which adapters."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from weft.actors.scheduler import policy
+from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.pages import Pages
 from weft.actors.scheduler.policy import Candidate, Need, Room
+from weft.actors.scheduler.prefixes import PrefixCache
 from weft.actors.scheduler.sequence import Rows, Sequence
 from weft.actors.scheduler.slots import AdapterSlots
 from weft.runtime.config import Config
@@ -43,7 +45,7 @@ class Composed:
 
 
 class Composer:
-    """Owner of rows, pages and adapter slots, and of the order in which sequences get them.
+    """Owner of rows, pages and adapters, and of the order in which sequences get them.
 
     Steps are composed one ahead of the runner, and the runner executes them in order. Hence what a
     sequence leaves in step n is free for others in step n, even while n - 1 is being computed.
@@ -51,10 +53,16 @@ class Composer:
 
     def __init__(self, config: Config, ready: RunnerReady) -> None:
         self.rows = Rows(config.max_num_seqs)
-        self.pages = Pages(ready.pages, ready.page_tokens, caching=config.enable_prefix_caching)
+        self.pages = Pages(ready.pages)
+        self.cache = PrefixCache(
+            self.pages, ready.page_tokens, caching=config.enable_prefix_caching
+        )
+        self.host = HostPins(config.max_loaded_loras)
+        assert ready.adapter_slots >= config.max_loras_per_batch
         self.slots = AdapterSlots(
             ready.adapter_slots,
-            held_max=config.max_loaded_loras,
+            self.pages,
+            page_granules=ready.page_granules,
             policy=config.lora_eviction_policy,
         )
         self._waiting: OrderedDict[int, Sequence] = (
@@ -71,10 +79,17 @@ class Composer:
         """Sequences without a row, the one to be admitted first first."""
         return self._waiting.values()
 
-    @property
-    def context_max(self) -> int:
-        """Tokens of the longest sequence that fits when it runs alone."""
-        return self.pages.count * self.pages.page_tokens
+    def output_max(self, sequence: Sequence) -> int:
+        """Return how many tokens after the prompt fit if it runs alone. Raises ``NeverFits``.
+
+        While the adapter's size is not known it counts as nothing.
+        """
+        return policy.output_max(
+            len(sequence.request.generate.prompt),
+            self._adapter_pages(sequence),
+            pages=self.pages.count,
+            page_tokens=self.cache.page_tokens,
+        )
 
     def enqueue(self, sequence: Sequence) -> None:
         """Let a sequence wait behind all others."""
@@ -90,25 +105,23 @@ class Composer:
             self._count(sequence, -1)
         self._release(sequence)
 
-    def host_messages(self, wanted: list[str]) -> list[Acquire | Release]:
-        """Return what the adapter store must be told."""
+    def host_messages(self, wanted: list[str], steps_done: int) -> list[Acquire | Release]:
+        """Return what the adapter store must be told; ``steps_done`` as for ``compose``."""
         messages: list[Acquire | Release] = []
-        if self.slots.holds_more_than_resident:
-            messages += self.slots.release_unused(frozenset(self._waiting_for))
+        if len(self.host):
+            needed = self._waiting_for.keys() - self.slots.resident
+            messages += self.host.release(needed, steps_done)
         for digest in wanted:
-            messages += self.slots.want(digest)
+            messages += self.host.want(digest)
         return messages
 
-    def compose(self, number: int, steps_done: int) -> tuple[Composed | None, list[str]]:
-        """Return the next step, if there is anything to do, and the adapters that it lacked.
-
-        ``steps_done`` is the number of the first step that has not been answered.
-        """
+    def compose(self, number: int) -> tuple[Composed | None, list[str]]:
+        """Return the next step, if there is anything to do, and the adapters that it lacked."""
         draft = Draft(number, self._config.max_num_batched_tokens)
         self._rotate()
         self._decode(draft)
         self._prefill(draft)
-        wanted = self._admit(draft, steps_done) if self._waiting and not draft.preempted else []
+        wanted = self._admit(draft) if self._waiting and not draft.preempted else []
         if not (draft.sampled or draft.chunks or draft.joins or self._leaves):
             return None, wanted
         draft.sampled.sort(key=_row)
@@ -119,11 +132,36 @@ class Composer:
         computed = [(sequence, sequence.computed) for sequence in draft.computed]
         return Composed(step, draft.sampled, computed, draft.admitted), wanted
 
+    def counters(self) -> dict[str, float]:
+        """Return what is free, and who holds the rest: pages add up to ``pages``."""
+        pages, slots = self.pages, self.slots
+        pinned = slots.pages_owned - slots.pages_idle
+        return {
+            "waiting": len(self._waiting),
+            "rows_running": len(self.rows),
+            "rows": self.rows.count,
+            "pages": pages.count,
+            "pages_free": pages.free,
+            "pages_sequences": pages.count - pages.available - pinned,
+            "pages_cached": pages.idle - slots.pages_idle,
+            "pages_adapters": slots.pages_owned,
+            "pages_adapters_idle": slots.pages_idle,
+            "adapter_slots": slots.count,
+            "adapters_resident": len(slots.resident),
+            "adapters_held": len(self.host),
+            "adapter_pins": slots.pin_count,
+            "adapter_evictions_total": slots.evictions,
+            "preemptions_total": self.preemptions,
+        }
+
     def check(self) -> None:
         """Assert the invariants of everything that a sequence can hold."""
         self.rows.check()
-        self.pages.check()
+        self.pages.check(self.cache.owned(), self.slots.owned())
+        self.cache.check()
+        self.host.check()
         self.slots.check()
+        assert len(self.slots.pinned) <= self._config.max_loras_per_batch
         with_adapter = sum(1 for s in self.rows if s.request.generate.adapter is not None)
         assert self.slots.pin_count == with_adapter
         assert all(s.row is None and s.holding is None for s in self.waiting)
@@ -133,7 +171,7 @@ class Composer:
 
     def _decode(self, draft: Draft) -> None:
         """Every running sequence that has sampled feeds its last token."""
-        page_tokens = self.pages.page_tokens
+        page_tokens = self.cache.page_tokens
         for sequence in list(self.rows):
             if sequence.is_prefilling or sequence.row is None:
                 continue
@@ -146,7 +184,7 @@ class Composer:
                 if sequence.row is None:
                     continue
                 draft.page_rows.append(sequence.row)
-                draft.page_ids += self.pages.grow(sequence.holding, 1)
+                draft.page_ids += self.cache.grow(sequence.holding, 1)
             sequence.computed += 1
             sequence.in_flight += 1
             draft.sampled.append(sequence)
@@ -185,26 +223,27 @@ class Composer:
             sequence.in_flight += 1
             draft.sampled.append(sequence)
 
-    def _admit(self, draft: Draft, steps_done: int) -> list[str]:
+    def _admit(self, draft: Draft) -> list[str]:
         reserve = len(self.rows) // 2  # pages that running sequences will soon grow by
         room = Room(
             rows=self.rows.free,
             tokens=draft.tokens_left,
             pages=self.pages.available - reserve,
-            slots=self.slots.count,
+            adapters=self._config.max_loras_per_batch,
             pinned=self.slots.pinned,
         )
         admission = policy.admit(
             map(self._candidate, self._waiting.values()),
             room,
             need=lambda number: self._need(self._waiting[number]),
-            in_host=self.slots.is_ready,
+            is_at_hand=self._is_at_hand,
         )
         for number in admission.overtaken:
             self._waiting[number].overtaken += 1
-        for number in admission.admitted:
-            if not self._start(self._waiting[number], draft, steps_done):
-                break
+        admitted = [self._waiting[number] for number in admission.admitted]
+        slots = self._pin(admitted, draft)
+        for sequence in admitted:
+            self._start(sequence, slots.get(sequence.number), draft)
         if admission.starving is not None:
             adapter = policy.rotate(self.slots.pinned_since, draft.number)
             if adapter is not None:
@@ -224,37 +263,53 @@ class Composer:
             return False  # preempted while its last token was under way
         shares_prompt = (
             self._config.enable_prefix_caching
-            and len(sequence.request.generate.prompt) > self.pages.page_tokens
+            and len(sequence.request.generate.prompt) > self.cache.page_tokens
         )
         return sequence.choice == 0 or not shares_prompt or sequence.request.leads
 
     def _need(self, sequence: Sequence) -> Need:
         generate = sequence.request.generate
-        found = self.pages.find(generate.salt, generate.adapter, sequence.tokens)
-        tokens = len(sequence.tokens) - len(found) * self.pages.page_tokens
+        found = self.cache.find(generate.salt, generate.adapter, sequence.tokens)
+        tokens = len(sequence.tokens) - len(found) * self.cache.page_tokens
         return Need(
-            pages=self.pages.cost(found, len(sequence.tokens)),
+            pages=self.cache.cost(found, len(sequence.tokens)),
+            adapter_pages=self._adapter_pages(sequence),
             tokens=tokens,
             tokens_min=1 if self._config.enable_chunked_prefill else tokens,
         )
 
-    def _start(self, sequence: Sequence, draft: Draft, steps_done: int) -> bool:
-        """Move a waiting sequence to a row. False if its slot is not free yet after all."""
+    def _adapter_pages(self, sequence: Sequence) -> int:
+        adapter = sequence.request.generate.adapter
+        if adapter is None or not self._is_at_hand(adapter):
+            return 0
+        return self.slots.page_count(adapter, self.host.get(adapter))
+
+    def _is_at_hand(self, adapter: str) -> bool:
+        return adapter in self.slots.resident or self.host.get(adapter) is not None
+
+    def _pin(self, sequences: list[Sequence], draft: Draft) -> dict[int, int]:
+        """Give each sequence its adapter; return their slots by sequence number."""
+        adapters = {s.number: s.request.generate.adapter for s in sequences}
+        with_adapter = [(number, a) for number, a in adapters.items() if a is not None]
+        # Residents first, so that nobody's load or prompt evicts what another is about to use.
+        with_adapter.sort(key=lambda pair: pair[1] not in self.slots.resident)
+        slots = {}
+        for number, adapter in with_adapter:
+            if adapter not in self.slots.resident:
+                draft.loads.append(self.slots.load(self.host.read(adapter, draft.number)))
+            slots[number] = self.slots.pin(adapter, draft.number)
+        return slots
+
+    def _start(self, sequence: Sequence, slot: int | None, draft: Draft) -> None:
+        """Move a waiting sequence to a row."""
         generate = sequence.request.generate
-        slot = None
-        if generate.adapter is not None:
-            pinned = self.slots.pin(generate.adapter, draft.number, steps_done)
-            if pinned is None:
-                return False
-            slot, loads = pinned
-            draft.loads += loads
-        found = self.pages.find(generate.salt, generate.adapter, sequence.tokens)
-        sequence.holding = self.pages.hold(
+        found = self.cache.find(generate.salt, generate.adapter, sequence.tokens)
+        sequence.holding = self.cache.hold(
             generate.salt, generate.adapter, found, len(sequence.tokens)
         )
         del self._waiting[sequence.number]
         self._count(sequence, -1)
-        sequence.computed = len(found) * self.pages.page_tokens
+        sequence.computed = len(found) * self.cache.page_tokens
         sequence.prefill_end = len(sequence.tokens)
         sequence.overtaken = 0
         if sequence.cached_tokens is None:
@@ -274,10 +329,9 @@ class Composer:
         draft.admitted.append(sequence)
         if draft.tokens_left:
             self._feed(sequence, draft)
-        return True
 
     def _rotate(self) -> None:
-        """Make the adapter that has run longest give its slot to the starving sequence."""
+        """Make the adapter that has run longest give way to the starving sequence."""
         if self._rotation is None:
             return
         (adapter, starving), self._rotation = self._rotation, None
@@ -307,7 +361,7 @@ class Composer:
     def _release(self, sequence: Sequence) -> None:
         if sequence.holding is not None:
             known = min(sequence.computed, len(sequence.tokens))
-            self.pages.release(sequence.holding, sequence.tokens, known)
+            self.cache.release(sequence.holding, sequence.tokens, known)
             sequence.holding = None
 
     def _count(self, sequence: Sequence, change: int) -> None:

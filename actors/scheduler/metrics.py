@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 from weft.actors.scheduler.sequence import Request
@@ -71,7 +72,7 @@ class Metrics:
         """Count a sequence's output."""
         self._of(request).output_tokens += end.output_tokens
 
-    def report(self, resident: frozenset[str]) -> list[AdapterMetrics]:
+    def report(self, resident: Set[str]) -> list[AdapterMetrics]:
         """Return the counters of every adapter that was ever used."""
         return [
             AdapterMetrics(

@@ -1,220 +1,106 @@
-"""KV pages: which are free, which belong to one sequence, and which a prefix cache shares.
+"""The pool of pages that KV and adapter weights share, and the order in which pages are taken back.
 
-Ids only, no tensors. Every page is in exactly one of three places: the free stack, one sequence's
-private list, or one node of the prefix cache.
+Ids only, no tensors. A page is free, or it has one owner: a sequence, a node of the prefix cache,
+or an adapter. Sheng et al. 2023 (S-LoRA, "unified paging"): no side has a budget of its own.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from typing import Protocol
 
 
-@dataclass(eq=False, slots=True)
-class Node:
-    """A full page in the prefix cache: the tokens it holds, after all those of its ancestors."""
-
-    page: int
-    tokens: tuple[int, ...]
-    parent: Node | None
-    references: int = 0  # sequences whose page tables contain it
-    children: dict[tuple[int, ...], Node] = field(default_factory=dict)
-
-
-@dataclass(eq=False, slots=True)
-class Holding:
-    """The pages of one sequence, in position order: shared ones first, then its own."""
-
-    root: Node
-    nodes: list[Node] = field(default_factory=list)
-    own: list[int] = field(default_factory=list)
-    shares: bool = True  # False once an equal page of someone else is in the cache
+class Tenant(Protocol):
+    """An owner of pages that may be idle: used by nobody, and kept as long as there is room."""
 
     @property
-    def pages(self) -> list[int]:
-        """The page table."""
-        return [node.page for node in self.nodes] + self.own
+    def page_count(self) -> int:
+        """Pages that it owns, a constant."""
+        ...
 
-    @property
-    def count(self) -> int:
-        """Pages held."""
-        return len(self.nodes) + len(self.own)
+    def evict(self) -> list[int]:
+        """Cease to be, and return the pages."""
+        ...
 
 
 class Pages:
-    """A fixed number of pages, and a radix tree over those that hold known tokens.
+    """A fixed number of pages: free ones, and those that idle tenants would have to give up.
 
-    The tree has one root for each (salt, adapter digest): sequences of different adapters share
-    nothing, those of one adapter share whatever their names. Its edges are whole pages of tokens.
-    A node that no sequence references stays until its page is needed, least recently used first.
+    All idle tenants are in one order, whatever they are; who became idle first is evicted first.
+    A tenant that keeps its place is put in by its first idle moment and not moved by later ones.
 
-    Invariants, checked by ``check``:
-      * free pages, own pages and nodes' pages together are 0 .. count-1, each once;
-      * a node's references are the holdings that list it; a referenced node's parent is referenced;
-      * the idle nodes are those without references, and children lie before their parents.
+    Invariants, checked by ``check``: free pages and those of all owners together are
+    0 .. count - 1, each once; ``available`` counts the free and the idle ones.
     """
 
-    def __init__(self, count: int, page_tokens: int, *, caching: bool) -> None:
+    def __init__(self, count: int) -> None:
         assert count > 0
-        assert page_tokens > 0
         self.count = count
-        self.page_tokens = page_tokens
-        self._caching = caching
         self._free = list(range(count - 1, -1, -1))  # a stack: the last page freed is still warm
-        self._roots: dict[tuple[str, str | None], Node] = {}
-        self._idle: OrderedDict[Node, None] = OrderedDict()  # least recently used first
-        self._holdings: set[Holding] = set()
-        self._node_count = 0
+        self._order: OrderedDict[Tenant, bool] = OrderedDict()  # is it idle? First to go first.
+        self._idle_pages = 0
 
     @property
     def available(self) -> int:
-        """Pages that can be taken: free ones, and idle ones of the cache."""
-        return len(self._free) + len(self._idle)
+        """Pages that can be taken."""
+        return len(self._free) + self._idle_pages
 
     @property
-    def cached(self) -> int:
-        """Pages that only the cache holds."""
-        return len(self._idle)
+    def idle(self) -> int:
+        """Pages of idle tenants."""
+        return self._idle_pages
 
     @property
     def free(self) -> int:
-        """Pages that nothing holds."""
+        """Pages that nobody owns."""
         return len(self._free)
 
-    def find(self, salt: str, adapter: str | None, tokens: Sequence[int]) -> list[Node]:
-        """Return the longest cached run of whole pages at the start of ``tokens``.
+    @property
+    def order(self) -> list[Tenant]:
+        """Idle tenants, the one that would be evicted first first."""
+        return [tenant for tenant, is_idle in self._order.items() if is_idle]
 
-        The last token is left out: a sequence must compute at least one to sample from.
-        """
-        node = self._roots.get((salt, adapter))
-        if node is None or not self._caching:
-            return []
-        found = []
-        size = self.page_tokens
-        for start in range(0, len(tokens) - size, size):
-            node = node.children.get(tuple(tokens[start : start + size]))
-            if node is None:
-                break
-            found.append(node)
-        return found
-
-    def cost(self, found: Iterable[Node], tokens: int) -> int:
-        """Return how much ``available`` shrinks if ``tokens`` are held, starting from ``found``."""
-        nodes = list(found)
-        idle = sum(1 for node in nodes if node.references == 0)
-        return self.pages_for(tokens) - len(nodes) + idle
-
-    def pages_for(self, tokens: int) -> int:
-        """Return how many pages hold this many tokens."""
-        return -(-tokens // self.page_tokens)
-
-    def hold(self, salt: str, adapter: str | None, found: list[Node], tokens: int) -> Holding:
-        """Start a sequence on the pages of ``found``, with its own for the rest of ``tokens``."""
-        root = self._roots.setdefault((salt, adapter), Node(-1, (), None))
-        holding = Holding(root, found)
-        for node in found:
-            self._reference(node)
-        self._holdings.add(holding)
-        self.grow(holding, self.pages_for(tokens) - len(found))
-        return holding
-
-    def grow(self, holding: Holding, count: int) -> list[int]:
-        """Append ``count`` pages to a sequence's own, and return them. ``available`` allowed it."""
+    def take(self, count: int) -> list[int]:
+        """Return ``count`` pages to a new owner, after evicting whom it needs."""
         assert count <= self.available, f"{count} of {self.available} available pages"
         while len(self._free) < count:
-            self._evict()
-        taken = [self._free.pop() for _ in range(count)]
-        holding.own += taken
-        return taken
+            # Those in use that keep their place are few: as many as may be in use at once.
+            self.evict(next(tenant for tenant, is_idle in self._order.items() if is_idle))
+        return [self._free.pop() for _ in range(count)]
 
-    def share(self, holding: Holding, tokens: Sequence[int], computed: int) -> None:
-        """Let others use the full pages whose KV the first ``computed`` of ``tokens`` wrote.
+    def give_back(self, pages: Iterable[int]) -> None:
+        """Free what an owner had taken."""
+        self._free.extend(pages)
 
-        A page whose equal is in the cache already stays private while the sequence runs: a row's
-        page table never changes.
+    def make_idle(self, tenant: Tenant) -> None:
+        """Let a tenant be evicted: last of all, or in the place that it kept."""
+        assert not self._order.get(tenant), "it is idle already"
+        self._order[tenant] = True
+        self._idle_pages += tenant.page_count
+
+    def make_busy(self, tenant: Tenant, *, keeps_place: bool) -> None:
+        """Protect an idle tenant; ``keeps_place`` says whether it returns to its old place."""
+        assert self._order[tenant], "it is in use already"
+        self._idle_pages -= tenant.page_count
+        if keeps_place:
+            self._order[tenant] = False
+        else:
+            del self._order[tenant]
+
+    def evict(self, tenant: Tenant) -> None:
+        """Free the pages of an idle tenant."""
+        assert self._order.pop(tenant), "it is in use"
+        self._idle_pages -= tenant.page_count
+        self._free.extend(tenant.evict())
+
+    def check(self, *owned: Iterable[int]) -> None:
+        """Assert the invariants; ``owned`` is what each kind of owner says that it owns.
+
+        Linear in ``count``: for tests and idle moments.
         """
-        if not self._caching or not holding.shares:
-            return
-        for index in range(len(holding.nodes), computed // self.page_tokens):
-            parent, key = self._edge(holding, tokens, index)
-            if key in parent.children:
-                holding.shares = False
-                return
-            self._add(holding, parent, key)
-
-    def release(self, holding: Holding, tokens: Sequence[int], computed: int) -> None:
-        """End a sequence: its full pages stay in the cache while there is room, the rest is free.
-
-        ``computed`` as for ``share``; 0 keeps nothing that is not in the cache already.
-        """
-        self._holdings.remove(holding)
-        if self._caching:
-            for index in range(len(holding.nodes), computed // self.page_tokens):
-                parent, key = self._edge(holding, tokens, index)
-                twin = parent.children.get(key)
-                if twin is None:
-                    self._add(holding, parent, key)
-                else:
-                    self._free.append(holding.own.pop(0))
-                    self._reference(twin)
-                    holding.nodes.append(twin)
-        self._free.extend(reversed(holding.own))
-        for node in reversed(holding.nodes):
-            node.references -= 1
-            if node.references == 0:
-                self._idle[node] = None
-
-    def check(self) -> None:
-        """Assert the invariants. Linear in ``count``: for tests and idle moments."""
-        nodes = list(self._walk())
-        assert len(nodes) == self._node_count
-        own = [page for holding in self._holdings for page in holding.own]
-        everywhere = sorted(self._free + own + [node.page for node in nodes])
-        assert everywhere == list(range(self.count)), "a page is lost or owned twice"
-        references: dict[Node, int] = {}
-        for holding in self._holdings:
-            for node in holding.nodes:
-                references[node] = references.get(node, 0) + 1
-        order = {node: position for position, node in enumerate(self._idle)}
-        for node in nodes:
-            assert node.references == references.get(node, 0)
-            assert (node.references == 0) == (node in order)
-            parent = node.parent
-            assert parent is not None
-            if parent in order:
-                assert order[node] < order[parent], "a parent would be evicted before its child"
-        assert len(order) == sum(1 for node in nodes if node.references == 0)
-
-    def _edge(
-        self, holding: Holding, tokens: Sequence[int], index: int
-    ) -> tuple[Node, tuple[int, ...]]:
-        parent = holding.nodes[-1] if holding.nodes else holding.root
-        start = index * self.page_tokens
-        return parent, tuple(tokens[start : start + self.page_tokens])
-
-    def _add(self, holding: Holding, parent: Node, key: tuple[int, ...]) -> None:
-        node = Node(holding.own.pop(0), key, parent, references=1)
-        parent.children[key] = node
-        holding.nodes.append(node)
-        self._node_count += 1
-
-    def _reference(self, node: Node) -> None:
-        if node.references == 0:
-            del self._idle[node]
-        node.references += 1
-
-    def _evict(self) -> None:
-        node, _ = self._idle.popitem(last=False)
-        assert not node.children, "an idle node outlives its children"
-        assert node.parent is not None
-        del node.parent.children[node.tokens]
-        self._node_count -= 1
-        self._free.append(node.page)
-
-    def _walk(self) -> Iterable[Node]:
-        pending = [child for root in self._roots.values() for child in root.children.values()]
-        while pending:
-            node = pending.pop()
-            pending.extend(node.children.values())
-            yield node
+        everywhere = sorted(self._free)
+        for pages in owned:
+            everywhere += pages
+        assert sorted(everywhere) == list(range(self.count)), "a page is lost or owned twice"
+        assert self._idle_pages == sum(tenant.page_count for tenant in self.order)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import NamedTuple
 
-# Later requests that may take an adapter slot before one that waits for a slot. Enough to let warm
-# adapters finish their bursts, few enough that a cold one waits for about one batch.
+# Later requests with an adapter that may start before one whose adapter would be one too many.
+# Enough to let warm adapters finish their bursts, few enough that a cold one waits for about one
+# batch.
 OVERTAKEN_MAX = 64
 
-# Steps that an overtaken request waits for a slot to come free by itself, before the adapter that
-# has run longest is made to give up its slot: about the length of a short answer.
+# Steps that a starving request waits for an adapter to finish by itself, before the one that has
+# run longest is made to give way: about the length of a short answer.
 ROTATE_STEPS = 64
 
-# Waiting requests looked at in one step. Bounds the scheduler's time when most lack a slot.
+# Waiting requests looked at in one step. Bounds the scheduler's time when most lack their adapter.
 LOOK_AHEAD = 256
 
 
@@ -22,7 +23,7 @@ class Candidate(NamedTuple):
 
     key: int
     adapter: str | None
-    overtaken: int  # later ones that took a slot while this one lacked one
+    overtaken: int  # later ones with an adapter that started while there was no room for its own
     is_ready: bool  # nothing of its own past is still on its way
 
 
@@ -30,6 +31,7 @@ class Need(NamedTuple):
     """What a sequence takes if it starts now."""
 
     pages: int
+    adapter_pages: int  # unless a running sequence uses the same adapter
     tokens: int  # to compute before it samples
     tokens_min: int  # of these, at least so many in its first step
 
@@ -40,15 +42,15 @@ class Room(NamedTuple):
     rows: int
     tokens: int
     pages: int
-    slots: int  # adapters that may be on the device together
-    pinned: frozenset[str]  # adapters that running sequences use
+    adapters: int  # that running sequences may use together
+    pinned: Set[str]  # adapters that running sequences use
 
 
 class Admission(NamedTuple):
     """What to do about the waiting sequences."""
 
     admitted: list[int]
-    overtaken: list[int]  # lacked a slot while a later one with an adapter was admitted
+    overtaken: list[int]  # their adapters were too many, and a later one's was not
     wanted: list[str]  # adapters to fetch to host memory, most urgent first
     starving: int | None  # the sequence, if any, that others may no longer overtake
 
@@ -58,17 +60,16 @@ def admit(
     room: Room,
     *,
     need: Callable[[int], Need],
-    in_host: Callable[[str], bool],
+    is_at_hand: Callable[[str], bool],
 ) -> Admission:
-    """Choose in arrival order.
+    """Choose in arrival order. An adapter is at hand on the device or in host memory.
 
     A sequence without tokens or pages ends the search: if smaller ones could pass it, a long prompt
-    would wait for ever. One that lacks only its adapter is passed over: slots come free
-    independently of pages, and one cold adapter must not stop the warm ones behind it. But once
-    ``OVERTAKEN_MAX`` later ones have taken slots it is starving, and only base rows, which need no
-    slot, may still pass.
+    would wait for ever. One whose adapter is not at hand, or would be one too many, is passed over:
+    one cold adapter must not stop the warm ones behind it. But once ``OVERTAKEN_MAX`` later ones
+    with adapters have passed it is starving, and only base rows may still pass.
     """
-    rows, tokens, pages, slots, pinned = room
+    rows, tokens, pages, adapters, pinned = room
     used = set(pinned)
     result = Admission([], [], [], None)
     lacking: list[int] = []
@@ -80,10 +81,10 @@ def admit(
             continue
         adapter = candidate.adapter
         if adapter is not None:
-            if not in_host(adapter):
+            if not is_at_hand(adapter):
                 result.wanted.append(adapter)
                 continue
-            if adapter not in used and len(used) >= slots:
+            if adapter not in used and len(used) >= adapters:
                 lacking.append(candidate.key)
                 if starving is None and candidate.overtaken >= OVERTAKEN_MAX:
                     starving = candidate.key
@@ -91,22 +92,47 @@ def admit(
             if starving is not None:
                 continue
         needed = need(candidate.key)
-        if needed.pages > pages or needed.tokens_min > tokens:
+        pages_needed = needed.pages
+        if adapter is not None and adapter not in used:
+            pages_needed += needed.adapter_pages
+        if pages_needed > pages or needed.tokens_min > tokens:
             break
         if adapter is not None:
             used.add(adapter)
             result.overtaken.extend(lacking)
         rows -= 1
         tokens -= min(needed.tokens, tokens)
-        pages -= needed.pages
+        pages -= pages_needed
         result.admitted.append(candidate.key)
     return result._replace(starving=starving)
 
 
-def rotate(pinned_since: dict[str, int], step: int) -> str | None:
-    """Return the adapter that must give up its slot for a starving one, if it is time.
+class NeverFits(Exception):
+    """A sequence would not even fit alone; the message says what to change."""
 
-    ``pinned_since`` maps each adapter in use to the step at which its slot was taken.
+
+def output_max(prompt_tokens: int, adapter_pages: int, *, pages: int, page_tokens: int) -> int:
+    """Return how many tokens may follow a prompt when nothing but its adapter is there.
+
+    Raises ``NeverFits``.
+    """
+    room = (pages - adapter_pages) * page_tokens
+    if prompt_tokens < room:
+        return room - prompt_tokens
+    more = "raise kv_cache_memory_mib (on a CPU) or gpu_memory_utilization (on a GPU)"
+    memory = f"memory has {pages} pages of {page_tokens} tokens"
+    if room <= 0:
+        raise NeverFits(f"the adapter takes {adapter_pages} pages and {memory}; {more}")
+    taken = f", of which the adapter takes {adapter_pages}" if adapter_pages else ""
+    raise NeverFits(
+        f"a prompt of {prompt_tokens} tokens does not fit: {memory}{taken}; shorten it, or {more}"
+    )
+
+
+def rotate(pinned_since: dict[str, int], step: int) -> str | None:
+    """Return the adapter that must give way to a starving one, if it is time.
+
+    ``pinned_since`` maps each adapter in use to the step since which it has been.
     """
     if not pinned_since:
         return None

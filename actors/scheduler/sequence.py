@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from weft.actors.scheduler.pages import Holding
+from weft.actors.scheduler.prefixes import Holding
 from weft.runtime.messages import Generate
 
 

@@ -1,164 +1,153 @@
-"""Adapter slots of the device, and the pins that keep an adapter's weights in host memory."""
+"""Adapters on the device: the pages they own, the slots that name them, and who uses them."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Literal
 
-from weft.runtime.messages import Acquire, Acquired, AdapterLoad, Release
+from weft.actors.scheduler.pages import Pages
+from weft.runtime.messages import Acquired, AdapterLoad
 
 
-@dataclass(slots=True)
-class Slot:
-    """One device slot: which adapter's weights it holds, and since which step."""
+@dataclass(eq=False, slots=True)
+class Resident:
+    """An adapter on the device."""
 
     digest: str
-    loaded_step: int
-    used: int  # position in the order of use
+    slot: int
+    pages: list[int]
+    table: AdapterSlots
     pins: int = 0  # running sequences
     pinned_step: int = 0  # since when there has been a pin
 
+    @property
+    def page_count(self) -> int:
+        """Pages that hold its weights."""
+        return len(self.pages)
+
+    def evict(self) -> list[int]:
+        """Leave the table."""
+        assert self.pins == 0
+        self.table.forget(self)
+        return self.pages
+
 
 class AdapterSlots:
-    """Which adapter is where: asked for, in host memory, on the device.
+    """A table of the adapters on the device; a slot is an entry of it, not memory.
 
-    An adapter is acquired from the store (pinned in host memory) when a waiting sequence needs it
-    and released when it has left the device and nobody waits. Slots are overwritten, never
-    cleared: an adapter stays on the device until another needs its slot.
+    An adapter stays until its pages are needed, or its slot. It is idle while no running sequence
+    uses it; with the policy "lru" it then goes to the end of the pool's order, with "fifo" it keeps
+    the place that it was given when it was loaded. Runners execute steps in order, so whoever gets
+    a slot or a page of an adapter overwrites it after the last step that used it.
 
     Invariants, checked by ``check``:
-      * no digest is in two slots; every digest in a slot is acquired;
-      * at most ``held_max`` digests are asked for or acquired.
+      * every slot is free or names one adapter, and no adapter is in two;
+      * adapters are idle unless pinned.
     """
 
-    def __init__(self, slots: int, *, held_max: int, policy: Literal["lru", "fifo"]) -> None:
-        assert held_max > slots > 0, "room is needed to fetch the next adapter"
+    def __init__(
+        self, slots: int, pages: Pages, *, page_granules: int, policy: Literal["lru", "fifo"]
+    ) -> None:
+        assert slots > 0
+        assert page_granules > 0
         self.count = slots
         self.evictions = 0
-        self._held_max = held_max
-        self._policy = policy
-        self._slots: list[Slot | None] = [None] * slots
-        self._by_digest: dict[str, int] = {}
-        self._host: dict[str, Acquired | None] = {}  # None: asked for, not there yet
-        self._uses = 0
+        self._pages = pages
+        self._page_granules = page_granules
+        self._keeps_place = policy == "fifo"
+        self._free = list(range(slots - 1, -1, -1))
+        self._residents: OrderedDict[str, Resident] = OrderedDict()  # in the pool's order
+        self._pinned: dict[str, Resident] = {}
 
     @property
-    def pinned(self) -> frozenset[str]:
+    def pinned(self) -> Set[str]:
         """Adapters that running sequences use."""
-        return frozenset(self.pinned_since)
+        return self._pinned.keys()
 
     @property
     def pinned_since(self) -> dict[str, int]:
         """Adapters that running sequences use, and the step since which some sequence has."""
-        return {slot.digest: slot.pinned_step for slot in self._slots if slot and slot.pins}
+        return {digest: resident.pinned_step for digest, resident in self._pinned.items()}
 
     @property
-    def resident(self) -> frozenset[str]:
+    def resident(self) -> Set[str]:
         """Adapters on the device."""
-        return frozenset(self._by_digest)
-
-    @property
-    def held(self) -> int:
-        """Adapters asked for or pinned in host memory."""
-        return len(self._host)
-
-    @property
-    def holds_more_than_resident(self) -> bool:
-        """Whether some adapter is held in host memory and not on the device."""
-        return len(self._host) > len(self._by_digest)
+        return self._residents.keys()
 
     @property
     def pin_count(self) -> int:
         """Running sequences that use an adapter."""
-        return sum(slot.pins for slot in self._slots if slot)
+        return sum(resident.pins for resident in self._pinned.values())
 
-    def is_ready(self, digest: str) -> bool:
-        """Whether the weights are in host memory, so that a slot can be filled."""
-        return self._host.get(digest) is not None
+    @property
+    def pages_owned(self) -> int:
+        """Pages of all adapters."""
+        return sum(resident.page_count for resident in self._residents.values())
 
-    def want(self, digest: str) -> list[Acquire]:
-        """Ask the store for an adapter, once, if there is room to hold it."""
-        if digest in self._host or len(self._host) >= self._held_max:
-            return []
-        self._host[digest] = None
-        return [Acquire(digest)]
+    @property
+    def pages_idle(self) -> int:
+        """Pages of adapters that nobody uses."""
+        return self.pages_owned - sum(r.page_count for r in self._pinned.values())
 
-    def arrived(self, acquired: Acquired) -> None:
-        """Note that the store pinned the weights."""
-        assert self._host[acquired.digest] is None, f"{acquired.digest} arrived twice"
-        self._host[acquired.digest] = acquired
+    def page_count(self, digest: str, acquired: Acquired | None) -> int:
+        """Return how many pages an adapter takes that is on the device or was acquired."""
+        resident = self._residents.get(digest)
+        if resident is not None:
+            return resident.page_count
+        assert acquired is not None, f"{digest} is nowhere"
+        return -(-acquired.granules // self._page_granules)
 
-    def failed(self, digest: str) -> None:
-        """Note that the store cannot provide the weights."""
-        assert self._host.pop(digest) is None
+    def load(self, acquired: Acquired) -> AdapterLoad:
+        """Give an adapter pages and a slot. It is idle; there must be room for it."""
+        if not self._free:
+            self._pages.evict(next(r for r in self._residents.values() if not r.pins))
+        pages = self._pages.take(self.page_count(acquired.digest, acquired))
+        resident = Resident(acquired.digest, self._free.pop(), pages, self)
+        self._residents[acquired.digest] = resident
+        self._pages.make_idle(resident)
+        return AdapterLoad(resident.slot, acquired.digest, acquired.path, pages)
 
-    def pin(self, digest: str, step: int, steps_done: int) -> tuple[int, list[AdapterLoad]] | None:
-        """Take a slot for one more running sequence: the slot, and the load it needs in ``step``.
-
-        None if every slot is in use. ``steps_done`` is the number of the first unfinished step.
-        """
-        loads: list[AdapterLoad] = []
-        index = self._by_digest.get(digest)
-        if index is None:
-            index = self._free_slot(steps_done)
-            if index is None:
-                return None
-            loads = [self._fill(index, digest, step)]
-        slot = self._slots[index]
-        assert slot is not None
-        if slot.pins == 0:
-            slot.pinned_step = step
-        slot.pins += 1
-        if self._policy == "lru":
-            self._uses += 1
-            slot.used = self._uses
-        return index, loads
+    def pin(self, digest: str, step: int) -> int:
+        """Return the slot to one more sequence, which runs from ``step`` on."""
+        resident = self._residents[digest]
+        if resident.pins == 0:
+            self._pages.make_busy(resident, keeps_place=self._keeps_place)
+            resident.pinned_step = step
+            self._pinned[digest] = resident
+        resident.pins += 1
+        return resident.slot
 
     def unpin(self, digest: str) -> None:
         """Give back what one running sequence had pinned."""
-        slot = self._slots[self._by_digest[digest]]
-        assert slot is not None
-        assert slot.pins > 0
-        slot.pins -= 1
+        resident = self._residents[digest]
+        assert resident.pins > 0
+        resident.pins -= 1
+        if resident.pins == 0:
+            del self._pinned[digest]
+            self._pages.make_idle(resident)
+            if not self._keeps_place:
+                self._residents.move_to_end(digest)
 
-    def release_unused(self, waiting: frozenset[str]) -> list[Release]:
-        """Unpin in host memory what is neither on the device nor waited for."""
-        unused = [
-            digest
-            for digest, acquired in self._host.items()
-            if acquired and digest not in self._by_digest and digest not in waiting
-        ]
-        for digest in unused:
-            del self._host[digest]
-        return [Release(digest) for digest in unused]
+    def forget(self, resident: Resident) -> None:
+        """Take an adapter off the table, whose pages the pool takes back."""
+        del self._residents[resident.digest]
+        self._free.append(resident.slot)
+        self.evictions += 1
+
+    def owned(self) -> Iterator[int]:
+        """Yield every page of an adapter, once."""
+        for resident in self._residents.values():
+            yield from resident.pages
 
     def check(self) -> None:
         """Assert the invariants."""
-        digests = [slot.digest for slot in self._slots if slot]
-        assert len(digests) == len(set(digests))
-        assert set(digests) == set(self._by_digest)
-        assert all(self.is_ready(digest) for digest in digests)
-        assert len(self._host) <= self._held_max
-        assert all(slot.pins >= 0 for slot in self._slots if slot)
-
-    def _free_slot(self, steps_done: int) -> int | None:
-        candidates: list[tuple[int, int]] = []
-        for index, slot in enumerate(self._slots):
-            if slot is None:
-                return index
-            # The runner reads the weights when it gets to the step: until then they stay.
-            if slot.pins == 0 and slot.loaded_step < steps_done:
-                candidates.append((slot.used, index))
-        return min(candidates)[1] if candidates else None
-
-    def _fill(self, index: int, digest: str, step: int) -> AdapterLoad:
-        old = self._slots[index]
-        if old is not None:
-            del self._by_digest[old.digest]
-            self.evictions += 1
-        acquired = self._host[digest]
-        assert acquired is not None, f"{digest} is not in host memory"
-        self._uses += 1
-        self._slots[index] = Slot(digest, loaded_step=step, used=self._uses)
-        self._by_digest[digest] = index
-        return AdapterLoad(index, digest, acquired.path)
+        taken = [resident.slot for resident in self._residents.values()]
+        assert sorted(self._free + taken) == list(range(self.count))
+        idle = [tenant for tenant in self._pages.order if isinstance(tenant, Resident)]
+        assert idle == [resident for resident in self._residents.values() if not resident.pins]
+        for digest, resident in self._residents.items():
+            assert resident.digest == digest
+            assert (resident.pins > 0) == (digest in self._pinned)
+        assert self._pinned.keys() <= self._residents.keys()

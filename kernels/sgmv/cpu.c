@@ -14,7 +14,8 @@ enum { RANKS = 8, COLUMNS = 128, PARTS_MAX = 3 };
 /* Rows that pass through the cache together, and blocks of columns, in one piece of work. */
 enum { TOKEN_BLOCK = 64, COLUMN_BLOCKS = 2 };
 
-/* A tile's sums fit into the registers. */
+/* The sums of a tile fit into the registers: less of the rest for four tokens than for fewer. */
+enum { TILE_TOKENS = 4 };
 #if WIDTH == 16
 enum { TILE_RANKS = 4, TILE_VECTORS = 8, TILE_VECTORS_4 = 4 };
 #else
@@ -67,6 +68,9 @@ static inline const char *granule(const weights *w, int64_t index)
     return w->layer + (w->pages[page] * w->page_granules + rest) * w->granule_bytes;
 }
 
+/* A tile's sums stay in registers only where every loop over it is unrolled, and its array is of a
+ * size that the compiler knows before it inlines. */
+#define UNROLL _Pragma("GCC unroll 32")
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE vec read(const char *granule, int64_t i, const int is_half)
@@ -79,43 +83,51 @@ INLINE float read_one(const char *granule, int64_t i, const int is_half)
     return is_half ? widen_one(((const uint16_t *)granule)[i]) : ((const float *)granule)[i];
 }
 
+/* Ask for the line that holds a granule's i-th number: granules are too short for the processor to
+ * find out by itself which ones come next. */
+INLINE void prefetch(const char *granule, int64_t i, const int is_half)
+{
+    __builtin_prefetch(granule + i * (is_half ? 2 : 4));
+}
+
 /* v[t][r] = x[t] . a[first + r] for a tile of T tokens and R ranks of one group. */
 INLINE void shrink_tile(
     const int T, const int R, const int is_half, const weights *w, int64_t group, int64_t first,
     const float *x, int64_t x_stride, int64_t in, float *v, int64_t v_stride)
 {
-    vec sums[T][R];
-    float rest[T][R];
-    for (int t = 0; t < T; t++)
-        for (int r = 0; r < R; r++) {
+    int64_t blocks = (in + COLUMNS - 1) / COLUMNS;
+    vec sums[TILE_TOKENS][RANKS];
+    UNROLL for (int t = 0; t < T; t++)
+        UNROLL for (int r = 0; r < R; r++)
             sums[t][r] = (vec){0};
-            rest[t][r] = 0;
-        }
-    for (int64_t block = 0; block * COLUMNS < in; block++) {
-        const char *a = granule(w, w->a_start + block * w->total + group);
+    const char *a = granule(w, w->a_start + group), *next = a, *last = a;
+    for (int64_t block = 0; block < blocks; block++, a = next) {
+        last = a;
+        if (block + 1 < blocks)
+            next = granule(w, w->a_start + (block + 1) * w->total + group);
         const float *rows = x + block * COLUMNS;
         int64_t columns = in - block * COLUMNS < COLUMNS ? in - block * COLUMNS : COLUMNS, k = 0;
         for (; k + WIDTH <= columns; k += WIDTH) {
-            vec ranks[R];
-            for (int r = 0; r < R; r++)
+            vec ranks[RANKS];
+            UNROLL for (int r = 0; r < R; r++) {
+                prefetch(next, (first + r) * COLUMNS + k, is_half);
                 ranks[r] = read(a, (first + r) * COLUMNS + k, is_half);
-            for (int t = 0; t < T; t++) {
+            }
+            UNROLL for (int t = 0; t < T; t++) {
                 vec row = load(rows + t * x_stride + k);
-                for (int r = 0; r < R; r++)
+                UNROLL for (int r = 0; r < R; r++)
                     sums[t][r] += row * ranks[r];
             }
         }
-        for (; k < columns; k++)
-            for (int t = 0; t < T; t++)
-                for (int r = 0; r < R; r++)
-                    rest[t][r] += rows[t * x_stride + k] * read_one(a, (first + r) * COLUMNS + k, is_half);
     }
-    for (int t = 0; t < T; t++)
-        for (int r = 0; r < R; r++) {
+    UNROLL for (int t = 0; t < T; t++)
+        UNROLL for (int r = 0; r < R; r++) {
             float sum = 0;
             for (int lane = 0; lane < WIDTH; lane++)
                 sum += sums[t][r][lane];
-            v[t * v_stride + first + r] = sum + rest[t][r];
+            for (int64_t k = in / WIDTH * WIDTH; k < in; k++)
+                sum += x[t * x_stride + k] * read_one(last, (first + r) * COLUMNS + k % COLUMNS, is_half);
+            v[t * v_stride + first + r] = sum;
         }
 }
 
@@ -129,8 +141,8 @@ INLINE void shrink_group(
     int64_t x_stride, int64_t in, float *v, int64_t v_stride)
 {
     int64_t t = 0;
-    for (; t + 4 <= tokens; t += 4)
-        SHRINK(4, TILE_RANKS);
+    for (; t + TILE_TOKENS <= tokens; t += TILE_TOKENS)
+        SHRINK(TILE_TOKENS, TILE_RANKS);
     switch (tokens - t) {
     case 3: SHRINK(3, TILE_RANKS); break;
     case 2: SHRINK(2, TILE_RANKS); break;
@@ -141,25 +153,29 @@ INLINE void shrink_group(
 /* y[t][c] += scale v[t] . b[:, c] for a tile of T tokens and C vectors of one block of columns. */
 INLINE void expand_tile(
     const int T, const int C, const int is_half, const weights *w, int64_t part, int64_t block,
-    int64_t first, int64_t columns, const float *v, int64_t v_stride, float *y, int64_t y_stride)
+    int has_next, int64_t first, int64_t columns, const float *v, int64_t v_stride, float *y, int64_t y_stride)
 {
-    vec sums[T][C];
-    for (int t = 0; t < T; t++)
-        for (int c = 0; c < C; c++)
+    vec sums[TILE_TOKENS][TILE_VECTORS];
+    UNROLL for (int t = 0; t < T; t++)
+        UNROLL for (int c = 0; c < C; c++)
             sums[t][c] = (vec){0};
-    for (int64_t group = 0; group < w->groups[part]; group++) {
-        const char *b = granule(w, w->b_start[part] + block * w->groups[part] + group);
+    int64_t index = w->b_start[part] + block * w->groups[part];
+    const char *b = granule(w, index), *next = b;
+    for (int64_t group = 0; group < w->groups[part]; group++, b = next) {
+        if (group + 1 < w->groups[part] || has_next)
+            next = granule(w, index + group + 1);
         const float *ranks = v + group * RANKS;
         for (int64_t r = 0; r < RANKS; r++)
-            for (int c = 0; c < C; c++) {
+            UNROLL for (int c = 0; c < C; c++) {
+                prefetch(next, r * COLUMNS + first + c * WIDTH, is_half);
                 vec row = read(b, r * COLUMNS + first + c * WIDTH, is_half);
-                for (int t = 0; t < T; t++)
+                UNROLL for (int t = 0; t < T; t++)
                     sums[t][c] += ranks[t * v_stride + r] * row;
             }
     }
     float scale = w->scales[part];
-    for (int t = 0; t < T; t++)
-        for (int c = 0; c < C; c++) {
+    UNROLL for (int t = 0; t < T; t++)
+        UNROLL for (int c = 0; c < C; c++) {
             float *out = y + t * y_stride + first + c * WIDTH;
             int64_t left = columns - first - c * WIDTH;
             if (left >= WIDTH)
@@ -172,17 +188,17 @@ INLINE void expand_tile(
 
 #define EXPAND(T, C)                                                                               \
     for (int64_t first = 0; first < columns; first += C * WIDTH)                                   \
-    expand_tile(T, C, is_half, w, part, block, first, columns, v + t * v_stride, v_stride,         \
+    expand_tile(T, C, is_half, w, part, block, has_next, first, columns, v + t * v_stride, v_stride,         \
                 y + t * y_stride, y_stride)
 
 /* One block of columns for all tokens. */
 INLINE void expand_block(
-    const int is_half, const weights *w, int64_t part, int64_t block, int64_t columns,
+    const int is_half, const weights *w, int64_t part, int64_t block, int has_next, int64_t columns,
     int64_t tokens, const float *v, int64_t v_stride, float *y, int64_t y_stride)
 {
     int64_t t = 0;
-    for (; t + 4 <= tokens; t += 4)
-        EXPAND(4, TILE_VECTORS_4);
+    for (; t + TILE_TOKENS <= tokens; t += TILE_TOKENS)
+        EXPAND(TILE_TOKENS, TILE_VECTORS_4);
     switch (tokens - t) {
     case 3: EXPAND(3, TILE_VECTORS_4); break;
     case 2: EXPAND(2, TILE_VECTORS); break;
@@ -246,9 +262,9 @@ static void expand_piece(
         if (columns <= 0)
             return;
         if (is_half)
-            expand_block(1, w, part, block, columns, count, v, v_stride, y + block * COLUMNS, y_stride);
+            expand_block(1, w, part, block, block + 1 < blocks(s->out[part], COLUMNS), columns, count, v, v_stride, y + block * COLUMNS, y_stride);
         else
-            expand_block(0, w, part, block, columns, count, v, v_stride, y + block * COLUMNS, y_stride);
+            expand_block(0, w, part, block, block + 1 < blocks(s->out[part], COLUMNS), columns, count, v, v_stride, y + block * COLUMNS, y_stride);
     }
 }
 

@@ -33,15 +33,15 @@ def config(**options) -> Config:
 class Harness:
     """One scheduler, one fake runner that answers when told to, a store that answers at once."""
 
-    def __init__(self, *, pages=64, slots=2, engine=None, paths=None, **options) -> None:
-        self.config = config(
-            max_loras_per_batch=slots, max_loaded_loras=max(slots + 1, 8), **options
-        )
+    def __init__(self, *, pages=64, engine=None, paths=None, granules=None, **options) -> None:
+        """``paths`` and ``granules`` are of adapters, by digest."""
+        self.config = config(**({"max_loras_per_batch": 2, "max_loaded_loras": 8} | options))
         self.paths = paths or {}
+        self.granules = granules or {}
         self.engine = engine or FakeEngine(
             pages=pages,
             page_tokens=self.config.block_size,
-            slots=slots,
+            slots=self.config.max_loaded_loras,
             rows=self.config.max_num_seqs,
         )
         self.scheduler = Scheduler(self.config, runners=["runner0"])
@@ -110,12 +110,12 @@ class Harness:
 
     def assert_all_is_back(self) -> None:
         counters = self.scheduler._counters()
-        for name in ("requests", "sequences", "waiting", "rows_running", "pages_held"):
+        for name in ("requests", "sequences", "waiting", "rows_running", "pages_sequences"):
             assert counters[name] == 0, (name, counters)
-        assert counters["adapter_pins"] == 0
+        assert counters["adapter_pins"] == counters["adapters_held"] == 0
+        assert counters["pages_adapters"] == counters["pages_adapters_idle"]
         assert self.engine.counters()["rows"] == 0
-        assert sum(self.pinned_in_host.values()) == counters["adapters_held"]
-        assert counters["adapters_held"] == counters["adapters_resident"]
+        assert sum(self.pinned_in_host.values()) == 0
         assert self.scheduler.is_idle
 
     def _deliver(self, sends) -> None:
@@ -159,4 +159,5 @@ class Harness:
     def acquired(self, digest) -> None:
         self.pinned_in_host[digest] = self.pinned_in_host.get(digest, 0) + 1
         assert self.pinned_in_host[digest] == 1
-        self.receive("adapters", Acquired(digest, self.paths.get(digest, f"/{digest}"), 8, 1))
+        path, granules = self.paths.get(digest, f"/{digest}"), self.granules.get(digest, 1)
+        self.receive("adapters", Acquired(digest, path, 8, 1, granules))

@@ -56,28 +56,25 @@ def digests(checkpoint, tmp_path_factory):
     turn = Turn(0, lambda peer: 100)
     [(_, catalog)] = store.advance(turn)
     assert [entry.refused for entry in catalog.adapters] == [None] * ADAPTERS
-    paths = {}
+    acquired = {}
     for entry in catalog.adapters:
         store.receive("scheduler", Acquire(entry.digest), 0)
-        [(_, acquired)] = store.advance(turn)
-        paths[acquired.digest] = acquired.path
-    return {entry.name: entry.digest for entry in catalog.adapters}, paths
+        [(_, acquired[entry.digest])] = store.advance(turn)
+    return {entry.name: entry.digest for entry in catalog.adapters}, acquired
 
 
 def harness(checkpoint, digests, **options):
     options = {"max_num_seqs": 32, "block_size": 8, "kv_cache_memory_mib": 1} | options
-    slots = options.pop("slots", ADAPTERS)
+    options = {"max_loras_per_batch": ADAPTERS, "max_loaded_loras": ADAPTERS} | options
     pages = options.pop("pages", None)
-    settings = config(
-        model=str(checkpoint[0] / "model"),
-        max_loras_per_batch=slots,
-        max_loaded_loras=ADAPTERS + 1,
-        **options,
+    engine = TorchEngine(
+        config(model=str(checkpoint[0] / "model"), **options), lambda fraction: None
     )
-    engine = TorchEngine(settings, lambda fraction: None)
     if pages is not None:  # fewer than a MiB holds
         engine._ready = msgspec.structs.replace(engine.ready(), pages=pages)
-    return Harness(slots=slots, engine=engine, paths=digests[1], **options)
+    paths = {digest: acquired.path for digest, acquired in digests[1].items()}
+    granules = {digest: acquired.granules for digest, acquired in digests[1].items()}
+    return Harness(engine=engine, paths=paths, granules=granules, **options)
 
 
 def ask(harness, requests, digests, **options):
@@ -97,7 +94,10 @@ def ask(harness, requests, digests, **options):
     "options",
     [
         pytest.param({"max_num_batched_tokens": 512}, id="whole-prompts"),
-        pytest.param({"max_num_batched_tokens": 40, "slots": 5}, id="chunks-and-few-slots"),
+        pytest.param(
+            {"max_num_batched_tokens": 40, "max_loras_per_batch": 5, "max_loaded_loras": 7},
+            id="chunks-and-few-slots",
+        ),
         pytest.param({"block_size": 4, "pages": 90}, id="few-pages"),
         pytest.param({"max_num_batched_tokens": 100, "native": False}, id="without-a-compiler"),
     ],

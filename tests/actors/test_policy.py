@@ -5,12 +5,14 @@ from weft.actors.scheduler.policy import (
     ROTATE_STEPS,
     Candidate,
     Need,
+    NeverFits,
     Room,
     admit,
+    output_max,
     rotate,
 )
 
-ROOM = Room(rows=10, tokens=100, pages=10, slots=1, pinned=frozenset())
+ROOM = Room(rows=10, tokens=100, pages=10, adapters=1, pinned=frozenset())
 
 
 def candidate(key, *, adapter=None, overtaken=0, is_ready=True):
@@ -19,16 +21,16 @@ def candidate(key, *, adapter=None, overtaken=0, is_ready=True):
 
 def decide(waiting, room=ROOM, *, needs=None, host=lambda adapter: True):
     needs = needs or {}
-    return admit(waiting, room, need=lambda key: needs.get(key, Need(1, 10, 1)), in_host=host)
+    return admit(waiting, room, need=lambda key: needs.get(key, Need(1, 0, 10, 1)), is_at_hand=host)
 
 
-@pytest.mark.parametrize("big", [Need(11, 10, 1), Need(1, 101, 101)], ids=["pages", "tokens"])
+@pytest.mark.parametrize("big", [Need(11, 0, 10, 1), Need(1, 0, 101, 101)], ids=["pages", "tokens"])
 def test_a_sequence_that_does_not_fit_is_not_overtaken(big):
     assert decide([candidate(1), candidate(2), candidate(3)], needs={2: big}).admitted == [1]
 
 
 def test_a_prompt_longer_than_the_budget_starts_with_what_there_is():
-    assert decide([candidate(1), candidate(2)], needs={1: Need(1, 500, 1)}).admitted == [1]
+    assert decide([candidate(1), candidate(2)], needs={1: Need(1, 0, 500, 1)}).admitted == [1]
 
 
 def test_an_adapter_without_a_slot_is_passed_over():
@@ -75,6 +77,41 @@ def test_one_that_is_not_ready_holds_nobody_up():
 @pytest.mark.parametrize("room", [{"rows": 2}, {"tokens": 11}, {"pages": 2}], ids=str)
 def test_room_is_spent_as_sequences_join(room):
     assert decide([candidate(i) for i in range(4)], ROOM._replace(**room)).admitted == [0, 1]
+
+
+def test_an_adapter_takes_pages_once_and_none_while_it_is_in_use():
+    waiting = [candidate(i, adapter=adapter) for i, adapter in enumerate("aabb")]
+    needs = dict.fromkeys(range(4), Need(1, 4, 1, 1))
+    two = ROOM._replace(adapters=2)
+    assert decide(waiting, two, needs=needs).admitted == [0, 1]  # 6 pages; b takes 5 more
+    assert decide(waiting, two._replace(pages=11), needs=needs).admitted == [0, 1, 2]
+    room = two._replace(pinned=frozenset("a"))
+    assert decide(waiting, room, needs=needs).admitted == [0, 1, 2, 3]
+
+
+def test_a_sequence_whose_adapter_does_not_fit_is_not_overtaken():
+    waiting = [candidate(1, adapter="a"), candidate(2)]
+    assert decide(waiting, needs={1: Need(1, 10, 1, 1)}).admitted == []
+
+
+def test_an_answer_may_fill_what_its_adapter_leaves():
+    assert output_max(10, 0, pages=4, page_tokens=4) == 6
+    assert output_max(10, 1, pages=4, page_tokens=4) == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "adapter_pages", "reason"),
+    [
+        (16, 0, "a prompt of 16 tokens does not fit: memory has 4 pages of 4 tokens; shorten it"),
+        (8, 2, "memory has 4 pages of 4 tokens, of which the adapter takes 2; shorten it"),
+        (1, 4, "the adapter takes 4 pages and memory has 4 pages of 4 tokens; raise"),
+        (1, 9, "the adapter takes 9 pages"),
+    ],
+)
+def test_what_could_never_run_is_told_what_to_change(prompt_tokens, adapter_pages, reason):
+    with pytest.raises(NeverFits, match=reason) as caught:
+        output_max(prompt_tokens, adapter_pages, pages=4, page_tokens=4)
+    assert "raise kv_cache_memory_mib (on a CPU) or gpu_memory_utilization" in str(caught.value)
 
 
 def test_the_adapter_that_has_run_longest_gives_up_its_slot_when_it_is_time():

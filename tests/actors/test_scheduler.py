@@ -197,7 +197,7 @@ def test_a_sequence_that_fails_is_alone_in_that():
 
 
 def test_distinct_adapters_in_a_step_are_bounded_and_base_rows_cost_none():
-    harness = Harness(slots=2, max_num_seqs=8)
+    harness = Harness(max_loras_per_batch=2, max_num_seqs=8)
     for i in range(12):
         harness.generate(f"r{i}", prompt(5, i), adapter=f"x{i % 6}" if i % 3 else None)
     harness.run()
@@ -209,7 +209,7 @@ def test_distinct_adapters_in_a_step_are_bounded_and_base_rows_cost_none():
 
 
 def test_a_cold_adapter_is_not_starved_by_a_stream_of_warm_ones():
-    harness = Harness(slots=1, max_num_seqs=8, pages=256, max_queued_requests=4096)
+    harness = Harness(max_loras_per_batch=1, max_num_seqs=8, pages=256, max_queued_requests=4096)
     count = 0
 
     def feed_warm():
@@ -231,7 +231,9 @@ def test_a_cold_adapter_is_not_starved_by_a_stream_of_warm_ones():
 
 
 def test_an_endless_answer_gives_up_its_slot_to_a_starving_adapter():
-    harness = Harness(slots=1, max_num_seqs=8, pages=1024, block_size=16, max_queued_requests=4096)
+    harness = Harness(
+        max_loras_per_batch=1, max_num_seqs=8, pages=1024, block_size=16, max_queued_requests=4096
+    )
     harness.generate("endless", prompt(5), adapter="warm", max_tokens=2000, stop_token_ids=[])
     harness.run_step()
     harness.generate("cold", prompt(5), adapter="cold", max_tokens=4)
@@ -364,8 +366,10 @@ def _fields(struct):
 def test_a_long_random_run_gets_every_token_right(seed):
     rng = random.Random(seed)
     harness = Harness(
-        pages=rng.choice([10, 16, 40]),
-        slots=rng.choice([1, 2, 3]),
+        pages=rng.choice([15, 20, 40]),  # the longest with the largest adapter takes 15
+        max_loras_per_batch=rng.choice([1, 2, 3]),
+        max_loaded_loras=rng.choice([3, 4, 8]),
+        granules={name: 1 + 2 * size for size, name in enumerate("xyzwv")},
         max_num_seqs=rng.choice([2, 5, 8]),
         max_num_batched_tokens=rng.choice([8, 32]),
         enable_prefix_caching=rng.random() < 0.8,

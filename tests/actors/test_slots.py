@@ -1,86 +1,126 @@
 import pytest
 
+from weft.actors.scheduler.pages import Pages
 from weft.actors.scheduler.slots import AdapterSlots
-from weft.runtime.messages import Acquire, Acquired, AdapterLoad, Release
+from weft.runtime.messages import Acquired, AdapterLoad
+
+PAGES = 12
+GRANULES = 4  # of a page
 
 
-def acquired(digest):
-    return Acquired(digest, f"/{digest}", 8, 100)
+class Device:
+    """A table of adapters over a small pool, and pages that somebody else took."""
+
+    def __init__(self, *, slots=8, policy="lru"):
+        self.pages = Pages(PAGES)
+        self.slots = AdapterSlots(slots, self.pages, page_granules=GRANULES, policy=policy)
+        self.others = []
+
+    def load(self, digest, granules=8):
+        return self.slots.load(Acquired(digest, f"/{digest}", 8, 100, granules))
+
+    def use(self, digest):
+        """One sequence runs with an adapter and ends."""
+        if digest not in self.slots.resident:
+            self.load(digest)
+        self.slots.pin(digest, 0)
+        self.slots.unpin(digest)
+
+    def take(self, count):
+        self.others += self.pages.take(count)
+
+    def check(self):
+        self.slots.check()
+        self.pages.check(self.slots.owned(), self.others)
 
 
 @pytest.fixture
-def slots():
-    slots = AdapterSlots(2, held_max=4, policy="lru")
-    yield slots
-    slots.check()
+def device():
+    device = Device()
+    yield device
+    device.check()
 
 
-def fetch(slots, *digests):
-    for digest in digests:
-        assert slots.want(digest) == [Acquire(digest)]
-        slots.arrived(acquired(digest))
+@pytest.mark.parametrize(("granules", "count"), [(1, 1), (4, 1), (5, 2), (48, 12)])
+def test_an_adapter_takes_as_many_pages_as_its_granules_fill(device, granules, count):
+    assert device.load("a", granules) == AdapterLoad(0, "a", "/a", list(range(count)))
+    assert device.slots.page_count("a", None) == device.slots.pages_owned == count
 
 
-def test_an_adapter_is_asked_for_once(slots):
-    assert slots.want("a") == [Acquire("a")]
-    assert slots.want("a") == []
-    assert not slots.is_ready("a")
-    slots.arrived(acquired("a"))
-    assert slots.is_ready("a")
-    assert slots.want("a") == []
+def test_sequences_share_a_slot_and_the_first_says_since_when_it_is_used(device):
+    device.load("a")
+    assert device.slots.pin("a", 5) == device.slots.pin("a", 6) == 0
+    assert device.slots.pin_count == 2
+    assert device.slots.pinned_since == {"a": 5}
+    device.slots.unpin("a")
+    assert device.slots.pinned == {"a"}
+    device.slots.unpin("a")
+    assert not device.slots.pinned
 
 
-def test_the_first_pin_loads_and_later_ones_share(slots):
-    fetch(slots, "a")
-    assert slots.pin("a", 5, 5) == (0, [AdapterLoad(0, "a", "/a")])
-    assert slots.pin("a", 6, 5) == (0, [])
-    assert slots.pin_count == 2
-    assert slots.pinned_since == {"a": 5}
+def test_an_adapter_stays_while_there_is_room_though_nobody_uses_it(device):
+    for digest in "abcdef":
+        device.use(digest)
+    assert device.slots.resident == set("abcdef")
+    assert (device.pages.free, device.slots.pages_idle) == (0, 12)
+    assert device.slots.evictions == 0
 
 
-def test_the_least_recently_used_unpinned_adapter_makes_room(slots):
-    fetch(slots, "a", "b", "c")
-    for digest in ("a", "b", "a"):
-        slots.pin(digest, 0, 0)
-        slots.unpin(digest)
-    assert slots.pin("c", 2, 2) == (1, [AdapterLoad(1, "c", "/c")])
-    assert slots.resident == {"a", "c"}
-    assert slots.release_unused(frozenset()) == [Release("b")]
+def test_when_pages_are_needed_the_least_recently_used_gives_up_all_of_its_own(device):
+    for digest in "abcdefab":
+        device.use(digest)
+    device.take(3)
+    assert device.slots.resident == set("efab")
+    assert (device.pages.free, device.slots.evictions) == (1, 2)
 
 
 def test_first_in_first_out_ignores_use():
-    slots = AdapterSlots(2, held_max=4, policy="fifo")
-    fetch(slots, "a", "b", "c")
-    for digest in ("a", "b", "a"):
-        slots.pin(digest, 0, 0)
-        slots.unpin(digest)
-    assert slots.pin("c", 2, 2)[0] == 0
+    device = Device(policy="fifo")
+    for digest in "abcdefab":
+        device.use(digest)
+    device.take(3)
+    assert device.slots.resident == set("cdef")
+    device.check()
 
 
-def test_pinned_slots_are_never_taken(slots):
-    fetch(slots, "a", "b", "c")
-    slots.pin("a", 0, 0)
-    slots.pin("b", 0, 0)
-    assert slots.pin("c", 2, 2) is None
+def test_one_that_is_in_use_outlives_those_behind_it():
+    for policy in ("lru", "fifo"):
+        device = Device(policy=policy)
+        device.load("a")
+        device.slots.pin("a", 0)
+        for digest in "bcdef":
+            device.use(digest)
+        device.take(4)
+        assert device.slots.resident == set("adef")
+        device.check()
 
 
-def test_a_slot_whose_load_may_not_have_happened_is_not_taken(slots):
-    fetch(slots, "a", "b", "c")
-    slots.pin("a", 3, 2)
-    slots.pin("b", 3, 2)
-    slots.unpin("a")
-    assert slots.pin("c", 4, 3) is None  # step 3 has not been answered
-    assert slots.pin("c", 5, 4) is not None
+def test_without_a_free_slot_an_idle_adapter_goes_though_there_are_pages():
+    device = Device(slots=2)
+    device.use("a")
+    device.use("b")
+    device.slots.pin("a", 0)
+    load = device.load("c")
+    assert load.slot == 1
+    assert device.slots.resident == {"a", "c"}
+    assert device.pages.free == PAGES - 4
+    device.check()
 
 
-def test_host_memory_is_bounded(slots):
-    fetch(slots, "a", "b", "c", "d")
-    assert slots.want("e") == []
-    assert slots.release_unused(frozenset({"a", "b", "c"})) == [Release("d")]
-    assert slots.want("e") == [Acquire("e")]
+def test_a_slot_is_given_away_again_after_eviction():
+    device = Device(slots=2)
+    seen = set()
+    for digest in "abcabc":
+        device.use(digest)
+        seen |= {device.slots.pin(digest, 0)}
+        device.slots.unpin(digest)
+        device.check()
+    assert seen == {0, 1}
+    assert device.slots.evictions == 4
 
 
-def test_what_is_waited_for_is_not_released(slots):
-    fetch(slots, "a")
-    assert slots.release_unused(frozenset({"a"})) == []
-    assert slots.release_unused(frozenset()) == [Release("a")]
+def test_an_adapter_for_which_there_is_no_room_is_a_bug(device):
+    device.load("a")
+    device.slots.pin("a", 0)
+    with pytest.raises(AssertionError, match="11 of 10 available pages"):
+        device.load("b", 44)

@@ -27,7 +27,7 @@ def scheduler_table():
 
 def _measure(count):
     harness = Harness(
-        pages=count * 80, slots=2, max_num_seqs=count, max_num_batched_tokens=max(count, 32),
+        pages=count * 80, max_num_seqs=count, max_num_batched_tokens=max(count, 32),
         block_size=16, max_queued_requests=count,
     )  # fmt: skip
     for index in range(count):

@@ -94,6 +94,7 @@ def _options(rng):
     is_chunked = rng.random() < 0.8
     return {
         "pages": rng.choice((40, 80, 160, 640)) // block_size,
+        "page_granules": rng.choice((1, 2, 8)),
         "window_max": rng.choice((None, None, 2, 8)),
         "block_size": block_size,
         "max_model_len": 128,
@@ -102,7 +103,7 @@ def _options(rng):
         "enable_chunked_prefill": is_chunked,
         "enable_prefix_caching": rng.random() < 0.8,
         "max_loras_per_batch": slots,
-        "max_loaded_loras": slots + rng.randint(1, 3),
+        "max_loaded_loras": slots + rng.randint(0, 4),
         "lora_eviction_policy": rng.choice(("lru", "fifo")),
         "max_queued_requests": rng.choice((3, 1000)),
     }

@@ -1,14 +1,14 @@
 """A deterministic model for the simulator: its next token is a hash of what its KV pages hold.
 
-It keeps, in each position of each page, the adapter and the token whose KV was "written" there. So
-a page that was given to someone else too early, shared with the wrong adapter, or resumed at the
-wrong position changes the output at once.
+It keeps, in each position of each page, the adapter and the token whose KV was "written" there, or
+which part of which adapter's weights lies there. So a page that was given to someone else too
+early, shared with the wrong adapter, or resumed at the wrong position changes the output at once.
 """
 
 import hashlib
 from dataclasses import dataclass, field
 
-from weft.runtime.messages import Join, RunnerReady, Step, StepDone, TokenLogprobs
+from weft.runtime.messages import AdapterLoad, Join, RunnerReady, Step, StepDone, TokenLogprobs
 
 VOCABULARY = 1000
 EOS = 2
@@ -73,12 +73,14 @@ class FakeEngine:
         page_tokens: int,
         slots: int,
         rows: int,
+        page_granules: int = 2,
         vocabulary: int = VOCABULARY,
     ) -> None:
         self._vocabulary = vocabulary
-        self._ready = RunnerReady(0, pages, page_tokens, slots)
-        self._kv = [[None] * page_tokens for _ in range(pages)]
-        self._slots: list[str | None] = [None] * slots
+        self._ready = RunnerReady(0, pages, page_tokens, slots, page_granules)
+        # Of each page: who wrote which token where, or which part of which adapter.
+        self._pages = [[None] * page_tokens for _ in range(pages)]
+        self._slots: list[AdapterLoad | None] = [None] * slots
         self._rows: dict[int, Row] = {}
         self._rows_max = rows
         self._next_step = 0
@@ -91,7 +93,10 @@ class FakeEngine:
         assert step.step == self._next_step
         self._next_step += 1
         for load in step.loads:
-            self._slots[load.slot] = load.digest
+            assert len(set(load.pages)) == len(load.pages) > 0
+            self._slots[load.slot] = load
+            for part, page in enumerate(load.pages):
+                self._pages[page] = (load.digest, part)
         for row in step.leaves:
             del self._rows[row]
         for join in step.joins:
@@ -130,14 +135,24 @@ class FakeEngine:
         return {"rows": len(self._rows)}
 
     def _adapter(self, row: Row) -> str | None:
-        slot = row.join.adapter_slot
-        return None if slot is None else self._slots[slot]
+        """The adapter whose weights lie where the row's slot says."""
+        if row.join.adapter_slot is None:
+            return None
+        load = self._slots[row.join.adapter_slot]
+        assert load is not None, f"slot {row.join.adapter_slot} names no adapter"
+        for part, page in enumerate(load.pages):
+            found = self._pages[page]
+            assert found == (load.digest, part), f"{found} instead of part {part} of {load.digest}"
+        return load.digest
 
     def _write(self, row: Row, tokens: list[int]) -> None:
         size = self._ready.page_tokens
+        adapter = self._adapter(row)
         for token in tokens:
             page = row.pages[row.position // size]
-            self._kv[page][row.position % size] = (self._adapter(row), token)
+            if isinstance(self._pages[page], tuple):
+                self._pages[page] = [None] * size
+            self._pages[page][row.position % size] = (adapter, token)
             row.position += 1
 
     def _sample(self, row: Row) -> int:
@@ -145,7 +160,7 @@ class FakeEngine:
         adapter = self._adapter(row)
         context = []
         for position in range(row.position):
-            owner, token = self._kv[row.pages[position // size]][position % size]
+            owner, token = self._pages[row.pages[position // size]][position % size]
             assert owner == adapter, f"KV of {owner} read by {adapter}"
             context.append(token)
         if row.join.history is not None:

@@ -37,16 +37,16 @@ class MemoryFiles:
         del self.written[path]
 
 
-def adapter_folder(number, **options):
+def adapter_folder(number, *, rank=2, **options):
     """A PEFT folder whose weights are unlike any other number's."""
     config = {
-        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"],
+        "peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["q_proj"],
         "task_type": "CAUSAL_LM",
     }  # fmt: skip
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
     weights = {
-        name.format("A"): np.full((2, 4), number, np.float32),
-        name.format("B"): np.full((4, 2), 1, np.float32),
+        name.format("A"): np.full((rank, 4), number, np.float32),
+        name.format("B"): np.full((4, rank), 1, np.float32),
     }
     return {
         "adapter_config.json": json.dumps(config | options).encode(),

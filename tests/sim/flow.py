@@ -17,7 +17,9 @@ from weft.runtime.config import Config
 from weft.runtime.simulate import World
 from weft.runtime.topology import CLIENT, TOPOLOGY
 
-ADAPTERS = tuple(f"a{number}" for number in range(5))
+# Their ranks, and so how many granules they take: from 2 to 16.
+RANKS = {"a0": 1, "a1": 8, "a2": 9, "a3": 30, "a4": 64}
+ADAPTERS = tuple(RANKS)
 
 # What is on its way when nobody has anything left to do has arrived by then.
 SETTLE_NS = 100_000_000
@@ -49,7 +51,9 @@ class LoadingEngine(FakeEngine):
 class Flow:
     """One simulated weft, and the clients of one test."""
 
-    def __init__(self, seed, model, folder, *, pages=96, window_max=None, **options):
+    def __init__(
+        self, seed, model, folder, *, pages=96, page_granules=2, window_max=None, **options
+    ):
         """``model`` is the TextModel of ``folder``; ``window_max`` narrows every link."""
         values = {
             "block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 24,
@@ -63,8 +67,11 @@ class Flow:
             adapters={name: f"/{name}" for name in names},
             **(values | options),
         )
-        folders = {f"/{name}": adapter_folder(number) for number, name in enumerate(names)}
-        folders["/alias"] = adapter_folder(0)
+        folders = {
+            f"/{name}": adapter_folder(number, rank=RANKS.get(name, 2))
+            for number, name in enumerate(names)
+        }
+        folders["/alias"] = folders["/a0"]
         folders["/broken"] = adapter_folder(8, use_dora=True)
         self.files = MemoryFiles(folders)
         self.world = World(seed, topology=_narrowed(window_max))
@@ -79,8 +86,9 @@ class Flow:
             self.files,
             pages=pages,
             page_tokens=self.config.block_size,
-            slots=self.config.max_loras_per_batch,
+            slots=self.config.max_loaded_loras,
             rows=self.config.max_num_seqs,
+            page_granules=page_granules,
             vocabulary=model.vocab_size,
         )
         self.actors = {
@@ -91,7 +99,15 @@ class Flow:
             "runner0": Runner(self.engine, role="runner0"),
         }
         self.oracle = Oracle(
-            model, self.config, pages=pages, digest=self._digest, vanished={"gone"}
+            model,
+            self.config,
+            pages=pages,
+            adapter_pages={
+                name: -(-2 * -(-rank // 8) // page_granules)
+                for name, rank in (RANKS | {"alias": RANKS["a0"]}).items()
+            },
+            digest=self._digest,
+            vanished={"gone"},
         )
         self._mailboxes = {role: self.world.spawn(role, a) for role, a in self.actors.items()}
         self._leaving = {}
@@ -149,12 +165,14 @@ class Flow:
         sections = self.sections()
         assert sections.keys() == self.actors.keys()
         scheduler, store = sections["scheduler"], sections["adapters"]
-        for name in ("requests", "sequences", "waiting", "rows_running", "pages_held"):
+        for name in (
+            "requests", "sequences", "waiting", "rows_running", "pages_sequences", "adapter_pins",
+            "adapters_held",
+        ):  # fmt: skip
             assert scheduler[name] == 0, name
-        assert scheduler["adapter_pins"] == 0
-        assert scheduler["pages_free"] + scheduler["pages_cached"] == scheduler["pages"]
-        assert scheduler["adapters_held"] == scheduler["adapters_resident"] == store["pinned"]
-        assert store["waiting"] == 0
+        idle = sum(scheduler[f"pages_{name}"] for name in ("free", "cached", "adapters_idle"))
+        assert idle == scheduler["pages"]
+        assert store["pinned"] == store["waiting"] == 0
         assert len(self.files.written) == store["loaded"] <= self.config.max_loaded_loras
         assert sections["tokenizer"]["waiting"] == sections["tokenizer"]["replies_unread"] == 0
         for name in ("sequences", "clients", "characters_unsent"):

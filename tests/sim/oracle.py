@@ -8,11 +8,12 @@ from weft.actors.tokenizer.refusal import Refusal
 class Oracle:
     """Knows every answer. ``digest`` maps the name of a model to its content, or refuses."""
 
-    def __init__(self, model, config, *, pages, digest, vanished):
+    def __init__(self, model, config, *, pages, adapter_pages, digest, vanished):
         self._model = model
         self._bytes_of = Vocabulary(model.backend).bytes_of
         self._config = config
-        self._kv_tokens = pages * config.block_size
+        self._pages = pages
+        self._adapter_pages = adapter_pages  # by name
         self._digest = digest
         self._vanished = vanished  # names whose weights are not there any more
 
@@ -62,7 +63,7 @@ class Oracle:
     def _check_choice(self, plan, choice, text, end):
         submit = plan.submit
         shown = (plan, choice, text, end)
-        if submit.model in self._vanished or len(self._prompt(submit)) >= self._kv_tokens:
+        if self._never_runs(submit):
             reason = "cancelled" if end.reason == "cancelled" and plan.is_cancelled else "error"
             assert (end.reason, end.output_tokens, text) == (reason, 0, ""), shown
             return
@@ -93,7 +94,7 @@ class Oracle:
         if count is None:
             assert heard.logprobs[choice] == []
             return
-        if submit.model in self._vanished or len(self._prompt(submit)) >= self._kv_tokens:
+        if self._never_runs(submit):
             assert heard.logprobs[choice] == []
             return
         end = heard.ends[choice]
@@ -119,6 +120,16 @@ class Oracle:
             whole = self._decode(submit, self._tokens(submit, choice)[0])
             assert whole.startswith(text), (submit, text)
 
+    def _never_runs(self, submit):
+        """Whether its adapter is gone, or leaves no room for the prompt."""
+        too_long = len(self._prompt(submit)) >= self._kv_tokens(submit)
+        return submit.model in self._vanished or too_long
+
+    def _kv_tokens(self, submit):
+        """What fits beside the adapter when nobody else is there."""
+        pages = self._pages - self._adapter_pages.get(submit.model, 0)
+        return pages * self._config.block_size
+
     def _prompt(self, submit):
         if submit.messages is not None:
             chat = [{"role": m.role, "content": m.content} for m in submit.messages]
@@ -131,7 +142,7 @@ class Oracle:
     def _tokens(self, submit, choice):
         """All tokens that the model draws for one choice, and whether it fails after them."""
         prompt = self._prompt(submit)
-        context = min(self._kv_tokens, self._config.max_model_len)
+        context = min(self._kv_tokens(submit), self._config.max_model_len)
         tokens = generate(
             self._digest(submit.model),
             prompt,

@@ -9,7 +9,9 @@ from weft.actors.detokenizer.actor import Detokenizer
 from weft.actors.detokenizer.outbox import Outbox
 from weft.actors.scheduler.actor import Scheduler
 from weft.actors.scheduler.composer import Composer
+from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.pages import Pages
+from weft.actors.scheduler.prefixes import PrefixCache
 from weft.actors.scheduler.slots import AdapterSlots
 from weft.runtime.link import Link
 from weft.runtime.messages import Sampled, StopFound
@@ -19,13 +21,46 @@ SEEDS = range(100)
 
 
 def adapters_share_prefixes(monkeypatch):
-    find, hold = Pages.find, Pages.hold
-    monkeypatch.setattr(Pages, "find", lambda self, salt, _, tokens: find(self, salt, "", tokens))
-    monkeypatch.setattr(Pages, "hold", lambda self, salt, _, *rest: hold(self, salt, "", *rest))
+    find, hold = PrefixCache.find, PrefixCache.hold
+    monkeypatch.setattr(
+        PrefixCache, "find", lambda self, salt, _, *rest: find(self, salt, "", *rest)
+    )
+    monkeypatch.setattr(
+        PrefixCache, "hold", lambda self, salt, _, *rest: hold(self, salt, "", *rest)
+    )
 
 
 def slots_are_filled_while_they_are_used(monkeypatch):
-    monkeypatch.setattr(AdapterSlots, "_free_slot", lambda self, steps_done: 0)
+    load = AdapterSlots.load
+    monkeypatch.setattr(
+        AdapterSlots, "load", lambda self, acquired: structs.replace(load(self, acquired), slot=0)
+    )
+
+
+def pages_of_adapters_are_given_away(monkeypatch):
+    load = AdapterSlots.load
+
+    def generous(self, acquired):
+        loaded = load(self, acquired)
+        self._pages.give_back(loaded.pages[-1:])
+        return loaded
+
+    monkeypatch.setattr(AdapterSlots, "load", generous)
+    monkeypatch.setattr(Pages, "check", lambda self, *owned: None)  # it would see it at once
+
+
+def files_are_released_before_they_are_read(monkeypatch):
+    release = HostPins.release
+    monkeypatch.setattr(
+        HostPins, "release", lambda self, needed, steps_done: release(self, needed, 1 << 60)
+    )
+
+
+def adapters_cost_nothing(monkeypatch):
+    need = Composer._need
+    monkeypatch.setattr(
+        Composer, "_need", lambda self, sequence: need(self, sequence)._replace(adapter_pages=0)
+    )
 
 
 def preempted_sequences_are_resumed_where_they_were(monkeypatch):
@@ -146,6 +181,9 @@ def play_all(model, folder):
     [
         adapters_share_prefixes,
         slots_are_filled_while_they_are_used,
+        pages_of_adapters_are_given_away,
+        files_are_released_before_they_are_read,
+        adapters_cost_nothing,
         preempted_sequences_are_resumed_where_they_were,
         some_sequences_keep_their_pages,
         pinned_files_are_evicted,

@@ -102,15 +102,22 @@ class Server(Run):
         """Everything that is there only while a request is."""
         sections = self.state()["sections"]
         scheduler, detokenizer = sections["scheduler"], sections["detokenizer"]
-        names = ("requests", "sequences", "waiting", "rows_running", "pages_held", "adapter_pins")
-        held = {name: scheduler[name] for name in names}
-        held["pages lost"] = (
-            scheduler["pages"] - scheduler["pages_free"] - scheduler["pages_cached"]
+        names = (
+            "requests",
+            "sequences",
+            "waiting",
+            "rows_running",
+            "pages_sequences",
+            "adapter_pins",
         )
+        held = {name: scheduler[name] for name in names}
+        idle = ("pages_free", "pages_cached", "pages_adapters_idle")
+        held["pages lost"] = scheduler["pages"] - sum(scheduler[name] for name in idle)
         held |= {name: detokenizer[name] for name in ("sequences", "characters_unsent")}
         held |= {f"runner's {name}": sections["runner0"][name] for name in RUNNER_HOLDS}
         held["encoding"] = sections["tokenizer"]["waiting"]
         held["loading"] = sections["adapters"]["waiting"]
-        # What the device holds is pinned in host memory, and nothing else is.
+        # What is on its way to a device is pinned in host memory, and nothing else is.
+        held["host pins"] = scheduler["adapters_held"]
         held["host pins lost"] = sections["adapters"]["pinned"] - scheduler["adapters_held"]
         return held

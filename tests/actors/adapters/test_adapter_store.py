@@ -91,7 +91,7 @@ def test_however_long_the_names_in_a_file_are_what_is_said_of_it_is_short():
 def test_an_acquired_adapter_lies_in_its_file_until_it_is_released(shelf, digests):
     [acquired] = shelf.acquire(digests["a"])
     assert acquired == Acquired(
-        digests["a"], f"/run/adapters/{digests['a']}.safetensors", 4, acquired.size_bytes
+        digests["a"], f"/run/adapters/{digests['a']}.safetensors", 4, acquired.size_bytes, 2
     )
     assert len(shelf.files.written[acquired.path]) == acquired.size_bytes
     shelf.hear(Release(digests["a"]))
@@ -192,7 +192,7 @@ def test_an_inspection_is_passed_on_with_counters(shelf, digests):
 
 def test_a_cache_full_of_pins_has_no_room():
     cache = HostCache(1, "lru")
-    cache.add(Resident("a", "/a", 4, 10))
+    cache.add(Resident("a", "/a", 4, 10, 1))
     assert cache.has_room
     assert cache.pin("a")
     assert not cache.has_room

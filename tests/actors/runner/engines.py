@@ -1,13 +1,17 @@
 """Real engines on tiny models, driven by steps or by a scheduler; adapters made to measure."""
 
 import json
+from collections import Counter
 
 import msgspec
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.actors.scheduler_harness import GREEDY, Harness, config
 from tests.checkpoints import MODULES
+from weft.actors.adapters.base import LinearShape
+from weft.actors.adapters.granules import of_module
 from weft.actors.runner import architecture
 from weft.actors.runner.torch_engine import TorchEngine
 from weft.runtime.messages import Chunk, Join, Step
@@ -20,13 +24,14 @@ def engine_of(model, **options):
     return TorchEngine(config(model=str(model), **settings), lambda share: None)
 
 
-def harness_of(model, paths, *, slots=4, pages=None, **options):
+def harness_of(model, paths, *, pages=None, **options):
     """A scheduler over a real engine of ``pages`` at most; ``paths`` maps digests to files."""
-    options = DEFAULTS | options
-    engine = engine_of(model, max_loras_per_batch=slots, max_loaded_loras=slots + 9, **options)
+    options = DEFAULTS | {"max_loras_per_batch": 4, "max_loaded_loras": 13} | options
+    engine = engine_of(model, **options)
     if pages is not None:
         engine._ready = msgspec.structs.replace(engine.ready(), pages=pages)
-    return Harness(slots=slots, engine=engine, paths=paths, **options)
+    granules = {digest: _granules(path) for digest, path in paths.items()}
+    return Harness(engine=engine, paths=paths, granules=granules, **options)
 
 
 def save_adapter(folder, model, digest, *, modules=MODULES, rank=8, size=0.4):
@@ -46,6 +51,17 @@ def save_adapter(folder, model, digest, *, modules=MODULES, rank=8, size=0.4):
     path = folder / f"{digest}.safetensors"
     save_file(tensors, path, metadata={"digest": digest, "scales": json.dumps(scales)})
     return str(path)
+
+
+def _granules(path):
+    """Of the layer that has most, as the adapter store would say."""
+    layers = Counter()
+    with safe_open(path, framework="pt") as file:
+        for name in json.loads(file.metadata()["scales"]):
+            rank, features = file.get_slice(f"{name}.A").get_shape()
+            out, _ = file.get_slice(f"{name}.B").get_shape()
+            layers[name.split(".")[1]] += of_module(rank, LinearShape(features, out))
+    return max(layers.values())
 
 
 def prefill(engine, prompts, *, sampling=GREEDY, adapters=(), step=0):

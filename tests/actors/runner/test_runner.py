@@ -22,7 +22,7 @@ def first_step():
 
 
 def test_it_says_once_what_its_device_holds(runner):
-    assert runner.advance(TURN) == [Send("scheduler", RunnerReady(0, 8, 4, 2))]
+    assert runner.advance(TURN) == [Send("scheduler", RunnerReady(0, 8, 4, 2, 2))]
     assert runner.advance(TURN) == []
 
 

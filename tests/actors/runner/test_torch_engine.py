@@ -109,11 +109,12 @@ def test_shards_give_the_tokens_of_one_file(model, tmp_path):
 
 def test_a_slot_keeps_no_trace_of_the_adapter_before(model, paths):
     prompts = prompts_of(3)
-    used = harness_of(model, paths, slots=1)
+    options = {"max_loras_per_batch": 1, "max_loaded_loras": 1}
+    used = harness_of(model, paths, **options)
     for adapter in ("wide", "few", "narrow", "few"):  # each takes the only slot from the last
         label = f"{adapter}{len(used.begun)}"
         actual = outputs(used, {f"{label}-{i}": (adapter, p) for i, p in enumerate(prompts)})
-        fresh = harness_of(model, paths, slots=1)
+        fresh = harness_of(model, paths, **options)
         expected = outputs(fresh, {f"{label}-{i}": (adapter, p) for i, p in enumerate(prompts)})
         assert actual == expected
     base = {f"base-{i}": (None, p) for i, p in enumerate(prompts)}
@@ -205,7 +206,7 @@ def test_preemption_changes_no_sampled_token(model, paths):
         return [harness.output(f"r{i}") for i in range(10)]
 
     expected = run(harness_of(model, paths))
-    short = harness_of(model, paths, pages=70)
+    short = harness_of(model, paths, pages=130)
     assert run(short) == expected
     assert short.scheduler._counters()["preemptions_total"] > 0
 

@@ -1,0 +1,79 @@
+"""Adapters in host memory, as far as the scheduler has asked the store to keep them there."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+from weft.runtime.messages import Acquire, Acquired, Release
+
+
+@dataclass(slots=True)
+class Pin:
+    """An adapter that the store was asked to keep."""
+
+    acquired: Acquired | None = None  # None: the store has not answered
+    read_step: int = -1  # the last step in which runners read the file
+
+
+class HostPins:
+    """What is asked of the store, until a device has read it.
+
+    An adapter is acquired when a waiting sequence needs it on a device, and released when the step
+    that loads it has been answered: from then on the device's copy is enough. If the device gives
+    it up, it is acquired again.
+
+    Invariant, checked by ``check``: there are at most ``held_max``.
+    """
+
+    def __init__(self, held_max: int) -> None:
+        assert held_max > 0
+        self._held_max = held_max
+        self._pins: dict[str, Pin] = {}
+
+    def __len__(self) -> int:
+        return len(self._pins)
+
+    def get(self, digest: str) -> Acquired | None:
+        """Return what is in host memory, None if it is not there (yet)."""
+        pin = self._pins.get(digest)
+        return pin.acquired if pin else None
+
+    def want(self, digest: str) -> list[Acquire]:
+        """Ask the store for an adapter, once, if there is room to hold it."""
+        if digest in self._pins or len(self._pins) >= self._held_max:
+            return []
+        self._pins[digest] = Pin()
+        return [Acquire(digest)]
+
+    def arrived(self, acquired: Acquired) -> None:
+        """Note that the store keeps the weights."""
+        pin = self._pins[acquired.digest]
+        assert pin.acquired is None, f"{acquired.digest} arrived twice"
+        pin.acquired = acquired
+
+    def failed(self, digest: str) -> None:
+        """Note that the store cannot provide the weights."""
+        assert self._pins.pop(digest).acquired is None
+
+    def read(self, digest: str, step: int) -> Acquired:
+        """Return what runners read in ``step``."""
+        acquired = self.get(digest)
+        assert acquired is not None, f"{digest} is not in host memory"
+        self._pins[digest].read_step = step
+        return acquired
+
+    def release(self, needed: Container[str], steps_done: int) -> list[Release]:
+        """Let go of what is not needed; ``steps_done`` is the first step not answered."""
+        gone = [
+            digest
+            for digest, pin in self._pins.items()
+            if pin.acquired and pin.read_step < steps_done and digest not in needed
+        ]
+        for digest in gone:
+            del self._pins[digest]
+        return [Release(digest) for digest in gone]
+
+    def check(self) -> None:
+        """Assert the invariant."""
+        assert len(self._pins) <= self._held_max

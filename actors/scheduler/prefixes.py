@@ -1,0 +1,204 @@
+"""The KV pages of sequences: which belong to one, and which a prefix cache lets several share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from weft.actors.scheduler.pages import Pages
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A full page in the prefix cache: the tokens it holds, after all those of its ancestors."""
+
+    page: int
+    tokens: tuple[int, ...]
+    parent: Node | None
+    references: int = 0  # sequences whose page tables contain it
+    children: dict[tuple[int, ...], Node] = field(default_factory=dict)
+
+    @property
+    def page_count(self) -> int:
+        """It is one page."""
+        return 1
+
+    def evict(self) -> list[int]:
+        """Leave the tree. Children are evicted before their parents."""
+        assert self.references == 0
+        assert not self.children, "an idle node outlives its children"
+        assert self.parent is not None
+        del self.parent.children[self.tokens]
+        return [self.page]
+
+
+@dataclass(eq=False, slots=True)
+class Holding:
+    """The pages of one sequence, in position order: shared ones first, then its own."""
+
+    root: Node
+    nodes: list[Node] = field(default_factory=list)
+    own: list[int] = field(default_factory=list)
+    shares: bool = True  # False once an equal page of someone else is in the cache
+
+    @property
+    def pages(self) -> list[int]:
+        """The page table."""
+        return [node.page for node in self.nodes] + self.own
+
+    @property
+    def count(self) -> int:
+        """Pages held."""
+        return len(self.nodes) + len(self.own)
+
+
+class PrefixCache:
+    """What sequences hold of the pool, and a radix tree over the pages whose tokens are known.
+
+    The tree has one root for each (salt, adapter digest): sequences of different adapters share
+    nothing, those of one adapter share whatever their names. Its edges are whole pages of tokens.
+    A node that no sequence references is idle: it stays until its page is needed.
+
+    Invariants, checked by ``check``:
+      * a node's references are the holdings that list it; a referenced node's parent is referenced;
+      * the idle nodes are those without references, and children would go before their parents.
+    """
+
+    def __init__(self, pages: Pages, page_tokens: int, *, caching: bool) -> None:
+        assert page_tokens > 0
+        self.page_tokens = page_tokens
+        self._pages = pages
+        self._caching = caching
+        self._roots: dict[tuple[str, str | None], Node] = {}
+        self._holdings: set[Holding] = set()
+
+    def find(self, salt: str, adapter: str | None, tokens: Sequence[int]) -> list[Node]:
+        """Return the longest cached run of whole pages at the start of ``tokens``.
+
+        The last token is left out: a sequence must compute at least one to sample from.
+        """
+        node = self._roots.get((salt, adapter))
+        if node is None or not self._caching:
+            return []
+        found = []
+        size = self.page_tokens
+        for start in range(0, len(tokens) - size, size):
+            node = node.children.get(tuple(tokens[start : start + size]))
+            if node is None:
+                break
+            found.append(node)
+        return found
+
+    def cost(self, found: Iterable[Node], tokens: int) -> int:
+        """Return how many available pages it takes to hold ``tokens``, starting from ``found``."""
+        nodes = list(found)
+        idle = sum(1 for node in nodes if node.references == 0)
+        return self.pages_for(tokens) - len(nodes) + idle
+
+    def pages_for(self, tokens: int) -> int:
+        """Return how many pages hold this many tokens."""
+        return -(-tokens // self.page_tokens)
+
+    def hold(self, salt: str, adapter: str | None, found: list[Node], tokens: int) -> Holding:
+        """Start a sequence on the pages of ``found``, with its own for the rest of ``tokens``."""
+        root = self._roots.setdefault((salt, adapter), Node(-1, (), None))
+        holding = Holding(root, found)
+        for node in found:
+            self._reference(node)
+        self._holdings.add(holding)
+        self.grow(holding, self.pages_for(tokens) - len(found))
+        return holding
+
+    def grow(self, holding: Holding, count: int) -> list[int]:
+        """Append ``count`` pages to a sequence's own, and return them."""
+        taken = self._pages.take(count)
+        holding.own += taken
+        return taken
+
+    def share(self, holding: Holding, tokens: Sequence[int], computed: int) -> None:
+        """Let others use the full pages whose KV the first ``computed`` of ``tokens`` wrote.
+
+        A page whose equal is in the cache already stays private while the sequence runs: a row's
+        page table never changes.
+        """
+        if not self._caching or not holding.shares:
+            return
+        for index in range(len(holding.nodes), computed // self.page_tokens):
+            parent, key = self._edge(holding, tokens, index)
+            if key in parent.children:
+                holding.shares = False
+                return
+            self._add(holding, parent, key)
+
+    def release(self, holding: Holding, tokens: Sequence[int], computed: int) -> None:
+        """End a sequence: its full pages stay in the cache while there is room, the rest is free.
+
+        ``computed`` as for ``share``; 0 keeps nothing that is not in the cache already.
+        """
+        self._holdings.remove(holding)
+        if self._caching:
+            for index in range(len(holding.nodes), computed // self.page_tokens):
+                parent, key = self._edge(holding, tokens, index)
+                twin = parent.children.get(key)
+                if twin is None:
+                    self._add(holding, parent, key)
+                else:
+                    self._pages.give_back([holding.own.pop(0)])
+                    self._reference(twin)
+                    holding.nodes.append(twin)
+        self._pages.give_back(reversed(holding.own))
+        for node in reversed(holding.nodes):
+            node.references -= 1
+            if node.references == 0:
+                self._pages.make_idle(node)
+
+    def owned(self) -> Iterator[int]:
+        """Yield every page of a sequence or of the tree, once."""
+        for holding in self._holdings:
+            yield from holding.own
+        for node in self._nodes():
+            yield node.page
+
+    def check(self) -> None:
+        """Assert the invariants. Linear in the pages: for tests and idle moments."""
+        references: dict[Node, int] = {}
+        for holding in self._holdings:
+            for node in holding.nodes:
+                references[node] = references.get(node, 0) + 1
+        order = {tenant: position for position, tenant in enumerate(self._pages.order)}
+        nodes = list(self._nodes())
+        for node in nodes:
+            assert node.references == references.pop(node, 0)
+            assert (node.references == 0) == (node in order)
+            parent = node.parent
+            assert parent is not None
+            if parent in order:
+                assert order[node] < order[parent], "a parent would be evicted before its child"
+        assert not references, "a sequence holds a node that is not in the tree"
+        assert sum(isinstance(tenant, Node) for tenant in order) == sum(
+            1 for node in nodes if node.references == 0
+        )
+
+    def _edge(
+        self, holding: Holding, tokens: Sequence[int], index: int
+    ) -> tuple[Node, tuple[int, ...]]:
+        parent = holding.nodes[-1] if holding.nodes else holding.root
+        start = index * self.page_tokens
+        return parent, tuple(tokens[start : start + self.page_tokens])
+
+    def _add(self, holding: Holding, parent: Node, key: tuple[int, ...]) -> None:
+        node = Node(holding.own.pop(0), key, parent, references=1)
+        parent.children[key] = node
+        holding.nodes.append(node)
+
+    def _reference(self, node: Node) -> None:
+        if node.references == 0:
+            self._pages.make_busy(node, keeps_place=False)
+        node.references += 1
+
+    def _nodes(self) -> Iterator[Node]:
+        pending = [child for root in self._roots.values() for child in root.children.values()]
+        while pending:
+            node = pending.pop()
+            pending.extend(node.children.values())
+            yield node

@@ -1,0 +1,105 @@
+import pytest
+import torch
+
+from tests.actors.adapters.folders import BASE, build, folder, tensor_name, tensors
+from weft.actors.adapters import granules
+from weft.actors.adapters.base import MODULES, BaseShapes, LinearShape
+from weft.kernels.sgmv.granules import Module, Tables
+
+QWEN_7B = BaseShapes(
+    num_hidden_layers=28,
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+)
+LLAMA_8B = BaseShapes(
+    num_hidden_layers=32,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+)
+SITES = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+
+
+def layer(base, rank, *, modules=MODULES, size=1):
+    return granules.of_layer(dict.fromkeys(modules, rank), base, tensor_parallel_size=size)
+
+
+@pytest.mark.parametrize(
+    ("rank", "shape", "count"),
+    [
+        (8, LinearShape(128, 128), 2),
+        (1, LinearShape(1, 1), 2),
+        (9, LinearShape(129, 128), 2 * 3),
+        (64, LinearShape(896, 4864), 8 * (7 + 38)),
+    ],
+)
+def test_ranks_and_columns_are_rounded_up_to_whole_granules(rank, shape, count):
+    assert granules.of_module(rank, shape) == count
+
+
+@pytest.mark.parametrize("base", [QWEN_7B, LLAMA_8B], ids=["qwen", "llama"])
+def test_a_rank_that_fills_its_granules_costs_what_its_elements_do(base):
+    elements = 16 * sum(sum(base.shape(module)) for module in MODULES)
+    assert layer(base, 16) * granules.RANKS * granules.COLUMNS == elements
+
+
+def test_an_adapter_costs_by_its_rank():
+    assert layer(QWEN_7B, 64) == 4 * layer(QWEN_7B, 16) == 8 * layer(QWEN_7B, 8)
+
+
+@pytest.mark.parametrize("module", ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"])
+def test_the_outputs_of_a_column_parallel_module_are_divided(module):
+    whole, half = QWEN_7B.shape(module), QWEN_7B.shape(module, 2)
+    assert half == LinearShape(whole.inputs, whole.outputs // 2)
+
+
+@pytest.mark.parametrize("module", ["o_proj", "down_proj"])
+def test_the_inputs_of_a_row_parallel_module_are_divided(module):
+    whole, half = QWEN_7B.shape(module), QWEN_7B.shape(module, 2)
+    assert half == LinearShape(whole.inputs // 2, whole.outputs)
+
+
+def test_a_rank_has_a_whole_kv_head_where_there_are_fewer_than_ranks():
+    assert QWEN_7B.shape("k_proj", 4).outputs == QWEN_7B.shape("v_proj", 28).outputs == 128
+    assert QWEN_7B.shape("q_proj", 28).outputs == 128
+
+
+def test_the_layer_with_most_granules_counts():
+    weights = tensors(rank=4) | {
+        tensor_name("mlp.up_proj", layer=1): tensors()[tensor_name()],
+        tensor_name("mlp.up_proj", "B", layer=1): torch.ones(12, 4).numpy(),
+    }
+    config = {"target_modules": ["q_proj", "down_proj", "up_proj"]}
+    adapter = build(folder(config, weights))
+    assert adapter.granules(BASE, tensor_parallel_size=1) == 4  # layer 1's, of two modules
+
+
+@pytest.mark.parametrize("modules", [MODULES, ("k_proj", "up_proj"), ("o_proj",)], ids=len)
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_device_lays_out_as_many_granules_as_were_counted(modules, size):
+    base = BaseShapes(
+        num_hidden_layers=1,
+        hidden_size=144,
+        intermediate_size=520,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    ranks = {module: 3 + 7 * place for place, module in enumerate(modules)}
+    sites = [
+        [
+            Module(
+                part,
+                torch.ones(ranks[module], base.shape(module, size).inputs),
+                torch.ones(base.shape(module, size).outputs, ranks[module]),
+                1.0,
+            )
+            for part, module in enumerate(site)
+            if module in ranks
+        ]
+        for site in SITES
+    ]
+    laid = Tables(slots=1, layers=1, sites=4, pages_max=1).lay_out(0, 0, sites, torch.float32)
+    assert len(laid) == granules.of_layer(ranks, base, tensor_parallel_size=size)

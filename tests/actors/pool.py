@@ -1,0 +1,119 @@
+"""The pool with all its kinds of owners, used as the composer does, and what lies in each page."""
+
+from dataclasses import dataclass
+
+from weft.actors.adapters.base import LinearShape
+from weft.actors.adapters.granules import of_module
+from weft.actors.scheduler.pages import Pages
+from weft.actors.scheduler.prefixes import Holding, PrefixCache
+from weft.actors.scheduler.slots import AdapterSlots
+from weft.runtime.messages import Acquired
+
+SHAPE = LinearShape(256, 256)  # of the one module that adapters change
+PAGE_TOKENS = 4
+PAGE_GRANULES = 8
+
+
+@dataclass(eq=False)
+class Running:
+    adapter: str | None
+    tokens: list[int]
+    holding: Holding
+
+
+class Pool:
+    """Adapters are named by their ranks: "r64.1" is of rank 64."""
+
+    def __init__(self, *, pages, slots, policy):
+        self.pages = Pages(pages)
+        self.cache = PrefixCache(self.pages, PAGE_TOKENS, caching=True)
+        self.slots = AdapterSlots(slots, self.pages, page_granules=PAGE_GRANULES, policy=policy)
+        self.running = []
+        self.contents = {}  # of pages, as a device would have written them
+        self.hits = 0
+
+    def start(self, adapter, tokens):
+        """Run a sequence if there is room for it and for its adapter. Was there?"""
+        found = self.cache.find("", adapter, tokens)
+        available = self.pages.available
+        cost = self.cache.cost(found, len(tokens)) + self._adapter_cost(adapter)
+        if cost > available or (adapter and self._is_one_too_many(adapter)):
+            return False
+        if adapter:
+            if adapter not in self.slots.resident:
+                load = self.slots.load(acquired(adapter))
+                self.contents.update(
+                    {page: (adapter, part) for part, page in enumerate(load.pages)}
+                )
+            self.slots.pin(adapter, 0)
+        found = self.cache.find("", adapter, tokens)
+        self.hits += len(found)
+        running = Running(adapter, tokens, self.cache.hold("", adapter, found, len(tokens)))
+        for index, node in enumerate(found):
+            assert self.contents[node.page] == kv(running, index)
+        self.running.append(running)
+        self._write(running)
+        assert self.pages.available == available - cost
+        return True
+
+    def grow(self, running, tokens):
+        """Append tokens to a sequence if there is room for them. Was there?"""
+        missing = self.cache.pages_for(len(running.tokens) + len(tokens)) - running.holding.count
+        if missing > self.pages.available:
+            return False
+        running.tokens += tokens
+        self.cache.grow(running.holding, missing)
+        self._write(running)
+        return True
+
+    def share(self, running):
+        self.cache.share(running.holding, running.tokens, len(running.tokens))
+
+    def end(self, running, computed=None):
+        """End a sequence of which so many tokens were computed; by default all."""
+        computed = len(running.tokens) if computed is None else computed
+        computed = max(computed, len(running.holding.nodes) * PAGE_TOKENS)
+        self.running.remove(running)
+        self.cache.release(running.holding, running.tokens, computed)
+        if running.adapter:
+            self.slots.unpin(running.adapter)
+
+    def check(self):
+        """Assert every owner's invariants, and that nobody's pages were written by another."""
+        self.pages.check(self.cache.owned(), self.slots.owned())
+        self.cache.check()
+        self.slots.check()
+        held = {page for running in self.running for page in running.holding.pages}
+        pinned = sum(self.slots.page_count(adapter, None) for adapter in self.slots.pinned)
+        assert self.pages.available == self.pages.count - len(held) - pinned
+        for adapter in self.slots.resident:
+            pages = self.slots._residents[adapter].pages
+            assert [self.contents[page] for page in pages] == [
+                (adapter, part) for part in range(len(pages))
+            ]
+        for running in self.running:
+            for index, page in enumerate(running.holding.pages):
+                assert self.contents[page] == kv(running, index)
+
+    def _write(self, running):
+        first = len(running.holding.nodes)
+        for index, page in enumerate(running.holding.own, first):
+            self.contents[page] = kv(running, index)
+
+    def _adapter_cost(self, adapter):
+        if adapter is None or adapter in self.slots.pinned:
+            return 0
+        return self.slots.page_count(adapter, acquired(adapter))
+
+    def _is_one_too_many(self, adapter):
+        return adapter not in self.slots.pinned and len(self.slots.pinned) == self.slots.count
+
+
+def acquired(adapter):
+    rank = int(adapter[1:].partition(".")[0])
+    return Acquired(adapter, f"/{adapter}", rank, 1, of_module(rank, SHAPE))
+
+
+def kv(running, index):
+    """What a page of a sequence holds: it depends on all tokens before its end."""
+    return running.adapter, tuple(running.tokens[: (index + 1) * PAGE_TOKENS])

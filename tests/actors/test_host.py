@@ -1,0 +1,73 @@
+import pytest
+
+from weft.actors.scheduler.host import HostPins
+from weft.runtime.messages import Acquire, Acquired, Release
+
+
+def acquired(digest):
+    return Acquired(digest, f"/{digest}", 8, 100, 4)
+
+
+@pytest.fixture
+def host():
+    host = HostPins(4)
+    yield host
+    host.check()
+
+
+def fetch(host, *digests):
+    for digest in digests:
+        assert host.want(digest) == [Acquire(digest)]
+        host.arrived(acquired(digest))
+
+
+def test_an_adapter_is_asked_for_once(host):
+    assert host.want("a") == [Acquire("a")]
+    assert host.want("a") == []
+    assert host.get("a") is None
+    host.arrived(acquired("a"))
+    assert host.get("a") == acquired("a")
+    assert host.want("a") == []
+
+
+def test_one_that_could_not_be_had_may_be_asked_for_again(host):
+    host.want("a")
+    host.failed("a")
+    assert host.want("a") == [Acquire("a")]
+
+
+def test_host_memory_is_bounded(host):
+    fetch(host, "a", "b", "c", "d")
+    assert host.want("e") == []
+    assert host.release({"a", "b", "c"}, 0) == [Release("d")]
+    assert host.want("e") == [Acquire("e")]
+
+
+def test_what_is_needed_or_on_its_way_is_not_released(host):
+    fetch(host, "a")
+    host.want("b")
+    assert host.release({"a"}, 0) == []
+    assert host.release(set(), 0) == [Release("a")]
+    assert len(host) == 1
+
+
+def test_a_file_stays_until_the_step_that_reads_it_has_been_answered(host):
+    fetch(host, "a")
+    assert host.read("a", 5) == acquired("a")
+    assert host.release(set(), 5) == []
+    assert host.release(set(), 6) == [Release("a")]
+    assert host.want("a") == [Acquire("a")]
+
+
+def test_a_file_may_be_read_again_while_it_is_there(host):
+    fetch(host, "a")
+    host.read("a", 5)
+    host.read("a", 6)
+    assert host.release(set(), 6) == []
+    assert host.release(set(), 7) == [Release("a")]
+
+
+def test_reading_what_is_not_there_is_a_bug(host):
+    host.want("a")
+    with pytest.raises(AssertionError, match="a is not in host memory"):
+        host.read("a", 0)

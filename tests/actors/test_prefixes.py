@@ -1,0 +1,88 @@
+import pytest
+
+from weft.actors.scheduler.pages import Pages
+from weft.actors.scheduler.prefixes import PrefixCache
+
+PAGES = 32
+SIZE = 4
+
+
+@pytest.fixture
+def pages():
+    return Pages(PAGES)
+
+
+@pytest.fixture
+def cache(pages):
+    cache = PrefixCache(pages, SIZE, caching=True)
+    yield cache
+    cache.check()  # whatever the test did, no page is lost or shared wrongly
+    pages.check(cache.owned())
+
+
+def run(cache, tokens, *, adapter=None, salt=""):
+    """Compute and end a sequence: returns how many pages it found."""
+    found = cache.find(salt, adapter, tokens)
+    holding = cache.hold(salt, adapter, found, len(tokens))
+    count = len(holding.nodes)
+    cache.release(holding, tokens, len(tokens))
+    return count
+
+
+def test_full_pages_of_the_same_tokens_are_found_again(cache):
+    tokens = list(range(11))
+    assert run(cache, tokens) == 0
+    assert run(cache, tokens) == 2
+    assert run(cache, [*range(6), 99, 7, 8]) == 1
+
+
+def test_the_last_token_is_always_computed(cache):
+    assert run(cache, list(range(8))) == 0
+    assert run(cache, list(range(8))) == 1
+
+
+@pytest.mark.parametrize("other", [{"adapter": "y"}, {"adapter": None}, {"salt": "tenant"}])
+def test_nothing_is_shared_across_adapters_or_salts(cache, other):
+    tokens = list(range(20))
+    run(cache, tokens, adapter="x")
+    assert run(cache, tokens, **({"adapter": "x"} | other)) == 0
+    assert run(cache, tokens, adapter="x") == 4
+
+
+def test_an_equal_page_stays_private_while_the_sequence_runs(cache, pages):
+    tokens = list(range(9))
+    first = cache.hold("", None, [], 9)
+    second = cache.hold("", None, [], 9)
+    before = second.pages
+    cache.share(first, tokens, 9)
+    cache.share(second, tokens, 9)
+    assert second.pages == before
+    cache.release(first, tokens, 9)
+    cache.release(second, tokens, 9)
+    assert pages.available == PAGES
+    assert pages.idle == 2
+
+
+def test_the_least_recently_used_page_goes_first(cache):
+    run(cache, [1] * 9)
+    run(cache, [2] * 9)
+    run(cache, [1] * 9)
+    holding = cache.hold("", None, [], (PAGES - 3) * SIZE)
+    assert len(cache.find("", None, [2] * 9)) == 1  # its last page is gone
+    assert len(cache.find("", None, [1] * 9)) == 2
+    cache.release(holding, [], 0)
+
+
+def test_without_caching_nothing_stays(pages):
+    cache = PrefixCache(pages, SIZE, caching=False)
+    assert run(cache, list(range(20))) == 0
+    assert run(cache, list(range(20))) == 0
+    assert pages.free == PAGES
+    cache.check()
+
+
+def test_releasing_twice_is_a_bug(cache):
+    holding = cache.hold("", None, [], 4)
+    cache.release(holding, [], 0)
+    with pytest.raises(KeyError):
+        cache.release(holding, [], 0)
