@@ -27,16 +27,15 @@ async def health(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/ready", response_model=None)
-async def ready(request: Request) -> Response:
+@router.get("/ready")
+async def ready(request: Request) -> Json:
     """Say 200 when a request sent now would be served."""
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
             models = await request.app.state.client.models()
     except TimeoutError:
-        failure = Disconnected(f"weft has not answered in {READY_TIMEOUT_S:.0f} s")
-        return errors.respond(*errors.of_exception(failure))
-    return JSONResponse({"status": "ready", "models": len(models)})
+        raise Disconnected(f"weft has not answered in {READY_TIMEOUT_S:.0f} s") from None
+    return {"status": "ready", "models": len(models)}
 
 
 @router.get("/metrics", response_model=None)

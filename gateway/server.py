@@ -13,10 +13,8 @@ from pathlib import Path
 import uvicorn
 
 from weft.gateway import app
-from weft.runtime.config import Config, ConfigError
-
-# Connections that wait to be accepted: as many as a burst of clients opens at once.
-BACKLOG = 2048
+from weft.runtime.config import Config
+from weft.runtime.listen import listen
 
 
 def serve(config: Config, run_dir: Path, on_ready: Callable[[str], None]) -> None:
@@ -24,7 +22,7 @@ def serve(config: Config, run_dir: Path, on_ready: Callable[[str], None]) -> Non
 
     Raises ``ConfigError`` if the address cannot be had.
     """
-    listener = _listen(config)
+    listener = listen(config)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     settings = uvicorn.Config(
@@ -59,14 +57,3 @@ class _Server(uvicorn.Server):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.handle_exit, number, None)
         yield
-
-
-def _listen(config: Config) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    try:
-        return socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {config.host}, port {config.port}: {error.strerror}; choose another "
-            f"port"
-        ) from None

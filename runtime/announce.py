@@ -19,13 +19,13 @@ def announcement(config: Config, run_dir: Path, url: str | None, seconds: float)
     lines = [
         f"weft serves {config.base_name} with {len(config.adapters)} adapters, "
         f"ready in {seconds:.1f} s",
-        f"  HTTP    {url}/v1" if url else "",
+        *([f"  HTTP    {url}/v1"] if url else []),
         f"  ZeroMQ  {run_dir}",
         "  stop    Ctrl-C",
     ]
     if url:
         lines += ["", *_curl_lines(config, url), "", *_python_lines(config, url)]
-    return "\n".join(line for line in lines if line or url) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _curl_lines(config: Config, url: str) -> list[str]:

@@ -11,7 +11,6 @@ import logging
 import os
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,8 @@ from types import FrameType
 
 from weft.runtime import identity, janitor, rundir, topology
 from weft.runtime.announce import announcement
-from weft.runtime.config import Config, ConfigError
+from weft.runtime.config import Config
+from weft.runtime.listen import listen
 from weft.runtime.process import EXIT_BUG, EXIT_REFUSED, Handover
 from weft.runtime.progress import ProgressDisplay
 from weft.runtime.rundir import RunDir
@@ -109,7 +109,8 @@ class Launcher:
         Raises ``ConfigError`` for what can be refused before anything is started.
         """
         started_at = time.monotonic()
-        _check_port(self._config)
+        # What is wrong with the address is better heard now than after minutes of loading weights.
+        listen(self._config).close()
         self._watch_signals()
         run_dir = rundir.create()
         pipe_fd, janitor_process = _start_janitor(run_dir)
@@ -288,21 +289,3 @@ def _environment(config: Config, process: Process) -> dict[str, str]:
         "MKL_NUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",
     }
-
-
-def _check_port(config: Config) -> None:
-    """Raise ``ConfigError`` if the port is taken, before minutes are spent on loading weights."""
-    if config.port == 0:
-        return
-    try:
-        with socket.create_server((config.host, config.port), family=_family(config.host)):
-            pass
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise ConfigError(
-            f"cannot listen on {config.host}, port {config.port}: {reason}; choose another --port"
-        ) from None
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET

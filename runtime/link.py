@@ -35,7 +35,6 @@ class Link:
         assert window > 1, "an Ack is sent for half a window"
         self.is_open = False
         self.peer_epoch = 0
-        self.bytes_sent = 0
         self._epoch = epoch
         self._window = window
         self._connects = connects
@@ -146,12 +145,10 @@ class Link:
 
     def _frame(self, message: Message, sequence: int) -> bytes:
         self._told = self._taken
-        frame = encode(
+        return encode(
             message,
             source_epoch=self._epoch,
             destination_epoch=self.peer_epoch,
             sequence=sequence,
             acknowledged=self._taken,
         )
-        self.bytes_sent += len(frame)
-        return frame

@@ -57,11 +57,11 @@ def create() -> RunDir:
 
 def _choose_base() -> Path:
     usable = []
-    for base in runs.bases():
-        if _can_use(base):
-            if shutil.disk_usage(base).free >= FREE_BYTES_MIN:
-                return base
-            usable.append((shutil.disk_usage(base).free, base))
+    for base in filter(_can_use, runs.bases()):
+        free_bytes = shutil.disk_usage(base).free
+        if free_bytes >= FREE_BYTES_MIN:
+            return base
+        usable.append((free_bytes, base))
     if not usable:
         raise ConfigError(f"no private directory can be made in any of {runs.bases()}")
     return max(usable)[1]

@@ -49,7 +49,7 @@ class AdapterStore:
         self._folder = Path(run_dir, "adapters")
         self._rank_max = config.max_lora_rank
         self._cache = HostCache(config.max_loaded_loras, config.lora_eviction_policy)
-        self._sources: dict[str, str] = {}  # digest -> folder
+        self._sources: dict[str, list[str]] = {}  # digest -> the folders that held it at start
         self._waiting: deque[str] = deque()  # digests to pin
         self._outbox: deque[Send] = deque()
         entries = [self._entry(name, folder, started_s) for name, folder in config.adapters.items()]
@@ -88,10 +88,16 @@ class AdapterStore:
         return sends
 
     def lost(self, peer: str, now_ns: int) -> list[Send]:
-        """Take back the pins of a scheduler that is gone."""
+        """Take back the pins of a scheduler that is gone, and the answers meant for it."""
         if peer == "scheduler":
             self._waiting.clear()
             self._cache.unpin_all()
+            # An answer yet unsent would tell the next scheduler of a pin that it does not have.
+            self._outbox = deque(
+                send
+                for send in self._outbox
+                if not isinstance(send.message, Acquired | AcquireFailed)
+            )
         return []
 
     def drain(self) -> None:
@@ -111,7 +117,7 @@ class AdapterStore:
             checked = self._read(folder)
         except (BadAdapter, FileError) as error:
             return AdapterEntry(name, folder, "", 0, started_s, _reason(error))
-        self._sources.setdefault(checked.digest, folder)
+        self._sources.setdefault(checked.digest, []).append(folder)
         return AdapterEntry(name, folder, checked.digest, checked.rank, started_s)
 
     def _read(self, folder: str) -> Adapter:
@@ -160,12 +166,7 @@ class AdapterStore:
 
     def _load(self, digest: str) -> None:
         """Put an adapter into host memory. Raises ``BadAdapter`` or ``FileError``."""
-        folder = self._sources.get(digest)
-        if folder is None:
-            raise BadAdapter(f"no adapter has the digest {digest[:64]}")
-        loaded = self._read(folder)
-        if loaded.digest != digest:
-            raise BadAdapter(f"{folder} has changed since it was checked; restart to take it over")
+        loaded = self._find(digest)
         for victim in self._cache.victims():
             self._files.remove(victim.path)
         path = str(self._folder / f"{digest}.safetensors")
@@ -174,6 +175,25 @@ class AdapterStore:
         size_bytes = sum(len(part) for part in parts)
         granules = loaded.granules(self._base, tensor_parallel_size=1)
         self._cache.add(Resident(digest, path, loaded.rank, size_bytes, granules))
+
+    def _find(self, digest: str) -> Adapter:
+        """Read an adapter from the first of its folders that still holds it.
+
+        Raises what is wrong with the last folder, ``BadAdapter`` or ``FileError``.
+        """
+        problem: BadAdapter | FileError = BadAdapter(f"no adapter has the digest {digest[:64]}")
+        for folder in self._sources.get(digest, ()):
+            try:
+                found = self._read(folder)
+            except (BadAdapter, FileError) as error:
+                problem = error
+                continue
+            if found.digest == digest:
+                return found
+            problem = BadAdapter(
+                f"{folder} has changed since it was checked; restart to take it over"
+            )
+        raise problem
 
     def _counters(self) -> dict[str, float]:
         return {

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from weft.actors.adapters import granules, safetensors
 from weft.actors.adapters.base import MODULES, BaseShapes
-from weft.actors.adapters.errors import BadAdapter
+from weft.actors.adapters.errors import BadAdapter, shown_name
 from weft.actors.adapters.peft_config import AdapterConfig
 from weft.actors.adapters.safetensors import Tensor
 
@@ -65,7 +65,7 @@ def build(
         place, side = _place(name, config, base)
         pair = sides.setdefault(place, {})
         if side in pair:
-            raise BadAdapter(f"tensor {name}: the module has two; remove one")
+            raise BadAdapter(f"tensor {shown_name(name)}: the module has two; remove one")
         pair[side] = tensor
     if not sides:
         raise BadAdapter("there is no tensor; train the adapter, or leave it out")
@@ -82,23 +82,23 @@ def build(
 
 
 def _place(name: str, config: AdapterConfig, base: BaseShapes) -> tuple[_Place, str]:
-    shown = name[:200]
+    tensor = f"tensor {shown_name(name)}"
     match = _TENSOR_NAME.fullmatch(name)
     if match is None or MODULES.get(match["name"]) != match["block"]:
         raise BadAdapter(
-            f"tensor {shown}: not supported; an adapter may change {', '.join(MODULES)} of the "
+            f"{tensor}: not supported; an adapter may change {', '.join(MODULES)} of the "
             f"layers, as lora_A.weight and lora_B.weight"
         )
     layer = int(match["layer"])
     if layer >= base.num_hidden_layers:
         raise BadAdapter(
-            f"tensor {shown}: the base has {base.num_hidden_layers} layers; was the adapter "
-            f"trained for another base?"
+            f"{tensor}: the base has {base.num_hidden_layers} layers; was the adapter trained for "
+            f"another base?"
         )
     if not config.targets(match["module"]):
         raise BadAdapter(
-            f"tensor {shown}: target_modules does not cover it; mend adapter_config.json, or "
-            f"remove the tensor"
+            f"{tensor}: target_modules does not cover it; mend adapter_config.json, or remove the "
+            f"tensor"
         )
     return _Place(layer, match["name"], match["module"]), match["side"]
 
@@ -108,7 +108,9 @@ def _check_spelling(places: list[_Place]) -> None:
     for place in places:
         other = named.setdefault((place.layer, place.name), place.module)
         if other != place.module:
-            raise BadAdapter(f"tensors of {other} and {place.module}: the same module twice")
+            raise BadAdapter(
+                f"tensors of {other} and {place.module}: the same module twice; keep one"
+            )
 
 
 def _check_pair(

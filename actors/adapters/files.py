@@ -67,7 +67,7 @@ class LocalFiles:
                 # One byte more would show that it grows while it is read.
                 content = file.read(status.st_size + 1)
         except OSError as error:
-            raise FileError(f"{name}: {_reason(error)}") from None
+            raise FileError(f"{name}: {_reason(error)}; check the file") from None
         if len(content) != status.st_size:
             raise FileError(f"{name}: it changed while it was read; try again")
         return content

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 import regex
 
-from weft.actors.adapters.errors import BadAdapter
+from weft.actors.adapters.errors import BadAdapter, shown, shown_name
 
 CONFIG_BYTES_MAX = 4 * 1024 * 1024
 
@@ -61,7 +61,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
 
     r: int
     lora_alpha: float
-    target_modules: str | list[str]
+    target_modules: str | frozenset[str]
     use_rslora: bool = False
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
@@ -83,7 +83,8 @@ class AdapterConfig(msgspec.Struct, frozen=True):
                 return True
             pattern = self.target_modules
             return _matches("target_modules", pattern, pattern, module)
-        return any(module == name or module.endswith(f".{name}") for name in self.target_modules)
+        words = module.split(".")
+        return any(".".join(words[i:]) in self.target_modules for i in range(len(words)))
 
 
 def parse(file: bytes) -> AdapterConfig:
@@ -104,9 +105,9 @@ def parse(file: bytes) -> AdapterConfig:
     except msgspec.ValidationError as error:
         raise BadAdapter(f"{error}; save the adapter again") from None
     for name, rank in {"r": config.r, **config.rank_pattern}.items():
-        _need(0 < rank < 2**31, name, f"{rank} is no rank; it must be positive")
+        _need(0 < rank < 2**31, name, f"{shown(rank)} is no rank; it must be positive")
     for name, alpha in {"lora_alpha": config.lora_alpha, **config.alpha_pattern}.items():
-        _need(math.isfinite(alpha), name, f"{alpha} is not finite")
+        _need(math.isfinite(alpha), name, f"{alpha} is not finite; train the adapter again")
     if isinstance(config.target_modules, str):
         _check_pattern("target_modules", config.target_modules, config.target_modules)
     _check_patterns("rank_pattern", config.rank_pattern)
@@ -116,26 +117,27 @@ def parse(file: bytes) -> AdapterConfig:
 
 def _refuse_unsupported(fields: dict[str, Any]) -> None:
     kind = fields.get("peft_type")
-    _need(kind == "LORA", "peft_type", f"{kind!r} is not supported; it must be LORA")
+    _need(kind == "LORA", "peft_type", f"{shown(kind)} is not supported; it must be LORA")
     task = fields.get("task_type")
     _need(
         task in ("CAUSAL_LM", None),
         "task_type",
-        f"{task!r} is not supported; it must be CAUSAL_LM or null",
+        f"{shown(task)} is not supported; it must be CAUSAL_LM or null",
     )
     bias = fields.get("bias", "none")
-    _need(bias == "none", "bias", f"{bias!r} is not supported; train it with bias none")
+    _need(bias == "none", "bias", f"{shown(bias)} is not supported; train it with bias none")
     initialization = fields.get("init_lora_weights", True)
     _need(
         initialization in _INITIALIZATIONS,
         "init_lora_weights",
-        f"{initialization!r} is not supported, since it may change the base's weights; convert the "
-        f"adapter to plain LoRA when saving it (path_initial_model_for_weight_conversion)",
+        f"{shown(initialization)} is not supported, since it may change the base's weights; "
+        f"convert the adapter to plain LoRA when saving it "
+        f"(path_initial_model_for_weight_conversion)",
     )
     for name, value in fields.items():
         if name not in _READ_OR_HARMLESS and value:
             advice = _ADVICE.get(name, "train the adapter without it")
-            raise BadAdapter(f"{name}: {_shown(value)} is not supported; {advice}")
+            raise BadAdapter(f"{shown_name(name)}: {shown(value)} is not supported; {advice}")
 
 
 def _check_patterns(field: str, patterns: Collection[str]) -> None:
@@ -155,7 +157,7 @@ def _check_pattern(field: str, pattern: str, used: str) -> None:
     _need(
         len(pattern) <= _PATTERN_CHARACTERS_MAX,
         field,
-        f"{_shown(pattern)} is too long; list the modules by name",
+        f"{shown(pattern)} is too long; list the modules by name",
     )
     try:
         with warnings.catch_warnings():
@@ -164,7 +166,10 @@ def _check_pattern(field: str, pattern: str, used: str) -> None:
             re.compile(used)  # as PEFT does
             _compiled(used)
     except (re.error, regex.error, RecursionError, OverflowError, Warning) as error:
-        raise BadAdapter(f"{field}: {_shown(pattern)} is no regular expression: {error}") from None
+        raise BadAdapter(
+            f"{field}: {shown(pattern)} is no regular expression: {shown_name(str(error))}; list "
+            f"the modules by name"
+        ) from None
 
 
 def _look_up(field: str, patterns: dict[str, _Value], module: str, default: _Value) -> _Value:
@@ -180,7 +185,7 @@ def _matches(field: str, pattern: str, used: str, module: str) -> bool:
         return _compiled(used).fullmatch(module, timeout=_MATCH_TIMEOUT_S) is not None
     except TimeoutError:
         raise BadAdapter(
-            f"{field}: {_shown(pattern)} takes too long to match; list the modules by name"
+            f"{field}: {shown(pattern)} takes too long to match; list the modules by name"
         ) from None
 
 
@@ -196,9 +201,4 @@ def _ending(pattern: str) -> str:
 
 def _need(ok: bool, field: str, message: str) -> None:
     if not ok:
-        raise BadAdapter(f"{field}: {message}")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        raise BadAdapter(f"{shown_name(field)}: {message}")

@@ -12,12 +12,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from weft.actors.adapters.errors import BadAdapter
+from weft.actors.adapters.errors import BadAdapter, shown_name
 
 # An adapter of a hundred layers with seven modules each has 1,400 entries of about 150 bytes.
 HEADER_BYTES_MAX = 4 * 1024 * 1024
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+# Of a shape, whose product is taken before anything else is known of it: a header has place for a
+# million sizes, or for a thousand of four thousand digits. A is two-dimensional, and so is B.
+_DIMENSIONS_MAX = 8
+_SIZE_MAX = 2**63
 
 _LENGTH_BYTES = 8
 _BF16_EXPONENT = 0x7F80
@@ -50,7 +55,9 @@ def parse(file: bytes) -> dict[str, Tensor]:
     for name, entry in header.items():
         dtype, shape, (begin, end) = _entry(name, entry)
         if end > len(content):
-            raise BadAdapter(f"tensor {name}: ends at byte {end} of {len(content)}; {_DAMAGED}")
+            raise BadAdapter(
+                f"tensor {shown_name(name)}: ends at byte {end} of {len(content)}; {_DAMAGED}"
+            )
         tensors[name] = Tensor(dtype, shape, content[begin:end])
         spans.append((begin, end))
     position = 0
@@ -113,20 +120,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+    tensor = f"tensor {shown_name(name)}"
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]} if len(
-            entry
-        ) == 3 and all(type(size) is int and size >= 0 for size in (*shape, begin, end)):
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]} if (
+            len(entry) == 3
+            and len(shape) <= _DIMENSIONS_MAX
+            and all(type(size) is int and 0 <= size < _SIZE_MAX for size in (*shape, begin, end))
+        ):
             pass
         case _:
-            raise BadAdapter(f"tensor {name}: no dtype, shape and data_offsets; {_DAMAGED}")
+            raise BadAdapter(f"{tensor}: no dtype, shape and data_offsets; {_DAMAGED}")
     if dtype not in ITEM_BYTES:
         raise BadAdapter(
-            f"tensor {name}: dtype {dtype[:16]} is not supported; save it as float32, float16 or "
-            f"bfloat16"
+            f"{tensor}: dtype {shown_name(dtype)} is not supported; save it as float32, float16 "
+            f"or bfloat16"
         )
     if begin > end or end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
         raise BadAdapter(
-            f"tensor {name}: {end - begin} bytes do not make {dtype} of shape {shape}; {_DAMAGED}"
+            f"{tensor}: {end - begin} bytes do not make {dtype} of shape {shape}; {_DAMAGED}"
         )
     return dtype, tuple(shape), (begin, end)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import zmq
 
-from weft.runtime.client.blocking import ANSWER_TIMEOUT_S
 from weft.runtime.client.connection import Connection
-from weft.runtime.client.events import Disconnected, Event, Failed, Finished, Model, Report, Text
-from weft.runtime.client.session import Request
+from weft.runtime.client.events import Disconnected, Event, Model, Report, first_text
+from weft.runtime.client.session import (
+    ANSWER_TIMEOUT_S,
+    Answer,
+    Question,
+    Request,
+    unanswered,
+)
 
 
 class AsyncClient:
@@ -37,17 +43,15 @@ class AsyncClient:
         Raises ``NoRun``, or ``Disconnected`` if weft does not answer.
         """
         client = AsyncClient(Connection(run_dir, name))
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        with ExitStack() as unless_open:
+            unless_open.callback(client.close)
+            async with _answer_due():
                 while client.failure is None and not client._connection.session.is_open:
                     client._changed.clear()
                     await client._changed.wait()
-        except TimeoutError:
-            client.close()
-            raise Disconnected(f"weft has not answered in {ANSWER_TIMEOUT_S:.0f} s") from None
-        if client.failure is not None:
-            client.close()
-            raise client.failure
+            if client.failure is not None:
+                raise client.failure
+            unless_open.pop_all()
         return client
 
     async def __aenter__(self) -> AsyncClient:
@@ -95,15 +99,11 @@ class AsyncClient:
 
     async def models(self) -> list[Model]:
         """Return every name that ``model`` may take, the base first."""
-        answer = await self._ask("ListModels")
-        assert isinstance(answer, list)
-        return answer
+        return await self._ask(self._connection.session.list_models)
 
     async def inspect(self) -> Report:
         """Have every process of weft check its invariants, and return their counters."""
-        answer = await self._ask("Inspect")
-        assert isinstance(answer, Report)
-        return answer
+        return await self._ask(self._connection.session.inspect)
 
     def close(self) -> None:
         """Leave; whatever still runs for this client is cancelled."""
@@ -112,19 +112,13 @@ class AsyncClient:
         self._fds = []
         self._connection.close()
 
-    async def _ask(self, name: str) -> list[Model] | Report:
+    async def _ask(self, ask: Callable[[Callable[[], None]], Question[Answer]]) -> Answer:
         settled = asyncio.Event()
-        question = self._connection.session.ask(name, settled.set)
+        question = ask(settled.set)
         self._pump_soon()
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                await settled.wait()
-        except TimeoutError:
-            raise Disconnected(f"weft has not answered in {ANSWER_TIMEOUT_S:.0f} s") from None
-        assert question.answer is not None
-        if isinstance(question.answer, Exception):
-            raise question.answer
-        return question.answer
+        async with _answer_due():
+            await settled.wait()
+        return question.take()
 
     def _cancel(self, request: Request) -> None:
         self._connection.session.cancel(request)
@@ -179,14 +173,21 @@ class AsyncStream:
         """
         try:
             async for event in self:
-                match event:
-                    case Text(0, text) if text:
-                        yield text
-                    case Finished(0, "error", error=error):
-                        raise Failed(error)
+                if text := first_text(event):
+                    yield text
         finally:
             self.cancel()
 
     def cancel(self) -> None:
         """Give up what has not finished; its choices finish with the reason "cancelled"."""
         self._client._cancel(self._request)
+
+
+@asynccontextmanager
+async def _answer_due() -> AsyncIterator[None]:
+    """Raise ``Disconnected`` if what is within waits for too long."""
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            yield
+    except TimeoutError:
+        raise unanswered() from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -11,11 +12,14 @@ from typing import Any, TypeVar
 import zmq
 
 from weft.runtime.client.connection import Connection
-from weft.runtime.client.events import Disconnected, Event, Failed, Finished, Model, Report, Text
-from weft.runtime.client.session import Question, Request
-
-# How long weft may take to answer what it answers at once.
-ANSWER_TIMEOUT_S = 30.0
+from weft.runtime.client.events import Event, Model, Report, first_text
+from weft.runtime.client.session import (
+    ANSWER_TIMEOUT_S,
+    Answer,
+    Question,
+    Request,
+    unanswered,
+)
 
 Self = TypeVar("Self", bound="Client")
 
@@ -33,14 +37,12 @@ class Client:
         for socket in self._connection.sockets:
             self._poller.register(socket, zmq.POLLIN)
         session = self._connection.session
-        try:
+        with ExitStack() as unless_open:
+            unless_open.callback(self.close)
             self._wait(lambda: session.is_open or session.failure is not None)
-        except Disconnected:
-            self.close()
-            raise
-        if session.failure is not None:
-            self.close()
-            raise session.failure
+            if session.failure is not None:
+                raise session.failure
+            unless_open.pop_all()
 
     def __enter__(self: Self) -> Self:
         return self
@@ -85,28 +87,21 @@ class Client:
 
     def models(self) -> list[Model]:
         """Return every name that ``model`` may take, the base first."""
-        answer = self._ask("ListModels")
-        assert isinstance(answer, list)
-        return answer
+        return self._ask(self._connection.session.list_models)
 
     def inspect(self) -> Report:
         """Have every process of weft check its invariants, and return their counters."""
-        answer = self._ask("Inspect")
-        assert isinstance(answer, Report)
-        return answer
+        return self._ask(self._connection.session.inspect)
 
     def close(self) -> None:
         """Leave; whatever still runs for this client is cancelled."""
         self._connection.close()
 
-    def _ask(self, name: str) -> list[Model] | Report:
-        question: Question = self._connection.session.ask(name, _nothing)
+    def _ask(self, ask: Callable[[Callable[[], None]], Question[Answer]]) -> Answer:
+        question = ask(_nothing)
         self._connection.pump()
-        self._wait(lambda: question.answer is not None)
-        assert question.answer is not None
-        if isinstance(question.answer, Exception):
-            raise question.answer
-        return question.answer
+        self._wait(lambda: question.is_settled)
+        return question.take()
 
     def _cancel(self, request: Request) -> None:
         self._connection.session.cancel(request)
@@ -123,7 +118,7 @@ class Client:
         while not until():
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise Disconnected(f"weft has not answered in {ANSWER_TIMEOUT_S:.0f} s")
+                raise unanswered()
             self._poller.poll(int(left_s * 1000) + 1)
             self._connection.pump()
 
@@ -156,11 +151,8 @@ class Stream:
         """
         try:
             for event in self:
-                match event:
-                    case Text(0, text) if text:
-                        yield text
-                    case Finished(0, "error", error=error):
-                        raise Failed(error)
+                if text := first_text(event):
+                    yield text
         finally:
             self.cancel()
 

@@ -68,6 +68,19 @@ class Finished(NamedTuple):
 Event = Accepted | Text | Finished
 
 
+def first_text(event: Event) -> str:
+    """Return what an event adds to the text of the first choice.
+
+    Raises ``Failed`` if that choice ends in an error.
+    """
+    match event:
+        case Text(0, text):
+            return text
+        case Finished(0, "error", error=error):
+            raise Failed(error)
+    return ""
+
+
 class Model(NamedTuple):
     """A name that requests may use."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from weft.runtime.client.events import (
     Accepted,
@@ -18,6 +18,9 @@ from weft.runtime.client.events import (
     TokenLogprob,
 )
 from weft.runtime.client.wire import Fields, Link
+
+# How long weft may take to answer what it answers at once.
+ANSWER_TIMEOUT_S = 30.0
 
 _METRICS_FIELDS = (
     "digest", "names", "requests", "prompt_tokens", "cached_tokens", "output_tokens", "queue_s",
@@ -56,7 +59,7 @@ class Request:
             return self._events.popleft()
         assert self.is_over
         if self._failure is not None:
-            raise self._failure
+            raise _fresh(self._failure)
         return None
 
     def hear(self, event: Event) -> None:
@@ -85,16 +88,32 @@ class Request:
         self._wake()
 
 
-class Question:
+Answer = TypeVar("Answer", list[Model], Report)
+
+
+class Question(Generic[Answer]):
     """Something with one answer: a list of models, or a report."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
-        self.answer: list[Model] | Report | Exception | None = None
+        """``wake`` is called when it is settled."""
+        self._answer: Answer | Exception | None = None
         self._wake = wake
 
-    def settle(self, answer: list[Model] | Report | Exception) -> None:
+    @property
+    def is_settled(self) -> bool:
+        """Whether ``take`` returns the answer, or raises."""
+        return self._answer is not None
+
+    def take(self) -> Answer:
+        """Return the answer. Raises ``Refused`` or ``Disconnected``. It must be settled."""
+        assert self._answer is not None
+        if isinstance(self._answer, Exception):
+            raise _fresh(self._answer)
+        return self._answer
+
+    def settle(self, answer: Answer | Exception) -> None:
         """Take in the answer."""
-        self.answer = answer
+        self._answer = answer
         self._wake()
 
 
@@ -113,7 +132,7 @@ class Session:
         self._count = 0
         self._requests: dict[str, Request] = {}  # live, by label
         self._sequences: dict[int, tuple[Request, int]] = {}  # live: request and choice
-        self._questions: dict[str, Question] = {}
+        self._questions: dict[str, Question[Any]] = {}
 
     @property
     def is_open(self) -> bool:
@@ -148,15 +167,13 @@ class Session:
         if not request.is_over and self.failure is None:
             self.tokenizer.send(["Cancel", request.label])
 
-    def ask(self, name: str, wake: Callable[[], None]) -> Question:
-        """Send ``ListModels`` or ``Inspect``."""
-        question, label = Question(wake), self._label()
-        if self.failure is not None:
-            question.settle(self.failure)
-            return question
-        self._questions[label] = question
-        self.tokenizer.send([name, label])
-        return question
+    def list_models(self, wake: Callable[[], None]) -> Question[list[Model]]:
+        """Ask for every name that ``model`` may take, the base first."""
+        return self._ask("ListModels", Question[list[Model]](wake))
+
+    def inspect(self, wake: Callable[[], None]) -> Question[Report]:
+        """Ask every process of weft to check its invariants, and for their counters."""
+        return self._ask("Inspect", Question[Report](wake))
 
     def receive(self, link: Link, frame: bytes) -> None:
         """Take in what came through a link."""
@@ -185,6 +202,15 @@ class Session:
             self._sequences.clear()
             for request in requests:
                 request.fail(failure)
+
+    def _ask(self, name: str, question: Question[Answer]) -> Question[Answer]:
+        if self.failure is not None:
+            question.settle(self.failure)
+            return question
+        label = self._label()
+        self._questions[label] = question
+        self.tokenizer.send([name, label])
+        return question
 
     def _label(self) -> str:
         self._count += 1
@@ -238,6 +264,16 @@ class Session:
             request.hear(Finished(choice, *[*rest, None, None, None][:6]))
             if request.is_over:
                 del self._requests[request.label]
+
+
+def unanswered() -> Disconnected:
+    """Return the error of a weft that has taken longer than ``ANSWER_TIMEOUT_S``."""
+    return Disconnected(f"weft has not answered in {ANSWER_TIMEOUT_S:.0f} s")
+
+
+def _fresh(error: Exception) -> Exception:
+    """Return an error that may be raised many times without what it met the times before."""
+    return error.with_traceback(None)
 
 
 _HANDLERS: dict[str, Callable[[Session, Fields], None]] = {

@@ -98,16 +98,20 @@ def with_native(case, window, rows=None):
     return cpu.Plan(*layout).attend(case.q[tokens], *caches, scale=case.scale, window=window)
 
 
-def with_padded(case, window, rows=None):
-    """Attend in torch for some rows of a case, or for all of them."""
-    layout, tokens = selected(case, rows)
-    plan = padded.plan(
+def padded_plan(case, layout, windows):
+    return padded.plan(
         *layout,
         case.page_tokens,
-        windows={window, None},
+        windows=windows,
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
+
+
+def with_padded(case, window, rows=None):
+    """Attend in torch for some rows of a case, or for all of them."""
+    layout, tokens = selected(case, rows)
+    plan = padded_plan(case, layout, {window, None})
     return plan.attend(case.q[tokens], case.k_cache, case.v_cache, scale=case.scale, window=window)
 
 
@@ -202,15 +206,7 @@ def test_scale_multiplies_the_scores():
     case = made([(5, 9)])
     halved = made([(5, 9)])
     halved.q = case.q / 2
-    plan = padded.plan(
-        case.page_table,
-        case.starts,
-        case.positions,
-        case.page_tokens,
-        windows={None},
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
+    plan = padded_plan(case, (case.page_table, case.starts, case.positions), {None})
     caches = case.k_cache, case.v_cache
     expected = padded.paged_attention(halved.q, *caches, plan, scale=1.0, window=None)
     actual = padded.paged_attention(case.q, *caches, plan, scale=0.5, window=None)
@@ -265,13 +261,5 @@ def test_the_order_of_rows_does_not_matter():
 def test_few_calls_serve_many_rows():
     """What the grouping is for: calls grow with the logarithm of the lengths."""
     case = made([(1, length) for length in range(1, 65)])
-    plan = padded.plan(
-        case.page_table,
-        case.starts,
-        case.positions,
-        case.page_tokens,
-        windows={None},
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
+    plan = padded_plan(case, (case.page_table, case.starts, case.positions), {None})
     assert len(plan.groups) == 4  # up to 1, 4, 16 and 64 tokens

@@ -1,6 +1,7 @@
 """Both faces of the client, on real sockets, against two scripted processes in a thread."""
 
 import asyncio
+import os
 import socket
 import tempfile
 import threading
@@ -21,6 +22,8 @@ from weft.runtime.client import (
     NoRun,
     Refused,
     Text,
+    asynchronous,
+    blocking,
 )
 from weft.runtime.endpoint import Endpoint, Mail
 from weft.runtime.messages import (
@@ -209,6 +212,21 @@ def test_a_place_where_nothing_runs_is_no_run(tmp_path):
         Client(tmp_path)
 
 
+@pytest.fixture
+def deaf(monkeypatch):
+    """The directory of a run that lets nobody in, and clients that do not wait for it for long."""
+    monkeypatch.setattr(blocking, "ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(asynchronous, "ANSWER_TIMEOUT_S", 0.2)
+    with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{place}/tokenizer.sock")  # and does not listen
+        yield Path(place)
+
+
+def test_a_weft_that_does_not_answer_is_given_up(deaf):
+    with pytest.raises(Disconnected, match="has not answered"):
+        Client(deaf)
+
+
 def test_one_asyncio_client_serves_many_tasks(weft):
     async def work(client):
         async def one(number):
@@ -264,3 +282,25 @@ def test_asyncio_notices_the_end_of_weft(weft):
         assert isinstance(client.failure, Disconnected)
 
     asyncly(weft, work)
+
+
+def test_asyncio_gives_up_a_weft_that_does_not_answer(deaf):
+    with pytest.raises(Disconnected, match="has not answered"):
+        asyncio.run(AsyncClient.connect(deaf))
+
+
+def test_asyncio_leaves_nothing_of_a_connection_that_is_cancelled_before_it_is_open(deaf):
+    def files():
+        return len(os.listdir("/proc/self/fd"))
+
+    async def whole():
+        before = files()
+        connecting = asyncio.create_task(AsyncClient.connect(deaf))
+        await asyncio.sleep(0)
+        assert files() > before
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        assert files() == before
+
+    asyncio.run(whole())

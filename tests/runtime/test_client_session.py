@@ -11,7 +11,6 @@ from weft.runtime.client.events import (
     Finished,
     Model,
     Refused,
-    Report,
     Text,
     TokenLogprob,
 )
@@ -138,8 +137,8 @@ def test_a_cancelled_request_ends_as_weft_says(weft):
 
 
 def test_questions_get_their_own_answers(weft):
-    models = weft.session.ask("ListModels", lambda: None)
-    report = weft.session.ask("Inspect", lambda: None)
+    models = weft.session.list_models(lambda: None)
+    report = weft.session.inspect(lambda: None)
     weft.settle()
     listed, inspected = weft.heard
     counts = [0] * (len(METRIC_BUCKETS_S) + 1)
@@ -147,10 +146,9 @@ def test_questions_get_their_own_answers(weft):
     weft.say(messages.Report(inspected.label, {"scheduler": {"rows": 1.0}}, [metrics]))
     entry = messages.ModelEntry("m", "/m", None, None, None, 1, 2048)
     weft.say(messages.Models(listed.label, [entry]), "tokenizer")
-    assert models.answer == [Model("m", "/m", None, None, None, 1, 2048)]
-    assert isinstance(report.answer, Report)
-    assert report.answer.sections == {"scheduler": {"rows": 1.0}}
-    [adapter] = report.answer.adapters
+    assert models.take() == [Model("m", "/m", None, None, None, 1, 2048)]
+    sections, [adapter] = report.take()
+    assert sections == {"scheduler": {"rows": 1.0}}
     assert adapter == {name: getattr(metrics, name) for name in metrics.__struct_fields__}
 
 
@@ -185,24 +183,40 @@ def test_a_request_too_large_for_a_frame_is_the_callers_error(weft):
 def test_goodbye_fails_everything_that_waits_and_everything_later(weft):
     request = weft.ask()
     accept(weft, request)
-    question = weft.session.ask("Inspect", lambda: None)
+    question = weft.session.inspect(lambda: None)
     weft.settle()
     for endpoint in weft.endpoints.values():
         endpoint.close()
     weft.settle()
     assert events_until_failure(request) == [Accepted("id" * 16, 7, 1)]
-    assert isinstance(question.answer, Disconnected)
+    with pytest.raises(Disconnected, match="has ended"):
+        question.take()
     with pytest.raises(Disconnected, match="has ended"):
         weft.ask().take()
-    assert isinstance(weft.session.ask("Inspect", lambda: None).answer, Disconnected)
+    with pytest.raises(Disconnected, match="has ended"):
+        weft.session.inspect(lambda: None).take()
+
+
+def test_a_failure_that_everyone_hears_of_does_not_remember_them_all(weft):
+    for endpoint in weft.endpoints.values():
+        endpoint.close()
+    weft.settle()
+    lengths = set()
+    for _ in range(5):
+        for take in (weft.ask().take, weft.session.inspect(lambda: None).take):
+            with pytest.raises(Disconnected) as caught:
+                take()
+            lengths.add(len(caught.traceback))
+    assert lengths == {2}  # this frame and the one that raises
 
 
 def test_what_was_accepted_goes_on_when_weft_takes_nothing_new(weft):
-    request, question = weft.ask(), weft.session.ask("ListModels", lambda: None)
+    request, question = weft.ask(), weft.session.list_models(lambda: None)
     accept(weft, request)
     weft.endpoints["tokenizer"].close()
     weft.settle()
-    assert isinstance(question.answer, Disconnected)
+    with pytest.raises(Disconnected, match="has ended"):
+        question.take()
     with pytest.raises(Disconnected):
         weft.ask().take()
     weft.session.cancel(request)  # too late, and harmless

@@ -37,15 +37,19 @@ def question(prompt):
     return [{"role": "user", "content": prompt}]
 
 
-async def gather_over_http(weft, asked, **options):
-    """The texts of many chats, (model, prompt) each, all at once."""
-    limits = httpx.Limits(max_connections=None)
-    async with openai.AsyncOpenAI(
+def connected(weft):
+    """openai-python's client, with as many connections as it is asked for."""
+    return openai.AsyncOpenAI(
         base_url=f"{weft.url}/v1",
         api_key="none",
         max_retries=0,
-        http_client=httpx.AsyncClient(limits=limits, timeout=60),
-    ) as client:
+        http_client=httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=60),
+    )
+
+
+async def gather_over_http(weft, asked, **options):
+    """The texts of many chats, (model, prompt) each, all at once."""
+    async with connected(weft) as client:
 
         async def one(model, prompt):
             response = await client.chat.completions.create(
@@ -133,13 +137,7 @@ def test_streams_are_complete_though_others_are_cut(weft, held_out):
 
 
 async def _stream(weft, asked, cuts):
-    limits = httpx.Limits(max_connections=None)
-    async with openai.AsyncOpenAI(
-        base_url=f"{weft.url}/v1",
-        api_key="none",
-        max_retries=0,
-        http_client=httpx.AsyncClient(limits=limits, timeout=60),
-    ) as client:
+    async with connected(weft) as client:
 
         async def one(model, prompt, cut):
             text, chunks = "", 0

@@ -1,97 +1,51 @@
 """The task `sql`: a request in English, answered with one SQL statement."""
 
-from dataclasses import dataclass
 from random import Random
 
 from configs.demo.training.examples import Example, Task
 from configs.demo.training.words import CITIES, COLORS, COUNTRIES, LANGUAGES, words_of
 
-DEPARTMENTS = words_of("design finance legal marketing research sales security support")
-CATEGORIES = words_of("clothing electronics food furniture garden music sports toys")
-STATUSES = words_of("cancelled delivered lost open paid pending returned shipped")
-GENRES = words_of("comedy crime drama fantasy history horror mystery romance")
-SUBJECTS = words_of("art biology chemistry economics law medicine physics")
-BRANDS = words_of("Audi Fiat Ford Honda Kia Mazda Skoda Tesla Volvo")
-STYLES = words_of("blues classical disco folk jazz metal pop rock soul")
+# A column of words, and what may stand there; columns of one name hold the same in every table.
+WORDS = {
+    "brand": words_of("Audi Fiat Ford Honda Kia Mazda Skoda Tesla Volvo"),
+    "category": words_of("clothing electronics food furniture garden music sports toys"),
+    "city": CITIES,
+    "color": COLORS,
+    "country": COUNTRIES,
+    "department": words_of("design finance legal marketing research sales security support"),
+    "destination": CITIES,
+    "genre": words_of("comedy crime drama fantasy history horror mystery romance"),
+    "language": LANGUAGES,
+    "origin": CITIES,
+    "status": words_of("cancelled delivered lost open paid pending returned shipped"),
+    "style": words_of("blues classical disco folk jazz metal pop rock soul"),
+    "subject": words_of("art biology chemistry economics law medicine physics"),
+}
 
 
-@dataclass(frozen=True, slots=True)
 class Table:
-    """A table: columns to show, columns of words with their values, of numbers with their limit."""
+    """A table: columns to show, columns of words, and columns of numbers with their limits."""
 
-    name: str
-    shown: tuple[str, ...]
-    words: dict[str, list[str]]
-    numbers: dict[str, int]
+    def __init__(self, name: str, shown: str, words: str, numbers: dict[str, int]) -> None:
+        """``shown`` and ``words`` are lines of names."""
+        self.name = name
+        self.shown = words_of(shown)
+        self.words = words_of(words)
+        self.numbers = numbers
 
 
 TABLES = (
-    Table(
-        "customers",
-        ("name", "email"),
-        {"city": CITIES, "country": COUNTRIES},
-        {"age": 90, "debt": 5000},
-    ),
-    Table(
-        "employees",
-        ("name", "phone"),
-        {"department": DEPARTMENTS, "city": CITIES},
-        {"salary": 9000, "age": 70},
-    ),
-    Table(
-        "products",
-        ("name", "code"),
-        {"category": CATEGORIES, "color": COLORS},
-        {"price": 999, "stock": 500, "weight": 80},
-    ),
-    Table(
-        "orders",
-        ("id", "date"),
-        {"status": STATUSES, "city": CITIES},
-        {"total": 2000, "quantity": 60},
-    ),
-    Table(
-        "students",
-        ("name", "email"),
-        {"subject": SUBJECTS, "country": COUNTRIES},
-        {"grade": 100, "age": 40},
-    ),
-    Table(
-        "books",
-        ("title", "author"),
-        {"genre": GENRES, "language": LANGUAGES},
-        {"pages": 1200, "price": 90},
-    ),
-    Table(
-        "flights",
-        ("code", "date"),
-        {"origin": CITIES, "destination": CITIES},
-        {"seats": 400, "price": 999},
-    ),
-    Table(
-        "movies",
-        ("title", "director"),
-        {"genre": GENRES, "language": LANGUAGES},
-        {"length": 240, "rating": 100},
-    ),
-    Table(
-        "hotels",
-        ("name", "phone"),
-        {"city": CITIES, "country": COUNTRIES},
-        {"rooms": 600, "price": 400},
-    ),
-    Table(
-        "cars",
-        ("model", "owner"),
-        {"brand": BRANDS, "color": COLORS},
-        {"price": 9000, "mileage": 9999},
-    ),
-    Table(
-        "songs",
-        ("title", "artist"),
-        {"style": STYLES, "language": LANGUAGES},
-        {"length": 600, "plays": 9999},
-    ),
+    Table("customers", "name email", "city country", {"age": 90, "debt": 5000}),
+    Table("employees", "name phone", "department city", {"salary": 9000, "age": 70}),
+    Table("products", "name code", "category color", {"price": 999, "stock": 500, "weight": 80}),
+    Table("orders", "id date", "status city", {"total": 2000, "quantity": 60}),
+    Table("students", "name email", "subject country", {"grade": 100, "age": 40}),
+    Table("books", "title author", "genre language", {"pages": 1200, "price": 90}),
+    Table("flights", "code date", "origin destination", {"seats": 400, "price": 999}),
+    Table("movies", "title director", "genre language", {"length": 240, "rating": 100}),
+    Table("hotels", "name phone", "city country", {"rooms": 600, "price": 400}),
+    Table("cars", "model owner", "brand color", {"price": 9000, "mileage": 9999}),
+    Table("songs", "title artist", "style language", {"length": 600, "plays": 9999}),
 )
 
 WORD_FILTERS = (
@@ -171,8 +125,8 @@ def draw(random: Random) -> Example:
 def _filter(random: Random, table: Table) -> tuple[str, str]:
     """Draw a condition, as English and as SQL."""
     if random.random() < 0.6:
-        column = random.choice(list(table.words))
-        value = random.choice(table.words[column])
+        column = random.choice(table.words)
+        value = random.choice(WORDS[column])
         english = random.choice(WORD_FILTERS).format(column=column, value=value)
         return english, f"{column} = '{value}'"
     number = random.choice(list(table.numbers))
@@ -221,7 +175,7 @@ def _order(random: Random, table: Table) -> tuple[str, str]:
 
 
 def _group(random: Random, table: Table) -> tuple[str, str]:
-    group = random.choice(list(table.words))
+    group = random.choice(table.words)
     request = random.choice(GROUP_REQUESTS).format(table=table.name, group=group)
     return request, f"SELECT {group}, COUNT(*) FROM {table.name} GROUP BY {group};"
 

@@ -32,6 +32,18 @@ def tensors(rank=4, *, seed=0):
     return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
 
+def opened(file):
+    """The header of a safetensors file, and the tensors' bytes."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    return json.loads(file[8:end]), file[end:]
+
+
+def closed(header, data):
+    """A safetensors file of a header, which may be text that is no JSON, and bytes."""
+    encoded = (header if isinstance(header, str) else json.dumps(header)).encode()
+    return len(encoded).to_bytes(8, "little") + encoded + data
+
+
 def folder(config=None, weights=None):
     """The files of a valid adapter, but for what is changed."""
     weights = save(tensors()) if weights is None else weights

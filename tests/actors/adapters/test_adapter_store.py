@@ -1,51 +1,10 @@
-import os
-
 import numpy as np
 import pytest
 
-from tests.actors.adapters.folders import BASE, folder, tensors
-from tests.sim.files import MemoryFiles
-from weft.actors.adapters.actor import REASON_CHARACTERS_MAX, AdapterStore
-from weft.actors.adapters.cache import HostCache, Resident
-from weft.actors.adapters.files import FileError, LocalFiles
-from weft.runtime.actor import Turn
-from weft.runtime.config import Config
+from tests.actors.adapters.folders import folder, tensors
+from tests.actors.adapters.shelf import Shelf
+from weft.actors.adapters.actor import REASON_CHARACTERS_MAX
 from weft.runtime.messages import Acquire, Acquired, AcquireFailed, Catalog, Inspection, Release
-
-
-class Shelf:
-    """A store of a few adapters, with room on both links."""
-
-    def __init__(self, names="abc", *, places=2, changes=None, policy="lru"):
-        folders = {f"/{name}": folder(weights=tensors(seed=ord(name))) for name in names}
-        self.files = MemoryFiles(folders | (changes or {}))
-        self.room = {"tokenizer": 9, "scheduler": 9}
-        config = Config(
-            model="/base",
-            adapters={path[1:]: path for path in self.files.folders},
-            max_loras_per_batch=1,
-            max_loaded_loras=places,
-            lora_eviction_policy=policy,
-        )
-        self.store = AdapterStore(config, BASE, self.files, "/run", started_s=7)
-
-    def advance(self):
-        sends = self.store.advance(Turn(0, self.room.__getitem__))
-        self.store.check()
-        return sends
-
-    def catalog(self):
-        (to, catalog), *_ = self.advance()
-        assert to == "tokenizer"
-        assert isinstance(catalog, Catalog)
-        return {entry.name: entry for entry in catalog.adapters}
-
-    def hear(self, message):
-        assert self.store.receive("scheduler", message, 0) == []
-
-    def acquire(self, digest):
-        self.hear(Acquire(digest))
-        return [send.message for send in self.advance()]
 
 
 @pytest.fixture
@@ -190,77 +149,77 @@ def test_an_inspection_is_passed_on_with_counters(shelf, digests):
     assert counters["loaded_bytes"] > 0
 
 
-def test_a_cache_full_of_pins_has_no_room():
-    cache = HostCache(1, "lru")
-    cache.add(Resident("a", "/a", 4, 10, 1))
-    assert cache.has_room
-    assert cache.pin("a")
-    assert not cache.has_room
-    assert cache.pin("b") is None
-    cache.unpin("b")  # nobody's
-    cache.unpin("a")
-    assert [victim.digest for victim in cache.victims()] == ["a"]
-    assert (len(cache), cache.evictions) == (0, 1)
-    cache.check()
+def test_one_content_under_two_names_outlives_a_change_to_either_folder():
+    twin = folder(weights=tensors(seed=ord("a")))
+    for broken in ("/a", "/twin"):
+        shelf = Shelf("ab", changes={"/twin": twin})
+        digest = shelf.catalog()["twin"].digest
+        shelf.files.folders[broken] = folder(weights=tensors(seed=1))
+        [acquired] = shelf.acquire(digest)
+        assert isinstance(acquired, Acquired)
+    shelf = Shelf("ab", changes={"/twin": twin})
+    digest = shelf.catalog()["twin"].digest
+    shelf.files.folders |= {"/a": {}, "/twin": folder(weights=tensors(seed=1))}
+    [failed] = shelf.acquire(digest)
+    assert failed.reason == "/twin has changed since it was checked; restart to take it over"
 
 
-class TestLocalFiles:
-    """On a real disk."""
+def test_a_full_disk_fails_one_adapter_and_the_next_is_served(shelf, digests):
+    shelf.acquire(digests["a"])
+    shelf.hear(Release(digests["a"]))
+    shelf.files.is_full = True
+    [failed] = shelf.acquire(digests["b"])
+    assert failed == AcquireFailed(digests["b"], failed.reason)
+    assert "No space left" in failed.reason
+    shelf.files.is_full = False
+    assert isinstance(shelf.acquire(digests["b"])[0], Acquired)
+    assert shelf.store.is_idle
 
-    files = LocalFiles()
 
-    def test_a_file_is_read_whole(self, tmp_path):
-        (tmp_path / "a").write_bytes(b"content")
-        assert self.files.names(str(tmp_path)) == ["a"]
-        assert self.files.read(str(tmp_path), "a", bytes_max=7) == b"content"
+def test_what_a_lost_scheduler_was_about_to_hear_is_not_told_to_the_next(shelf, digests):
+    shelf.room["scheduler"] = 0
+    shelf.acquire(digests["a"])
+    shelf.acquire("0" * 64)
+    shelf.hear(Inspection("c", "l", {}))
+    shelf.store.lost("scheduler", 0)
+    shelf.room["scheduler"] = 9
+    [(to, message)] = shelf.advance()
+    assert (to, type(message)) == ("scheduler", Inspection)
+    assert message.sections["adapters"]["pinned"] == 1  # as it was when it was asked
+    assert isinstance(shelf.acquire(digests["b"])[0], Acquired)
 
-    def test_a_file_that_is_too_large_is_not_read(self, tmp_path):
-        (tmp_path / "a").write_bytes(b"content")
-        with pytest.raises(FileError, match="7 bytes, more than any adapter"):
-            self.files.read(str(tmp_path), "a", bytes_max=6)
 
-    def test_a_link_out_of_the_folder_is_not_followed(self, tmp_path):
-        (tmp_path / "secret").write_bytes(b"x")
-        inside = tmp_path / "adapter"
-        inside.mkdir()
-        (inside / "out").symlink_to(tmp_path / "secret")
-        (inside / "round").symlink_to(inside / "round")
-        with pytest.raises(FileError, match="a link out of the folder"):
-            self.files.read(str(inside), "out", bytes_max=9)
-        with pytest.raises(FileError):
-            self.files.read(str(inside), "round", bytes_max=9)
+def test_a_full_link_holds_up_only_its_own_messages():
+    shelf = Shelf()
+    shelf.room["tokenizer"] = 0
+    assert shelf.advance() == []
+    shelf.room["scheduler"] = 2
+    for number in range(5):
+        shelf.hear(Acquire(f"{number:064}"))
+    told = []
+    for _ in range(6):
+        sends = shelf.advance()
+        assert {send.to for send in sends} <= {"scheduler"}
+        assert len(sends) <= 2
+        told += [send.message.digest for send in sends]
+    assert told == [f"{number:064}" for number in range(5)]
+    shelf.room["tokenizer"] = 1
+    assert [type(send.message) for send in shelf.advance()] == [Catalog]
 
-    def test_a_link_within_the_folder_is(self, tmp_path):
-        (tmp_path / "blob").write_bytes(b"x")
-        (tmp_path / "name").symlink_to("blob")
-        assert self.files.read(str(tmp_path), "name", bytes_max=9) == b"x"
 
-    def test_a_pipe_and_a_folder_are_no_files_and_nobody_waits(self, tmp_path):
-        os.mkfifo(tmp_path / "pipe")
-        (tmp_path / "folder").mkdir()
-        for name in ("pipe", "folder"):
-            with pytest.raises(FileError, match=r"no regular file|Is a directory"):
-                self.files.read(str(tmp_path), name, bytes_max=9)
-
-    def test_what_is_missing_is_said(self, tmp_path):
-        with pytest.raises(FileError, match="No such file"):
-            self.files.names(str(tmp_path / "nowhere"))
-        with pytest.raises(FileError, match="No such file"):
-            self.files.read(str(tmp_path), "nothing", bytes_max=9)
-
-    def test_a_file_is_written_as_a_whole_or_not_at_all(self, tmp_path):
-        path = tmp_path / "run" / "a"
-        self.files.write(str(path), [b"one", memoryview(b"two")])
-        assert path.read_bytes() == b"onetwo"
-
-        def failing():
-            yield b"half"
-            raise OSError("disk full")
-
-        with pytest.raises(FileError, match="disk full"):
-            self.files.write(str(path), failing())
-        assert path.read_bytes() == b"onetwo"
-        assert os.listdir(path.parent) == ["a"]
-        self.files.remove(str(path))
-        self.files.remove(str(path))
-        assert not path.exists()
+def test_counters_say_what_is_there_and_who_waits():
+    shelf = Shelf("abc", changes={"/bad": {}, "/twin": folder(weights=tensors(seed=ord("a")))})
+    digests = {name: entry.digest for name, entry in shelf.catalog().items()}
+    sizes = [shelf.acquire(digests[name])[0].size_bytes for name in "ab"]
+    shelf.acquire(digests["c"])
+    shelf.acquire(digests["a"])
+    assert shelf.counters() == {
+        "known": 3, "refused": 1, "loaded": 2, "loaded_bytes": sum(sizes), "pinned": 2,
+        "waiting": 2, "evictions_total": 0,
+    }  # fmt: skip
+    for name in "aabb":
+        shelf.hear(Release(digests[name]))
+    assert [send.message.digest for send in shelf.advance()] == [digests["c"]]
+    assert [send.message.digest for send in shelf.advance()] == [digests["a"]]
+    counters = shelf.counters()
+    assert (counters["pinned"], counters["waiting"], counters["evictions_total"]) == (2, 0, 2)

@@ -20,7 +20,7 @@ DEFAULTS = {"max_num_seqs": 40, "max_num_batched_tokens": 64, "block_size": 4}
 
 
 def engine_of(model, **options):
-    settings = DEFAULTS | {"kv_cache_memory_mib": 1} | options
+    settings = DEFAULTS | {"kv_cache_memory_mib": 16} | options
     return TorchEngine(config(model=str(model), **settings), lambda share: None)
 
 

@@ -1,5 +1,8 @@
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.actors.runner.engines import save_adapter
 from tests.checkpoints import ARCHITECTURES
@@ -99,3 +102,17 @@ def test_a_file_of_another_adapter_is_a_bug(model, save):
     _, path = save("first")
     with pytest.raises(AssertionError, match="is not second"):
         slots_of(model, ("second", path))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_widened_before_it_is_scaled(model, save, dtype):
+    """A scale may have more digits than the weights: B is not rounded a second time."""
+    digest, path = save("halves")
+    halves = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+    scales = {name.removesuffix(".A"): 0.123456789 for name in halves if name.endswith(".A")}
+    metadata = {"digest": digest, "scales": json.dumps(scales)}
+    save_file(halves, path, metadata=metadata)
+    found = updates(model, slots_of(model, (digest, path)))
+    save_file({name: tensor.float() for name, tensor in halves.items()}, path, metadata=metadata)
+    assert_equal(found, updates(model, slots_of(model, (digest, path))))
+    assert all(y.abs().max() > 0 for y in found.values())

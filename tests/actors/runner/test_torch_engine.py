@@ -243,7 +243,7 @@ def test_adapters_never_share_what_one_of_them_computed(model, paths):
 
 def test_a_cache_too_small_for_two_pages_says_which_options_to_change(model):
     with pytest.raises(UnsupportedModel, match=r"raise kv_cache_memory_mib.*lower block_size"):
-        engine_of(model, block_size=4096)
+        engine_of(model, block_size=4096, kv_cache_memory_mib=1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -1,0 +1,56 @@
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from tests.checkpoints import save_model
+from weft.actors.adapters import adapter, peft_config, safetensors
+from weft.actors.adapters.base import BaseShapes
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    save_model(folder, "llama")
+    return folder
+
+
+@pytest.fixture
+def saved_by_peft(base_folder, tmp_path):
+    """A function from a PEFT configuration to the folder that PEFT saves, and its model."""
+
+    def save(config, *, dtype=torch.float32, load=AutoModelForCausalLM):
+        adapted = get_peft_model(load.from_pretrained(base_folder), config)
+        torch.manual_seed(0)
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                with torch.no_grad():
+                    parameter.copy_(torch.randn_like(parameter))
+        adapted.to(dtype).save_pretrained(tmp_path, save_embedding_layers=False)
+        return tmp_path, adapted
+
+    return save
+
+
+@pytest.fixture
+def made(saved_by_peft):
+    """A function from LoRA options to the folder that PEFT saves, and its model."""
+
+    def make(*, dtype=torch.float32, load=AutoModelForCausalLM, **options):
+        config = LoraConfig(**{"task_type": "CAUSAL_LM"} | options)
+        return saved_by_peft(config, dtype=dtype, load=load)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def read(base_folder):
+    """A function from a folder to what the store makes of it. Raises ``BadAdapter``."""
+    base = BaseShapes.load(str(base_folder))
+
+    def build(folder):
+        config = peft_config.parse((folder / "adapter_config.json").read_bytes())
+        found = safetensors.parse((folder / "adapter_model.safetensors").read_bytes())
+        return adapter.build(config, found, base, rank_max=64)
+
+    return build

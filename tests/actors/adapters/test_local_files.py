@@ -1,0 +1,79 @@
+"""Files on a real disk, where folders are not what they say."""
+
+import os
+
+import pytest
+
+from weft.actors.adapters.files import FileError, LocalFiles
+
+FILES = LocalFiles()
+
+
+def test_a_file_is_read_whole(tmp_path):
+    (tmp_path / "a").write_bytes(b"content")
+    assert FILES.names(str(tmp_path)) == ["a"]
+    assert FILES.read(str(tmp_path), "a", bytes_max=7) == b"content"
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    (tmp_path / "a").write_bytes(b"content")
+    with pytest.raises(FileError, match="7 bytes, more than any adapter"):
+        FILES.read(str(tmp_path), "a", bytes_max=6)
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
+    (tmp_path / "secret").write_bytes(b"x")
+    inside = tmp_path / "adapter"
+    inside.mkdir()
+    (inside / "out").symlink_to(tmp_path / "secret")
+    (inside / "round").symlink_to(inside / "round")
+    with pytest.raises(FileError, match="a link out of the folder"):
+        FILES.read(str(inside), "out", bytes_max=9)
+    with pytest.raises(FileError):
+        FILES.read(str(inside), "round", bytes_max=9)
+
+
+def test_a_link_within_the_folder_is(tmp_path):
+    (tmp_path / "blob").write_bytes(b"x")
+    (tmp_path / "name").symlink_to("blob")
+    assert FILES.read(str(tmp_path), "name", bytes_max=9) == b"x"
+
+
+def test_a_pipe_and_a_folder_are_no_files_and_nobody_waits(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(FileError, match=r"no regular file|Is a directory"):
+            FILES.read(str(tmp_path), name, bytes_max=9)
+
+
+def test_what_is_missing_is_said(tmp_path):
+    with pytest.raises(FileError, match="No such file"):
+        FILES.names(str(tmp_path / "nowhere"))
+    with pytest.raises(FileError, match="No such file"):
+        FILES.read(str(tmp_path), "nothing", bytes_max=9)
+
+
+def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "run" / "a"
+    FILES.write(str(path), [b"one", memoryview(b"two")])
+    assert path.read_bytes() == b"onetwo"
+
+    def failing():
+        yield b"half"
+        raise OSError("disk full")
+
+    with pytest.raises(FileError, match="disk full"):
+        FILES.write(str(path), failing())
+    assert path.read_bytes() == b"onetwo"
+    assert os.listdir(path.parent) == ["a"]
+    FILES.remove(str(path))
+    FILES.remove(str(path))
+    assert not path.exists()
+
+
+def test_a_file_that_holds_more_than_it_says_is_not_believed():
+    """As one that grows while it is read; what the kernel makes up says that it is empty."""
+    assert os.stat("/proc/self/status").st_size == 0
+    with pytest.raises(FileError, match="it changed while it was read; try again"):
+        FILES.read("/proc/self", "status", bytes_max=10**6)

@@ -1,0 +1,143 @@
+"""What PEFT can train and weft does not compute is refused by name, with what to do instead."""
+
+import dataclasses
+import json
+
+import peft
+import pytest
+from peft import LoraConfig
+from transformers import AutoModel
+
+from tests.actors.adapters.folders import CONFIG, build, folder
+from weft.actors.adapters.errors import BadAdapter
+
+pytestmark = pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")
+
+PLAIN = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"]}
+
+# What a user asks PEFT for, and what the refusal must say.
+LORA = {
+    "dora": ({"use_dora": True}, r"use_dora: True .*train it without DoRA"),
+    "lora-bias": ({"lora_bias": True}, r"lora_bias: True .*train the adapter without it"),
+    "bias-all": ({"bias": "all"}, r"bias: 'all' .*train it with bias none"),
+    "bias-lora": ({"bias": "lora_only"}, r"bias: 'lora_only' .*train it with bias none"),
+    "whole-modules": (
+        {"modules_to_save": ["lm_head"]},
+        r"modules_to_save: \['lm_head'\] .*without whole modules",
+    ),
+    "layers": (
+        {"layers_to_transform": [0]},
+        r"layers_to_transform: \[0\] .*name the layers in target_modules",
+    ),
+    "repeated-layers": (
+        {"layer_replication": [(0, 2), (1, 2)]},
+        r"layer_replication: .*train the adapter without it",
+    ),
+    "tokens": ({"trainable_token_indices": [1, 2]}, r"trainable_token_indices: \[1, 2\] .*without"),
+    "activated": ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens: \[5\] .*without it"),
+    "pissa": ({"init_lora_weights": "pissa"}, r"init_lora_weights: 'pissa' .*convert the adapter"),
+    "fast-pissa": ({"init_lora_weights": "pissa_niter_4"}, r"'pissa_niter_4' .*convert the adapt"),
+    "olora": ({"init_lora_weights": "olora"}, r"init_lora_weights: 'olora' .*convert the adapter"),
+    "embedding": (
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        r"embed_tokens.*not supported; an adapter may change q_proj, ",
+    ),
+    "output": (
+        {"target_modules": ["q_proj", "lm_head"]},
+        r"lm_head.*not supported; an adapter may change q_proj, ",
+    ),
+}
+
+OTHER_TYPES = {
+    "IA3": lambda: peft.IA3Config(
+        task_type="CAUSAL_LM",
+        target_modules=["k_proj", "down_proj"],
+        feedforward_modules=["down_proj"],
+    ),
+    "ADALORA": lambda: peft.AdaLoraConfig(
+        task_type="CAUSAL_LM", target_modules=["q_proj"], total_step=10
+    ),
+    "LOHA": lambda: peft.LoHaConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]),
+    "LOKR": lambda: peft.LoKrConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]),
+    "VERA": lambda: peft.VeraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]),
+    "PROMPT_TUNING": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "PREFIX_TUNING": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
+
+# Fields of PEFT's LoRA that leave the sum of the base and scale B A as it is.
+HARMLESS = {
+    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config",
+    "exclude_modules", "inference_mode", "layers_pattern", "lora_dropout", "megatron_core",
+    "peft_version", "qalora_group_size", "revision", "runtime_config",
+}  # fmt: skip
+COMPUTED = {
+    "peft_type", "task_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
+    "target_modules", "init_lora_weights", "bias",
+}  # fmt: skip
+FIELDS = {field.name for field in dataclasses.fields(LoraConfig)}
+
+
+@pytest.mark.parametrize(("options", "message"), LORA.values(), ids=LORA)
+def test_what_is_not_computed_is_refused_by_name(made, read, options, message):
+    saved, _ = made(**PLAIN | options)
+    with pytest.raises(BadAdapter, match=message):
+        read(saved)
+
+
+@pytest.mark.parametrize(("kind", "config"), OTHER_TYPES.items(), ids=OTHER_TYPES)
+def test_adapters_of_other_types_are_refused_by_their_type(saved_by_peft, read, kind, config):
+    saved, _ = saved_by_peft(config())
+    with pytest.raises(BadAdapter, match=f"peft_type: '{kind}' .*it must be LORA"):
+        read(saved)
+
+
+def test_an_adapter_for_another_task_is_refused(made, read):
+    saved, _ = made(r=4, target_modules=["q_proj"], task_type="FEATURE_EXTRACTION", load=AutoModel)
+    with pytest.raises(BadAdapter, match=r"task_type: 'FEATURE_EXTRACTION' .*CAUSAL_LM or null"):
+        read(saved)
+
+
+@pytest.mark.parametrize("field", [*sorted(FIELDS - HARMLESS - COMPUTED), "of_a_later_version"])
+@pytest.mark.parametrize("value", [True, 1, "x", [0], {"a": 1}], ids=repr)
+def test_a_field_that_may_change_the_result_is_refused_if_it_says_anything(field, value):
+    with pytest.raises(BadAdapter, match=f"^{field}: .* is not supported; .*"):
+        build(folder({field: value}))
+
+
+@pytest.mark.parametrize("field", [*sorted(FIELDS - COMPUTED), "of_a_later_version"])
+@pytest.mark.parametrize("value", [None, False, [], {}, ""], ids=repr)
+def test_a_field_that_says_nothing_is_no_reason_to_refuse(field, value):
+    assert build(folder({field: value})) == build(folder())
+
+
+@pytest.mark.parametrize("field", sorted(HARMLESS & FIELDS))
+def test_a_field_without_effect_is_no_reason_to_refuse(field):
+    assert build(folder({field: ["x"]})) == build(folder())
+
+
+@pytest.mark.parametrize("init", ["corda", "loftq", "lora_ga", "mini", 2, ["pissa"], {"a": 1}])
+def test_an_unknown_initialization_is_refused(init):
+    with pytest.raises(BadAdapter, match=r"init_lora_weights: .*may change the base's weights"):
+        build(folder({"init_lora_weights": init}))
+
+
+def test_a_missing_type_is_refused():
+    config = {name: value for name, value in CONFIG.items() if name != "peft_type"}
+    with pytest.raises(BadAdapter, match="peft_type: None is not supported; it must be LORA"):
+        build(folder() | {"adapter_config.json": json.dumps(config).encode()})
+
+
+@pytest.mark.parametrize(("first", "last"), [(4, 16), (16, 4)])
+def test_a_field_that_is_given_twice_means_what_it_means_to_peft(tmp_path, first, last):
+    """The last: somebody else's tools have shown it to the user so."""
+    raw = json.dumps(CONFIG | {"lora_alpha": first})[:-1] + f', "lora_alpha": {last}}}'
+    (tmp_path / "adapter_config.json").write_text(raw)
+    assert LoraConfig.from_pretrained(tmp_path).lora_alpha == last
+    found = build(folder() | {"adapter_config.json": raw.encode()})
+    assert found == build(folder({"lora_alpha": last})) != build(folder({"lora_alpha": first}))
+
+
+def test_an_unsupported_field_cannot_hide_behind_its_first_value():
+    raw = json.dumps(CONFIG | {"use_dora": False})[:-1] + ', "use_dora": true}'
+    with pytest.raises(BadAdapter, match="use_dora: True"):
+        build(folder() | {"adapter_config.json": raw.encode()})

@@ -1,0 +1,51 @@
+import asyncio
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from weft.gateway import errors, operations
+from weft.runtime.client import Disconnected
+
+
+class Weft:
+    """A client of a weft that is there but never answers, or of one that has ended."""
+
+    def __init__(self, failure=None):
+        self.failure = failure
+
+    async def models(self):
+        if self.failure is not None:
+            raise self.failure
+        await asyncio.Event().wait()
+
+
+def ask(weft, path):
+    app = FastAPI()
+    app.state.client = weft
+    app.include_router(operations.router)
+    errors.install(app)
+
+    async def get():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://weft") as client:
+            return await client.get(path)
+
+    return asyncio.run(get())
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_a_weft_that_has_ended_is_neither_there_nor_ready(path):
+    response = ask(Weft(Disconnected("weft has ended")), path)
+    assert response.status_code == 503
+    assert response.json()["error"]["message"] == "weft has ended; try again later"
+    assert response.headers["retry-after"] == "5"
+
+
+def test_a_weft_that_does_not_answer_is_there_but_not_ready(monkeypatch):
+    monkeypatch.setattr(operations, "READY_TIMEOUT_S", 0.01)
+    assert ask(Weft(), "/health").json() == {"status": "ok"}
+    response = ask(Weft(), "/ready")
+    assert response.status_code == 503
+    assert response.json()["error"]["message"] == "weft has not answered in 0 s; try again later"
+    assert response.headers["retry-after"] == "5"
