@@ -13,7 +13,7 @@ from typing import Any
 
 from weft.runtime.actor import Actor
 from weft.runtime.config import Config, ConfigError
-from weft.runtime.topology import TOPOLOGY
+from weft.runtime.topology import serving
 
 
 def build(
@@ -33,7 +33,7 @@ def build(
         case "scheduler":
             return _scheduler(config)
         case "runner":
-            return _runner(role, config, report)
+            return _runner(role, config, run_dir, report)
     raise AssertionError(f"no actor is called {role}")
 
 
@@ -67,17 +67,21 @@ def _adapters(config: Config, run_dir: Path) -> Actor[Any]:
 def _scheduler(config: Config) -> Actor[Any]:
     from weft.actors.scheduler.actor import Scheduler
 
-    runners = [process.role for process in TOPOLOGY.processes if process.role.startswith("runner")]
-    return Scheduler(config, runners=runners)
+    return Scheduler(config, runners=serving(config).group)
 
 
-def _runner(role: str, config: Config, report: Callable[[float, str], None]) -> Actor[Any]:
+def _runner(
+    role: str, config: Config, run_dir: Path, report: Callable[[float, str], None]
+) -> Actor[Any]:
+    from weft.actors.runner import group
     from weft.actors.runner.actor import Runner
     from weft.actors.runner.architecture import UnsupportedModel
     from weft.actors.runner.torch_engine import TorchEngine
 
     try:
-        engine = TorchEngine(config, lambda share: report(share, "loading weights"))
+        rank = serving(config).group.index(role)
+        joined = group.join(config, rank, run_dir)
+        engine = TorchEngine(config, lambda share: report(share, "loading weights"), joined)
     except UnsupportedModel as error:
         raise ConfigError(str(error)) from None
     return Runner(engine, role=role)

@@ -1,4 +1,4 @@
-"""The command line: ``weft serve CONFIG [--option value ...]``, ``weft topology``."""
+"""The command line: ``weft serve CONFIG [--option value ...]``, ``weft topology [CONFIG]``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(_unknown(unknown[0]))
         if options.command == "topology":
             show = topology.as_mermaid if options.mermaid else topology.as_table
-            print(show(topology.TOPOLOGY))
+            print(show(topology.serving(_shown(options))))
             return 0
         return _serve(options)
     except ConfigError as error:
@@ -47,7 +47,15 @@ def _serve(options: argparse.Namespace) -> int:
             given[name] = str(Path(given[name]).absolute())
     loaded = config.load(options.config, given)
     log.setup("launcher", loaded.log_level)
-    return Launcher(loaded, "weft.runtime.topology:TOPOLOGY").run()
+    return Launcher(loaded, "weft.runtime.topology:serving").run()
+
+
+def _shown(options: argparse.Namespace) -> Config:
+    """Return the configuration whose topology is asked for; without a file, of the defaults."""
+    shown = config.load(options.config) if options.config else Config(model="")
+    if options.tensor_parallel_size is None:
+        return shown
+    return msgspec.structs.replace(shown, tensor_parallel_size=options.tensor_parallel_size)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser(
         "topology", help="show the processes and what flows between them", allow_abbrev=False
     )
+    show.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="of this YAML file")
     show.add_argument("--mermaid", action="store_true", help="as a diagram in Mermaid's language")
+    show.add_argument("--tensor-parallel-size", type=int, metavar="INT", help="default: CONFIG's")
     return parser
 
 

@@ -46,7 +46,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     max_queued_requests: int = 1024  # beyond it: 429
-    threads: int | None = None  # of the runner on CPU; default: every core
+    tensor_parallel_size: int = 1  # runners that share one model
+    threads: int | None = None  # of each runner on CPU; default: the cores, divided among them
 
     # Serving.
     host: str = "127.0.0.1"
@@ -63,6 +64,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         for name in (
             "max_lora_rank", "max_loras_per_batch", "max_loaded_loras", "max_num_seqs",
             "max_num_batched_tokens", "block_size", "kv_cache_memory_mib", "max_queued_requests",
+            "tensor_parallel_size",
         ):  # fmt: skip
             value = getattr(self, name)
             need(value > 0, f"{name} is {value}: it must be positive")

@@ -18,9 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from weft.runtime import identity, janitor, rundir, topology
+from weft.runtime import cores, identity, janitor, rundir, topology
 from weft.runtime.announce import announcement
 from weft.runtime.config import Config
+from weft.runtime.cores import Share
 from weft.runtime.listen import listen
 from weft.runtime.process import EXIT_BUG, EXIT_REFUSED, Handover
 from weft.runtime.progress import ProgressDisplay
@@ -92,10 +93,11 @@ class Launcher:
     """One run, from its first process to its last. Must live on the main thread."""
 
     def __init__(self, config: Config, topology_name: str) -> None:
-        """``topology_name`` is "module:variable"."""
+        """``topology_name`` is "module:function", of the configuration."""
         self._config = config
         self._topology_name = topology_name
-        self._topology = topology.find(topology_name)
+        self._topology = topology.find(topology_name, config)
+        self._shares: dict[str, Share] = {}  # by role, of those that compute
         self._children: dict[str, _Child] = {}  # by role, in order of start
         self._selector = selectors.DefaultSelector()
         self._progress = ProgressDisplay(sys.stderr)
@@ -134,6 +136,10 @@ class Launcher:
         """Start the actors; once they are ready, what lets the world in."""
         handover = Handover(self._config, self._topology_name, os.getpid(), identity.fresh_key())
         handover.write(run_dir.path)
+        group = self._topology.group
+        is_ours = cores.is_machine_ours(run_dir.path)
+        divided = cores.shares(len(group), self._config.threads, cores.usable(), is_ours=is_ours)
+        self._shares = dict(zip(group, divided, strict=True))
         for is_actor in (True, False):
             for process in self._topology.processes:
                 if process.is_actor == is_actor:
@@ -142,17 +148,19 @@ class Launcher:
         run_dir.mark_ready()
 
     def _start(self, process: Process, run_dir: Path, pipe_fd: int) -> None:
+        share = self._shares.get(process.role, Share(1, None))
         read_fd, write_fd = os.pipe()
         # The launcher's main thread starts every child: the kernel's death signal is tied to it.
         popen = subprocess.Popen(
             [sys.executable, "-m", "weft.runtime.process", process.role, run_dir, str(write_fd)],
             stdin=subprocess.DEVNULL,
             pass_fds=[write_fd],
-            env=_environment(self._config, process),
+            env=_environment(share.threads),
             start_new_session=True,  # the terminal's Ctrl-C is for the launcher alone
         )
         os.close(write_fd)
         os.write(pipe_fd, f"+{popen.pid}\n".encode())
+        cores.pin(popen.pid, share)
         child = _Child(process, popen, read_fd)
         self._children[process.role] = child
         self._selector.register(child.pid_fd, selectors.EVENT_READ, child)
@@ -274,9 +282,7 @@ def _start_janitor(run_dir: RunDir) -> tuple[int, subprocess.Popen[bytes]]:
     return write_fd, popen
 
 
-def _environment(config: Config, process: Process) -> dict[str, str]:
-    cores = config.threads or len(os.sched_getaffinity(0))
-    threads = str(cores if process.computes else 1)
+def _environment(threads: int) -> dict[str, str]:
     return {
         # A thread that waits for another one soon sleeps. OpenMP lets it spin by default, which is
         # a sixth faster on an idle machine, and thirty times slower if another program uses a
@@ -285,7 +291,7 @@ def _environment(config: Config, process: Process) -> dict[str, str]:
         "OMP_WAIT_POLICY": "passive",
         "GOMP_SPINCOUNT": OMP_SPINS,
         **os.environ,
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
     }

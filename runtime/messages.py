@@ -102,6 +102,7 @@ class Inspect(Message, frozen=True):
     """Client to tokenizer: check every actor's invariants and report its counters.
 
     Travels tokenizer, adapters, scheduler, runner, scheduler, detokenizer, client; each appends.
+    With several runners it comes back to the scheduler between them.
     """
 
     label: str

@@ -46,7 +46,7 @@ class Handover(msgspec.Struct, frozen=True):
     """What the launcher leaves in the run directory for every process."""
 
     config: Config
-    topology: str  # "module:variable"
+    topology: str  # "module:function", of the configuration
     launcher_pid: int
     key: bytes  # by which the run's processes know each other
 
@@ -68,7 +68,7 @@ def main() -> int:
     log.setup(role, handover.config.log_level)
     _report_crashes(status)
     _raise_files_limit()
-    table = topology.find(handover.topology)
+    table = topology.find(handover.topology, handover.config)
     process = table.process(role)
     try:
         start = _function(process.start)

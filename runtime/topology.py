@@ -1,7 +1,7 @@
 """Which processes exist and what flows between them: one table, from which the rest derives.
 
 Addresses, credit, what may be said on a link, the order of starting and stopping, and the diagram
-of ``weft topology`` all come from here.
+of ``weft topology`` all come from here. The table is a function of the configuration.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 from pathlib import Path
 from typing import NamedTuple
 
+from weft.runtime.config import Config
 from weft.runtime.messages import (
     Abort,
     Accepted,
@@ -58,7 +59,7 @@ class Process(NamedTuple):
     purpose: str
     start: str
     is_actor: bool = True
-    computes: bool = False  # gets every core; the others get one
+    computes: bool = False  # all that do share the cores; the others get one
 
 
 class Edge(NamedTuple):
@@ -80,6 +81,11 @@ class Topology(NamedTuple):
 
     processes: tuple[Process, ...]
     edges: tuple[Edge, ...]
+
+    @property
+    def group(self) -> list[str]:
+        """The roles that compute each step together, by rank."""
+        return [process.role for process in self.processes if process.computes]
 
     def process(self, role: str) -> Process:
         """Return the row of a role."""
@@ -114,11 +120,11 @@ def address(run_dir: Path, role: str) -> str:
     return f"ipc://{path}"
 
 
-def find(name: str) -> Topology:
-    """Return the topology that ``name`` ("module:variable") names."""
-    module, _, variable = name.partition(":")
-    found = vars(importlib.import_module(module))[variable]
-    assert isinstance(found, Topology), f"{name} is a {type(found).__name__}"
+def find(name: str, config: Config) -> Topology:
+    """Return the topology that the function ``name`` ("module:function") makes of ``config``."""
+    module, _, function = name.partition(":")
+    found = vars(importlib.import_module(module))[function](config)
+    assert isinstance(found, Topology), f"{name} returns a {type(found).__name__}"
     found.check()
     return found
 
@@ -132,6 +138,8 @@ def as_table(topology: Topology) -> str:
         lines.append(f"  {edge.connects} -> {edge.binds}")
         lines.append(f"      -> {edge.forward_window:>4}  {_names(edge.forward, ', ')}")
         lines.append(f"      <- {edge.backward_window:>4}  {_names(edge.backward, ', ')}")
+    if len(topology.group) > 1:
+        lines += ["", f"compute each step together: {', '.join(topology.group)}"]
     return "\n".join(lines)
 
 
@@ -147,6 +155,8 @@ def as_mermaid(topology: Topology) -> str:
         ):
             if flow:
                 lines.append(f'    {source} -->|"{_names(flow, "<br/>")}"| {target}')
+    if len(topology.group) > 1:
+        lines.append(f"    {' <-.-> '.join(topology.group)}")
     return "\n".join(lines)
 
 
@@ -156,34 +166,65 @@ def _names(flow: tuple[type[Message], ...], separator: str) -> str:
 
 _ACTOR = "weft.actors.start:build"
 
-# Windows: a client's 64 requests on the way are plenty, since each is answered at once; its text
-# comes a message a step, and 256 steps are seconds of slack for a slow reader. Between actors
-# 1024 messages cover a burst from every client; a runner has two steps on the way at most.
-TOPOLOGY = Topology(
-    processes=(
-        Process("gateway", "HTTP", "weft.gateway.server:serve", is_actor=False),
-        Process("tokenizer", "text to tokens, names to adapters", _ACTOR),
-        Process("scheduler", "owns every request; composes the steps", _ACTOR),
-        Process("detokenizer", "tokens to text, stop strings", _ACTOR),
-        Process("runner0", "the model: executes the steps", _ACTOR, computes=True),
-        Process("adapters", "adapter weights in host memory", _ACTOR),
-    ),
-    edges=(
-        Edge(CLIENT, "tokenizer", (Submit, Cancel, ListModels, Inspect), (Refused, Models), 64, 64),
-        Edge(CLIENT, "detokenizer", (), (Accepted, Text, Report), 2, 256),
-        Edge("tokenizer", "scheduler", (Generate, Abort), (Reject,), 1024, 1024),
-        Edge("adapters", "tokenizer", (Catalog,), (Inspection,), 16, 64),
-        Edge(
-            "adapters", "scheduler", (Acquired, AcquireFailed, Inspection), (Acquire, Release),
-            1024, 1024,
+# What every runner hears and says. Only rank 0 answers: the others' tokens are the same.
+_TO_RUNNER = (Step, Inspection)
+_FROM_RUNNER = (RunnerReady, Inspection)
+_FROM_FIRST_RUNNER = (RunnerReady, StepDone, Inspection)
+
+
+def serving(config: Config) -> Topology:
+    """Return weft's own table: one runner for each rank of the tensor-parallel group."""
+    return with_runners(config.tensor_parallel_size)
+
+
+def with_runners(count: int) -> Topology:
+    """Return the table with ``count`` runners, of ranks 0 to ``count - 1``.
+
+    Windows: a client's 64 requests on the way are plenty, since each is answered at once; its text
+    comes a message a step, and 256 steps are seconds of slack for a slow reader. Between actors
+    1024 messages cover a burst from every client; a runner has two steps on the way at most.
+    """
+    roles = [f"runner{rank}" for rank in range(count)]
+    purpose = "the model: executes the steps"
+    part = "its part of the model: executes the steps"
+    return Topology(
+        processes=(
+            Process("gateway", "HTTP", "weft.gateway.server:serve", is_actor=False),
+            Process("tokenizer", "text to tokens, names to adapters", _ACTOR),
+            Process("scheduler", "owns every request; composes the steps", _ACTOR),
+            Process("detokenizer", "tokens to text, stop strings", _ACTOR),
+            *(
+                Process(role, purpose if count == 1 else part, _ACTOR, computes=True)
+                for role in roles
+            ),
+            Process("adapters", "adapter weights in host memory", _ACTOR),
         ),
-        Edge(
-            "runner0", "scheduler", (RunnerReady, StepDone, Inspection), (Step, Inspection),
-            64, 64,
+        edges=(
+            Edge(
+                CLIENT, "tokenizer", (Submit, Cancel, ListModels, Inspect), (Refused, Models),
+                64, 64,
+            ),
+            Edge(CLIENT, "detokenizer", (), (Accepted, Text, Report), 2, 256),
+            Edge("tokenizer", "scheduler", (Generate, Abort), (Reject,), 1024, 1024),
+            Edge("adapters", "tokenizer", (Catalog,), (Inspection,), 16, 64),
+            Edge(
+                "adapters", "scheduler", (Acquired, AcquireFailed, Inspection), (Acquire, Release),
+                1024, 1024,
+            ),
+            *(
+                Edge(
+                    role, "scheduler", _FROM_RUNNER if rank else _FROM_FIRST_RUNNER, _TO_RUNNER,
+                    64, 64,
+                )
+                for rank, role in enumerate(roles)
+            ),
+            Edge(
+                "scheduler", "detokenizer", (Begin, Sampled, Inspection), (StopFound, ClientGone),
+                1024, 1024,
+            ),
         ),
-        Edge(
-            "scheduler", "detokenizer", (Begin, Sampled, Inspection), (StopFound, ClientGone),
-            1024, 1024,
-        ),
-    ),
-)  # fmt: skip
+    )  # fmt: skip
+
+
+# With a single runner. A client's edges are the same with any number.
+TOPOLOGY = with_runners(1)

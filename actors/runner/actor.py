@@ -1,4 +1,7 @@
-"""The runner actor: executes steps in the order in which they come."""
+"""The runner actor: executes steps in the order in which they come.
+
+Of the runners that share a model, every one executes every step, and rank 0 answers.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ class Runner:
     def __init__(self, engine: Engine, *, role: str) -> None:
         self._engine = engine
         self._role = role
+        self._answers = engine.ready().rank == 0
         self._is_announced = False
         self._steps: deque[Step] = deque()
 
@@ -45,13 +49,15 @@ class Runner:
                 assert_never(message)
 
     def advance(self, turn: Turn) -> list[Send]:
-        """Execute the oldest step."""
+        """Execute the oldest step; one whose answer nobody waits for makes way for the next."""
         if not self._is_announced:
             self._is_announced = True
             return [Send("scheduler", self._engine.ready())]
-        if not self._steps:
-            return []
-        return [Send("scheduler", self._engine.execute(self._steps.popleft()))]
+        while self._steps:
+            done = self._engine.execute(self._steps.popleft())
+            if self._answers:
+                return [Send("scheduler", done)]
+        return []
 
     def check(self) -> None:
         """Assert the invariants of the engine."""

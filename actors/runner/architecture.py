@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from weft.actors import shards
+from weft.actors.shards import Shard, Widths
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -56,6 +59,7 @@ class Architecture:
     frequencies: Tensor  # [head_dim / 2] float32, radians per position
     rope_scale: float  # of the rotated vectors
     dtype: torch.dtype  # of the weights as saved
+    shard: Shard | None = None  # which part of a model this is; None: all of it
 
     @property
     def q_size(self) -> int:
@@ -66,6 +70,24 @@ class Architecture:
     def kv_size(self) -> int:
         """Columns of the key projection, and of the value projection."""
         return self.kv_heads * self.head_dim
+
+    def part(self, rank: int, size: int) -> Architecture:
+        """Return the decoder that one rank of a tensor-parallel group computes.
+
+        Its vocabulary is still the whole one. Raises ``ConfigError`` if the model cannot be split
+        over ``size`` ranks.
+        """
+        widths = Widths(
+            self.heads, self.kv_heads, self.head_dim, self.intermediate, self.vocabulary
+        )
+        shard = shards.shard(widths, rank, size)
+        return replace(
+            self,
+            heads=shard.heads.size,
+            kv_heads=shard.kv_heads.size,
+            intermediate=shard.neurons.size,
+            shard=shard,
+        )
 
     def module_shape(self, module: str) -> tuple[int, int]:
         """Return (out, in) of a linear module, e.g. "q_proj"."""

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from weft.actors.runner.architecture import Architecture
+from weft.actors.shards import Shard, Span
 from weft.kernels.sgmv import cpu, granules, segments
 from weft.kernels.sgmv.granules import COLUMNS, RANKS, Module, Tables
 from weft.kernels.sgmv.segments import Segments
@@ -64,7 +65,10 @@ class LoraSlots:
             assert metadata["digest"] == digest, f"{path} is not {digest}"
             scales: dict[str, float] = json.loads(metadata["scales"])
             for layer in range(self._architecture.layers):
-                sites = [_modules(file, scales, layer, modules) for modules in SITES.values()]
+                sites = [
+                    _modules(file, scales, layer, modules, self._architecture.shard)
+                    for modules in SITES.values()
+                ]
                 laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
                 granules.write(self._arena, layer, pages, laid)
         self.digests[slot] = digest
@@ -86,15 +90,28 @@ def granules_max(architecture: Architecture, rank: int) -> int:
 
 
 class _File(Protocol):
-    def get_tensor(self, name: str) -> Tensor: ...
+    def get_slice(self, name: str) -> _Saved: ...
+
+
+class _Saved(Protocol):
+    def __getitem__(self, index: tuple[slice, slice]) -> Tensor: ...
 
 
 def _modules(
-    file: _File, scales: dict[str, float], layer: int, modules: Sequence[str]
+    file: _File, scales: dict[str, float], layer: int, modules: Sequence[str], shard: Shard | None
 ) -> list[Module]:
-    names = [f"layers.{layer}.{module}" for module in modules]
-    return [
-        Module(part, file.get_tensor(f"{name}.A"), file.get_tensor(f"{name}.B"), scales[name])
-        for part, name in enumerate(names)
-        if name in scales
-    ]
+    """Read a site's modules; of one rank, A by the inputs or B by the outputs that are here."""
+    read = []
+    for part, module in enumerate(modules):
+        name = f"layers.{layer}.{module}"
+        if name in scales:
+            inputs = _slice(shard.inputs(module) if shard else None)
+            outputs = _slice(shard.outputs(module) if shard else None)
+            a = file.get_slice(f"{name}.A")[:, inputs]
+            b = file.get_slice(f"{name}.B")[outputs, :]
+            read.append(Module(part, a, b, scales[name]))
+    return read
+
+
+def _slice(span: Span | None) -> slice:
+    return slice(None) if span is None else slice(*span)

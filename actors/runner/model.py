@@ -11,6 +11,7 @@ from torch import Tensor
 from weft.actors.runner.architecture import Architecture
 from weft.actors.runner.lora import LoraSlots
 from weft.actors.runner.weights import parent
+from weft.kernels.collectives.reference import Collectives
 from weft.kernels.kv_write.reference import kv_write
 from weft.kernels.linear.cpu import PackedLinear
 from weft.kernels.linear.reference import Linear
@@ -49,30 +50,37 @@ class Layer:
 
 
 class Model:
-    """Weights on one device, and the KV pages that its forward pass reads and writes.
+    """One rank's weights, and the forward pass over the KV pages of its heads.
 
-    On a CPU everything is computed in float32; on a GPU in the weights' type.
+    On a CPU everything is computed in float32; on a GPU in the weights' type. The ranks' parts of
+    what o and down give are summed before they are added to the hidden state, adapters' included.
     """
 
     def __init__(
         self,
         architecture: Architecture,
         tensors: dict[str, Tensor],
+        group: Collectives,
         *,
         context_max: int,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """``tensors`` as ``weights.load`` returns them; they are taken out of it one by one."""
+        """``architecture`` is the rank's part of the model.
+
+        ``tensors`` as ``weights.load`` returns them; they are taken out of it one by one.
+        """
         self.architecture = architecture
         self.compute_dtype = torch.float32 if device.type == "cpu" else dtype
+        self._group = group
         self._device = device
         self.dtype = dtype  # of the weights
         is_native = device.type == "cpu" and native_silu_mul.library() is not None
         self._silu_mul = native_silu_mul.silu_mul if is_native else silu_mul.silu_mul
-        self._embedding = self._dense(tensors["embed_tokens.weight"])
-        head = "embed_tokens.weight" if architecture.tied else "lm_head.weight"
-        self._head = self._linear([tensors[head]], None)
+        embedding = self._padded(tensors["embed_tokens.weight"])
+        head = embedding if architecture.tied else self._padded(tensors["lm_head.weight"])
+        self._embedding = self._dense(embedding)
+        self._head = self._linear([head], None)
         self._norm = self._dense(tensors["norm.weight"])
         self._layers = [self._layer(tensors, i) for i in range(architecture.layers)]
         positions = torch.arange(context_max, dtype=torch.float32)
@@ -81,14 +89,17 @@ class Model:
         self._cos = (angles.cos() * architecture.rope_scale).to(device, self.compute_dtype)
         self._sin = (angles.sin() * architecture.rope_scale).to(device, self.compute_dtype)
 
-    def forward(self, batch: Batch, kv: list[tuple[Tensor, Tensor]], lora: LoraSlots) -> Tensor:
+    def forward(
+        self, batch: Batch, kv: list[tuple[Tensor, Tensor]], lora: LoraSlots
+    ) -> Tensor | None:
         """Write the batch's KV and return the logits of its sampled tokens: [R, vocabulary].
 
-        ``kv`` holds each layer's keys and values, [pages, page_tokens, kv_heads, head_dim].
+        None on all ranks but the first. ``kv`` holds each layer's keys and values, [pages,
+        page_tokens, kv_heads, head_dim].
         """
         a = self.architecture
         scale = a.head_dim**-0.5
-        x = F.embedding(batch.tokens, self._embedding)
+        x = self._embed(batch.tokens)
         cos, sin = self._cos[batch.positions], self._sin[batch.positions]
         for i, layer in enumerate(self._layers):
             normed = rms_norm(x, layer.input_norm, a.epsilon)
@@ -103,6 +114,7 @@ class Model:
             ).flatten(1)
             out = layer.o(seen)
             lora.add(out, seen, "o", i, batch.segments)
+            self._group.all_reduce(out)
             x = x + out
             normed = rms_norm(x, layer.post_norm, a.epsilon)
             gate_up = layer.gate_up(normed)
@@ -110,10 +122,23 @@ class Model:
             inner = self._silu_mul(gate_up)
             out = layer.down(inner)
             lora.add(out, inner, "down", i, batch.segments)
+            self._group.all_reduce(out)
             x = x + out
         final = rms_norm(x[batch.sampled], self._norm, a.epsilon)
-        logits: Tensor = self._head(final)
-        return logits.float()
+        logits = self._group.gather(self._head(final).float())
+        return None if logits is None else logits[:, : a.vocabulary]
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Return [T, hidden], of which each row lies on one rank."""
+        shard = self.architecture.shard
+        if shard is None:
+            return F.embedding(tokens, self._embedding)
+        rows = tokens - shard.tokens.start
+        is_here = (rows >= 0) & (rows < shard.tokens.size)
+        x = F.embedding(rows.where(is_here, 0), self._embedding)
+        x.masked_fill_(~is_here[:, None], 0.0)
+        self._group.all_reduce(x)
+        return x
 
     def _heads(self, x: Tensor, norm: Tensor | None) -> Tensor:
         x = x.view(len(x), -1, self.architecture.head_dim)
@@ -157,6 +182,11 @@ class Model:
         if self._device.type == "cpu":
             return PackedLinear(weight, bias)
         return Linear(weight, bias)
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        """Return a matrix with a row for each token of this rank, and as many as on any rank."""
+        shard = self.architecture.shard
+        return rows if shard is None else F.pad(rows, (0, 0, 0, shard.tokens_padded - len(rows)))
 
     def _dense(self, tensor: Tensor) -> Tensor:
         """Round to the weights' type, then hold in the type of the computation."""

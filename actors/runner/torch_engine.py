@@ -1,4 +1,4 @@
-"""Executes steps with torch on one device."""
+"""Executes steps with torch on one device: a whole model, or one rank's part of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from weft.actors.runner.arena import Arena, PageShape, page_shape
 from weft.actors.runner.lora import LoraSlots, granules_max
 from weft.actors.runner.model import Batch, Model
 from weft.actors.runner.rows import HostBatch, RowTable
-from weft.actors.runner.sampler import Sampler
+from weft.actors.runner.sampler import Drawn, Sampler
+from weft.kernels.collectives.reference import Alone, Collectives
 from weft.kernels.paged_attention import cpu as native_attention
 from weft.kernels.paged_attention import padded
 from weft.kernels.sgmv.segments import Segments
@@ -32,26 +33,42 @@ log = logging.getLogger("weft.runner")
 class TorchEngine:
     """The weights, the KV pages, the adapter slots and the rows of one device.
 
+    The ranks of a group apply the same steps to the same rows; rank 0 samples for all of them.
     Raises ``UnsupportedModel`` at construction for what the user can mend.
     """
 
-    def __init__(self, config: Config, progress: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        progress: Callable[[float], None],
+        group: Collectives | None = None,
+    ) -> None:
+        """``group`` is this rank's end of its tensor-parallel group; None: there is no other."""
+        self._group = group = group or Alone()
         folder = Path(config.model)
-        self._device = _device(config)
+        self._device = device_of(config, group.rank)
         if self._device.type == "cpu" and config.threads:
             torch.set_num_threads(config.threads)
-        architecture = architectures.read(folder)
-        dtype = architecture.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-        tensors = weights.load(folder, architecture, progress)
+        whole = architectures.read(folder)
+        architecture = whole if group.size == 1 else whole.part(group.rank, group.size)
+        dtype = whole.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+        tensors = weights.load(folder, whole, progress, architecture.shard)
         context_max = config.max_model_len or architecture.context_max
         self._model = Model(
-            architecture, tensors, context_max=context_max, device=self._device, dtype=dtype
+            architecture,
+            tensors,
+            group,
+            context_max=context_max,
+            device=self._device,
+            dtype=dtype,
         )
         self._page_tokens = config.block_size
         shape = page_shape(
             architecture, config.block_size, self._model.compute_dtype, self._lora_dtype(config)
         )
-        per_adapter = -(-granules_max(architecture, config.max_lora_rank) // shape.granules)
+        # Rank 0 has most; where the others have less, the rest of their pages is not used.
+        widest = whole.part(0, group.size)
+        per_adapter = -(-granules_max(widest, config.max_lora_rank) // shape.granules)
         pages = self._pages(config, shape, architecture.layers)
         self._arena = Arena(shape, architecture.layers, pages, self._device)
         pages_max = min(pages, -(-context_max // config.block_size))
@@ -66,7 +83,7 @@ class TorchEngine:
         self._windows = set(architecture.windows)
         self._has_native_attention = native_attention.serves(architecture.head_dim, self._device)
         self._ready = RunnerReady(
-            0, pages, config.block_size, config.max_loaded_loras, shape.granules
+            group.rank, pages, config.block_size, config.max_loaded_loras, shape.granules
         )
         log.info(
             "%s on %s: %d pages of %d tokens or %d granules of adapters (%.0f MiB), weights %s",
@@ -100,7 +117,11 @@ class TorchEngine:
             return StepDone(step.step, [])
         logits = self._model.forward(self._batch(host), self._arena.kv, self._lora)
         rows = host.sampled_rows
-        drawn = self._sampler.sample(logits, rows.tolist(), self._rows.next_positions(rows))
+        if logits is None:
+            drawn = Drawn(torch.empty(len(rows), dtype=torch.int64), [], [])
+        else:
+            drawn = self._sampler.sample(logits, rows.tolist(), self._rows.next_positions(rows))
+        self._group.broadcast(drawn.tokens)
         self._rows.feed(rows, drawn.tokens.numpy())
         elapsed_us = (time.perf_counter_ns() - started) // 1000
         return StepDone(step.step, drawn.tokens.tolist(), drawn.failed, drawn.logprobs, elapsed_us)
@@ -162,16 +183,23 @@ class TorchEngine:
         return pages
 
 
-def _device(config: Config) -> torch.device:
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.device == "cuda" and not torch.cuda.is_available():
+def device_of(config: Config, rank: int) -> torch.device:
+    """Return the device of one rank. Raises ``UnsupportedModel`` if there is none for it."""
+    devices = torch.cuda.device_count() if config.device != "cpu" else 0
+    if config.device == "cuda" and not devices:
         raise UnsupportedModel("device is cuda, and torch finds no CUDA device: use cpu or auto")
-    return torch.device(config.device)
+    if not devices:
+        return torch.device("cpu")
+    if devices < config.tensor_parallel_size:
+        raise UnsupportedModel(
+            f"tensor_parallel_size is {config.tensor_parallel_size}, and there are {devices} CUDA "
+            "devices: lower it, or let device be cpu"
+        )
+    return torch.device("cuda", rank)
 
 
 def _arena_bytes(config: Config, device: torch.device) -> int:
     if device.type == "cpu":
-        return config.kv_cache_memory_mib * MIB
+        return config.kv_cache_memory_mib * MIB // config.tensor_parallel_size
     free, total = torch.cuda.mem_get_info(device)
     return max(0, int(free - total * (1 - config.gpu_memory_utilization)))

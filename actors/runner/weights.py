@@ -1,17 +1,30 @@
-"""Reads a checkpoint's tensors: one safetensors file or the shards that an index names."""
+"""Reads a checkpoint's tensors: one safetensors file or the files that an index names.
+
+One rank of a tensor-parallel group reads its own part of each.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weft.actors.runner.architecture import DTYPES, Architecture, UnsupportedModel
+from weft.actors.shards import Shard, Span
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class _Saved(Protocol):
+    """A tensor in a file, of which any part can be read."""
+
+    def get_shape(self) -> list[int]: ...
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Tensor: ...
 
 
 class _Index(msgspec.Struct):
@@ -19,17 +32,22 @@ class _Index(msgspec.Struct):
 
 
 def load(
-    folder: Path, architecture: Architecture, progress: Callable[[float], None]
+    folder: Path,
+    architecture: Architecture,
+    progress: Callable[[float], None],
+    shard: Shard | None = None,
 ) -> dict[str, Tensor]:
-    """Return every tensor that the architecture has, by its name without "model.".
+    """Return the tensors that the architecture has, by their names without "model.".
 
-    ``progress`` hears the share of tensors read. Raises ``UnsupportedModel`` for what is missing,
-    unknown or of another shape.
+    ``architecture`` is the whole model's; of each tensor, the part of ``shard`` is read, None: all
+    of it. A bias that is added to a sum over the ranks is rank 0's alone. ``progress`` hears the
+    share of tensors read. Raises ``UnsupportedModel`` for what is missing, unknown or of another
+    shape.
     """
     expected = _expected_shapes(architecture)
-    files = _files(folder)
     tensors: dict[str, Tensor] = {}
-    for file in files:
+    seen: set[str] = set()
+    for file in _files(folder):
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118
@@ -40,13 +58,18 @@ def load(
                         continue  # saved by old versions; follows from the configuration
                     if short not in expected:
                         raise UnsupportedModel(f"{file.name}: unexpected tensor {name!r}")
-                    tensors[short] = _checked(name, opened.get_tensor(name), expected[short])
-                    progress(len(tensors) / len(expected))
+                    seen.add(short)
+                    saved = opened.get_slice(name)
+                    _check_shape(name, saved.get_shape(), expected[short])
+                    part = _part(short, saved, shard)
+                    if part is not None:
+                        tensors[short] = _of_known_type(name, part)
+                    progress(len(seen) / len(expected))
         except (OSError, SafetensorError) as error:
             raise UnsupportedModel(
                 f"{file}: {error}; the checkpoint is not whole, download it again"
             ) from None
-    missing = sorted(expected.keys() - tensors.keys())
+    missing = sorted(expected.keys() - seen)
     if missing:
         raise UnsupportedModel(
             f"{folder}: {len(missing)} tensors are missing, first {missing[0]}; "
@@ -78,11 +101,29 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _checked(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if tuple(tensor.shape) != shape:
-        raise UnsupportedModel(
-            f"{name}: shape {tuple(tensor.shape)}, the configuration says {shape}"
-        )
+def _part(short: str, saved: _Saved, shard: Shard | None) -> Tensor | None:
+    """Read what a rank has of a tensor. None: it has nothing of it."""
+    *_, module, kind = short.split(".")
+    rows = columns = None
+    if shard is not None:
+        is_of_tokens = module in ("embed_tokens", "lm_head")
+        rows = shard.tokens if is_of_tokens else shard.outputs(module)
+        columns = shard.inputs(module)
+        if kind == "bias" and columns is not None and shard.rank > 0:
+            return None
+    return saved[(_slice(rows), _slice(columns))[: len(saved.get_shape())]]
+
+
+def _slice(span: Span | None) -> slice:
+    return slice(None) if span is None else slice(*span)
+
+
+def _check_shape(name: str, found: list[int], shape: tuple[int, ...]) -> None:
+    if tuple(found) != shape:
+        raise UnsupportedModel(f"{name}: shape {tuple(found)}, the configuration says {shape}")
+
+
+def _of_known_type(name: str, tensor: Tensor) -> Tensor:
     if tensor.dtype not in DTYPES:
         raise UnsupportedModel(
             f"{name}: type {tensor.dtype}; convert to float32, bfloat16 or float16 first"

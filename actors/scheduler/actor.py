@@ -12,6 +12,7 @@ from collections.abc import Set
 from typing import assert_never
 
 from weft.actors.scheduler.composer import Composed, Composer
+from weft.actors.scheduler.group import agreed
 from weft.actors.scheduler.metrics import Metrics
 from weft.actors.scheduler.policy import NeverFits
 from weft.actors.scheduler.sequence import Request, Sequence
@@ -48,6 +49,8 @@ log = logging.getLogger("weft.scheduler")
 class Scheduler:
     """Reacts to messages, and sends a step whenever one may be sent.
 
+    ``runners`` are one model's, by rank: each gets every step, and the first one answers.
+
     Invariants, checked by ``check``:
       * every live sequence belongs to a live request, and a request without live ones is gone;
       * those of ``Composer`` and what it owns.
@@ -56,7 +59,8 @@ class Scheduler:
     def __init__(self, config: Config, *, runners: list[str]) -> None:
         self._config = config
         self._runners = runners
-        self._composer: Composer | None = None  # until the runners are ready
+        self._ready: dict[str, RunnerReady] = {}  # by runner
+        self._composer: Composer | None = None  # until every runner is ready
         self._requests: dict[tuple[str, str], Request] = {}  # by client and label
         self._sequences: dict[int, Sequence] = {}
         self._next_sequence = 1
@@ -89,6 +93,7 @@ class Scheduler:
             case Generate():
                 return self._accept(message, now_ns)
             case StepDone():
+                assert source == self._runners[0], f"{source} answers; only rank 0 does"
                 return self._finish_step(message, now_ns)
             case StopFound(number, output_tokens):
                 sequence = self._sequences.get(number)
@@ -109,10 +114,7 @@ class Scheduler:
                 self._lose_adapter(digest, reason)
                 return []
             case RunnerReady():
-                assert self._composer is None, "a runner started twice"
-                self._composer = Composer(self._config, message)
-                for sequence in list(self._sequences.values()):
-                    self._enqueue(sequence)
+                self._take_runner(source, message)
                 return []
             case Inspection():
                 return self._inspect(source, message)
@@ -288,6 +290,15 @@ class Scheduler:
 
     # ---- steps ----------------------------------------------------------------------------------
 
+    def _take_runner(self, source: str, ready: RunnerReady) -> None:
+        assert source not in self._ready, f"{source} started twice"
+        self._ready[source] = ready
+        if len(self._ready) < len(self._runners):
+            return
+        self._composer = Composer(self._config, agreed([self._ready[r] for r in self._runners]))
+        for sequence in list(self._sequences.values()):
+            self._enqueue(sequence)
+
     def _send_step(self, composer: Composer, turn: Turn) -> list[Send]:
         sends = []
         wanted: list[str] = []
@@ -384,6 +395,9 @@ class Scheduler:
     # ---- inspection -----------------------------------------------------------------------------
 
     def _inspect(self, source: str, inspection: Inspection) -> list[Send]:
+        if source in self._runners[:-1]:
+            following = self._runners[self._runners.index(source) + 1]
+            return [Send(following, inspection)]
         if source in self._runners:
             if self._ends:  # so that the detokenizer reports what is true after them
                 self._outbox.append(Sampled([], [], self._take_ends()))

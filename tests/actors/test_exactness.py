@@ -5,6 +5,7 @@ import random
 import msgspec
 import pytest
 
+from tests.actors.runner.ranks import Ranks
 from tests.actors.scheduler_harness import Harness, config
 from tests.checkpoints import ARCHITECTURES, greedy, peft_model, save_adapters, save_model
 from weft.actors.adapters.actor import AdapterStore
@@ -67,10 +68,13 @@ def harness(checkpoint, digests, **options):
     options = {"max_num_seqs": 32, "block_size": 8, "kv_cache_memory_mib": 1} | options
     options = {"max_loras_per_batch": ADAPTERS, "max_loaded_loras": ADAPTERS} | options
     pages = options.pop("pages", None)
-    engine = TorchEngine(
-        config(model=str(checkpoint[0] / "model"), **options), lambda fraction: None
-    )
-    if pages is not None:  # fewer than a MiB holds
+    settings = config(model=str(checkpoint[0] / "model"), **options)
+    if settings.tensor_parallel_size > 1:
+        engine = Ranks(settings)
+    else:
+        engine = TorchEngine(settings, lambda fraction: None)
+    if pages is not None:
+        assert pages <= engine.ready().pages
         engine._ready = msgspec.structs.replace(engine.ready(), pages=pages)
     paths = {digest: acquired.path for digest, acquired in digests[1].items()}
     granules = {digest: acquired.granules for digest, acquired in digests[1].items()}
@@ -100,6 +104,15 @@ def ask(harness, requests, digests, **options):
         ),
         pytest.param({"block_size": 4, "pages": 90}, id="few-pages"),
         pytest.param({"max_num_batched_tokens": 100, "native": False}, id="without-a-compiler"),
+        pytest.param({"tensor_parallel_size": 2, "kv_cache_memory_mib": 8}, id="two-ranks"),
+        pytest.param(
+            {"tensor_parallel_size": 4, "max_num_batched_tokens": 40, "kv_cache_memory_mib": 8},
+            id="four-ranks",
+        ),
+        pytest.param(
+            {"tensor_parallel_size": 2, "kv_cache_memory_mib": 8, "block_size": 4, "pages": 90},
+            id="two-ranks-few-pages",
+        ),
     ],
 )
 def test_greedy_tokens_of_a_mixed_batch_equal_transformers_and_peft(

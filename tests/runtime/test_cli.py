@@ -5,7 +5,7 @@ import pytest
 
 from weft.runtime import cli
 from weft.runtime.config import Config
-from weft.runtime.topology import TOPOLOGY, as_mermaid, as_table
+from weft.runtime.topology import TOPOLOGY, as_mermaid, as_table, with_runners
 
 
 @pytest.fixture
@@ -39,6 +39,17 @@ def test_topology_is_shown_as_a_table_or_a_diagram(capsys):
     assert capsys.readouterr().out.strip() == as_table(TOPOLOGY)
     assert cli.main(["topology", "--mermaid"]) == 0
     assert capsys.readouterr().out.strip() == as_mermaid(TOPOLOGY)
+
+
+def test_the_topology_is_that_of_a_configuration(path, capsys):
+    path.write_text("model: base\ntensor_parallel_size: 2\n")
+    assert cli.main(["topology", str(path)]) == 0
+    assert capsys.readouterr().out.strip() == as_table(with_runners(2))
+    for given in ([str(path)], []):
+        assert cli.main(["topology", *given, "--tensor-parallel-size", "4", "--mermaid"]) == 0
+        assert capsys.readouterr().out.strip() == as_mermaid(with_runners(4))
+    assert cli.main(["topology", "--tensor-parallel-size=0"]) == 2
+    assert "tensor_parallel_size is 0: it must be positive" in capsys.readouterr().err
 
 
 def test_every_option_of_the_configuration_is_a_flag(path, launched, capsys):

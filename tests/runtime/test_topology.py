@@ -3,15 +3,19 @@ import typing
 import pytest
 
 from weft.runtime import topology
+from weft.runtime.config import Config
 from weft.runtime.messages import (
     AdaptersInbox,
     ClientInbox,
     DetokenizerInbox,
+    Inspection,
     RunnerInbox,
     SchedulerInbox,
+    Step,
+    StepDone,
     TokenizerInbox,
 )
-from weft.runtime.topology import CLIENT, TOPOLOGY, Edge, Process, Topology
+from weft.runtime.topology import CLIENT, TOPOLOGY, Edge, Process, Topology, with_runners
 
 INBOXES = {
     "tokenizer": TokenizerInbox,
@@ -78,5 +82,25 @@ def test_the_table_and_the_diagram_show_every_process_and_message():
     assert '    runner0 -->|"RunnerReady<br/>StepDone<br/>Inspection"| scheduler' in diagram
 
 
-def test_a_topology_is_found_by_its_name():
-    assert topology.find("weft.runtime.topology:TOPOLOGY") is TOPOLOGY
+def test_a_topology_is_found_by_the_name_of_its_function():
+    name = "weft.runtime.topology:serving"
+    assert topology.find(name, Config(model="m")) == TOPOLOGY
+    assert topology.find(name, Config(model="m", tensor_parallel_size=3)) == with_runners(3)
+
+
+def test_each_rank_has_a_runner_and_only_the_first_answers_steps():
+    table = with_runners(3)
+    table.check()
+    assert table.group == ["runner0", "runner1", "runner2"]
+    said = {role: table.connected_by(role)[0].forward for role in table.group}
+    assert StepDone in said["runner0"]
+    assert said["runner1"] == said["runner2"]
+    assert set(said["runner0"]) - set(said["runner1"]) == {StepDone}
+    for role in table.group:
+        assert table.connected_by(role)[0].backward == (Step, Inspection)
+
+
+def test_runners_that_compute_together_are_shown_together():
+    assert "compute each step together: runner0, runner1" in topology.as_table(with_runners(2))
+    assert "    runner0 <-.-> runner1" in topology.as_mermaid(with_runners(2))
+    assert "<-.->" not in topology.as_mermaid(TOPOLOGY)

@@ -75,9 +75,10 @@ class FakeEngine:
         rows: int,
         page_granules: int = 2,
         vocabulary: int = VOCABULARY,
+        rank: int = 0,
     ) -> None:
         self._vocabulary = vocabulary
-        self._ready = RunnerReady(0, pages, page_tokens, slots, page_granules)
+        self._ready = RunnerReady(rank, pages, page_tokens, slots, page_granules)
         # Of each page: who wrote which token where, or which part of which adapter.
         self._pages = [[None] * page_tokens for _ in range(pages)]
         self._slots: list[AdapterLoad | None] = [None] * slots

@@ -15,7 +15,7 @@ from weft.actors.scheduler.actor import Scheduler
 from weft.actors.tokenizer.actor import TokenizerManager
 from weft.runtime.config import Config
 from weft.runtime.simulate import World
-from weft.runtime.topology import CLIENT, TOPOLOGY
+from weft.runtime.topology import CLIENT, with_runners
 
 # Their ranks, and so how many granules they take: from 2 to 16.
 RANKS = {"a0": 1, "a1": 8, "a2": 9, "a3": 30, "a4": 64}
@@ -52,9 +52,12 @@ class Flow:
     """One simulated weft, and the clients of one test."""
 
     def __init__(
-        self, seed, model, folder, *, pages=96, page_granules=2, window_max=None, **options
+        self, seed, model, folder, *, pages=96, page_granules=2, window_max=None, ranks=1, **options
     ):
-        """``model`` is the TextModel of ``folder``; ``window_max`` narrows every link."""
+        """``model`` is the TextModel of ``folder``; ``window_max`` narrows every link.
+
+        Ranks beyond the first compute the same tokens, and nobody waits for them.
+        """
         values = {
             "block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 24,
             "max_loras_per_batch": 2, "max_loaded_loras": 3, "max_queued_requests": 1000,
@@ -74,29 +77,33 @@ class Flow:
         folders["/alias"] = folders["/a0"]
         folders["/broken"] = adapter_folder(8, use_dora=True)
         self.files = MemoryFiles(folders)
-        self.world = World(seed, topology=_narrowed(window_max))
+        self._topology = _narrowed(with_runners(ranks), window_max)
+        self.world = World(seed, topology=self._topology)
         self.clients = {}  # that are there
         self.left = {}  # that have left
         self.tokenizer = TokenizerManager(self.config, model, nonce=seed, started_s=0)
-        self.scheduler = Scheduler(self.config, runners=["runner0"])
+        self.scheduler = Scheduler(self.config, runners=self._topology.group)
         self.detokenizer = Detokenizer(Vocabulary(model.backend))
         self.store = AdapterStore(self.config, BASE, self.files, "/run", started_s=0)
         self.files.folders["/gone"] = {}
-        self.engine = LoadingEngine(
-            self.files,
-            pages=pages,
-            page_tokens=self.config.block_size,
-            slots=self.config.max_loaded_loras,
-            rows=self.config.max_num_seqs,
-            page_granules=page_granules,
-            vocabulary=model.vocab_size,
-        )
+        sizes = {
+            "page_tokens": self.config.block_size,
+            "slots": self.config.max_loaded_loras,
+            "rows": self.config.max_num_seqs,
+            "page_granules": page_granules,
+            "vocabulary": model.vocab_size,
+        }
+        self.engine = LoadingEngine(self.files, pages=pages, **sizes)
+        others = [FakeEngine(pages=pages + rank, rank=rank, **sizes) for rank in range(1, ranks)]
         self.actors = {
             "tokenizer": self.tokenizer,
             "scheduler": self.scheduler,
             "detokenizer": self.detokenizer,
             "adapters": self.store,
-            "runner0": Runner(self.engine, role="runner0"),
+            **{
+                role: Runner(engine, role=role)
+                for role, engine in zip(self._topology.group, [self.engine, *others], strict=True)
+            },
         }
         self.oracle = Oracle(
             model,
@@ -143,7 +150,7 @@ class Flow:
 
         A process reads what its sockets hold before it exits.
         """
-        for process in TOPOLOGY.processes:
+        for process in self._topology.processes:
             role = process.role
             if role in self.actors:
                 self.actors[role].drain()
@@ -177,7 +184,8 @@ class Flow:
         assert sections["tokenizer"]["waiting"] == sections["tokenizer"]["replies_unread"] == 0
         for name in ("sequences", "clients", "characters_unsent"):
             assert sections["detokenizer"][name] == 0, name
-        assert sections["runner0"]["rows"] == 0
+        for role in self._topology.group:
+            assert sections[role]["rows"] == 0
         for mailbox in self._mailboxes.values():
             assert mailbox.endpoint.faults.keys() <= HARMLESS_FAULTS, mailbox.endpoint.last_fault
 
@@ -219,14 +227,14 @@ class Flow:
         return self.tokenizer._names.digest(name)
 
 
-def _narrowed(window_max):
+def _narrowed(topology, window_max):
     if window_max is None:
-        return TOPOLOGY
+        return topology
     edges = [
         edge._replace(
             forward_window=min(edge.forward_window, window_max),
             backward_window=min(edge.backward_window, window_max),
         )
-        for edge in TOPOLOGY.edges
+        for edge in topology.edges
     ]
-    return TOPOLOGY._replace(edges=tuple(edges))
+    return topology._replace(edges=tuple(edges))

@@ -20,7 +20,7 @@ from weft.runtime.topology import CLIENT, Edge, Process, Topology
 BUILD = "tests.system.pipeline:build"
 SLOW_NS = 500_000_000
 
-TOPOLOGY = Topology(
+TABLE = Topology(
     processes=(
         Process("door", "lets the world in", "tests.system.pipeline:serve", is_actor=False),
         Process("front", "passes questions on", BUILD),
@@ -31,6 +31,10 @@ TOPOLOGY = Topology(
         Edge("worker", "front", (Models,), (ListModels,), 8, 8),
     ),
 )
+
+
+def topology(config):
+    return TABLE
 
 
 class Front:
@@ -124,6 +128,6 @@ if __name__ == "__main__":
     config = msgspec.convert(given, Config, strict=False)
     log.setup("launcher", config.log_level)
     try:
-        sys.exit(Launcher(config, "tests.system.pipeline:TOPOLOGY").run())
+        sys.exit(Launcher(config, "tests.system.pipeline:topology").run())
     except ConfigError as error:
         sys.exit(f"weft: error: {error}")

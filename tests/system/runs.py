@@ -70,15 +70,22 @@ class Run:
 
 
 class Server(Run):
-    """The demonstration, served by ``weft serve``; options override the configuration."""
+    """The demonstration, served by ``weft serve``; options override the configuration.
 
-    def __init__(self, place, **options):
+    ``lines`` are added to the file, as a user would.
+    """
+
+    def __init__(self, place, lines="", **options):
         self.log = place / "log"
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        config = str(ROOT / "configs/demo.yaml")
+        config = ROOT / "configs/demo.yaml"
+        if lines:
+            text = config.read_text().replace(" demo/", f" {config.parent}/demo/")
+            config = place / "weft.yaml"
+            config.write_text(f"{text}\n{lines}\n")
         with self.log.open("w") as log:
             super().__init__(
-                place, ["weft", "serve", config, "--port=0", "--threads=2", *flags], log
+                place, ["weft", "serve", str(config), "--port=0", "--threads=2", *flags], log
             )
         self.url = None
 
@@ -114,7 +121,8 @@ class Server(Run):
         idle = ("pages_free", "pages_cached", "pages_adapters_idle")
         held["pages lost"] = scheduler["pages"] - sum(scheduler[name] for name in idle)
         held |= {name: detokenizer[name] for name in ("sequences", "characters_unsent")}
-        held |= {f"runner's {name}": sections["runner0"][name] for name in RUNNER_HOLDS}
+        for role in filter(lambda role: role.startswith("runner"), sections):
+            held |= {f"{role}'s {name}": sections[role][name] for name in RUNNER_HOLDS}
         held["encoding"] = sections["tokenizer"]["waiting"]
         held["loading"] = sections["adapters"]["waiting"]
         # What is on its way to a device is pinned in host memory, and nothing else is.

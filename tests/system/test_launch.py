@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.pipeline import TOPOLOGY
+from tests.system.pipeline import TABLE
 from tests.system.runs import TIMEOUT_S, Run
 from weft.runtime import transport
 from weft.runtime.actor import Send
@@ -50,9 +50,7 @@ def ask(monkeypatch):
     monkeypatch.setattr(transport, "LINGER_MS", 0)  # most runs are gone when the client closes
 
     def ask(run, label):
-        box = ZmqMailbox(
-            Endpoint(CLIENT, TOPOLOGY, identity=f"t{len(boxes)}"), TOPOLOGY, run.run_dir
-        )
+        box = ZmqMailbox(Endpoint(CLIENT, TABLE, identity=f"t{len(boxes)}"), TABLE, run.run_dir)
         boxes.append(box)
         box.send(Send("front", ListModels(label)))
         deadline = time.monotonic() + TIMEOUT_S

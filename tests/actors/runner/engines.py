@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tests.actors.runner.ranks import Ranks
 from tests.actors.scheduler_harness import GREEDY, Harness, config
 from tests.checkpoints import MODULES
 from weft.actors.adapters.base import LinearShape
@@ -20,8 +21,10 @@ DEFAULTS = {"max_num_seqs": 40, "max_num_batched_tokens": 64, "block_size": 4}
 
 
 def engine_of(model, **options):
-    settings = DEFAULTS | {"kv_cache_memory_mib": 16} | options
-    return TorchEngine(config(model=str(model), **settings), lambda share: None)
+    settings = config(model=str(model), **DEFAULTS | {"kv_cache_memory_mib": 16} | options)
+    if settings.tensor_parallel_size > 1:
+        return Ranks(settings)
+    return TorchEngine(settings, lambda share: None)
 
 
 def harness_of(model, paths, *, pages=None, **options):

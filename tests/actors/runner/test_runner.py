@@ -54,3 +54,14 @@ def test_a_drain_still_answers_what_has_come(runner):
     assert not runner.is_idle
     assert [done.step for _, done in runner.advance(TURN)] == [0]
     assert runner.is_idle
+
+
+def test_only_the_first_rank_answers_and_the_others_execute_everything_that_has_come():
+    engine = FakeEngine(pages=8, page_tokens=4, slots=2, rows=4, rank=1)
+    runner = Runner(engine, role="runner1")
+    assert runner.advance(TURN) == [Send("scheduler", RunnerReady(1, 8, 4, 2, 2))]
+    for step in (first_step(), Step(1), Step(2)):
+        runner.receive("scheduler", step, 0)
+    assert runner.advance(TURN) == []
+    assert runner.is_idle
+    assert engine._next_step == 3

@@ -52,7 +52,7 @@ def answers(model, paths, run_dir):
         store.receive("scheduler", Acquire(entry.digest), 0)
         [(_, acquired)] = store.advance(turn)
         files[entry.digest] = acquired.path
-    harness = harness_of(model, files, slots=3)
+    harness = harness_of(model, files, max_loras_per_batch=3)
     for entry in catalog.adapters:
         for index, prompt in enumerate(PROMPTS):
             label = f"{entry.name}-{index}"

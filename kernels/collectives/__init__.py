@@ -1,0 +1,1 @@
+"""What the ranks of a tensor-parallel group do together: sums, gathers, broadcasts."""
