@@ -1,6 +1,5 @@
 """`python -m tests.bench [SECTION ...]`: measure, and print tables. `--help` lists the sections."""
 
-import argparse
 import logging
 import os
 import platform
@@ -12,59 +11,39 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.bench import latency, log_lines, steps, throughput
+from tests.bench import latency, log_lines, options, steps, throughput
+from tests.bench.gpu import decode, device, sweep
 from tests.bench.load import Load
-from tests.bench.models import SHAPES
 from tests.bench.peers import compare
-from tests.bench.peers.install import FOLDER
-
-SECTIONS = ("throughput", "latency", "steps", "logging")
-OTHERS = ("peers",)  # need more than this project, or another machine
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    named = f"of {', '.join(SECTIONS)} (all by default), {', '.join(OTHERS)}"
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=named)
-    parser.add_argument("--shapes", nargs="+", default=SHAPES, choices=SHAPES)
-    parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    group = parser.add_argument_group("peers")
-    group.add_argument("--engines", nargs="+", default=compare.ENGINES, choices=compare.ENGINES)
-    group.add_argument("--dtypes", nargs="+", default=["float32"], choices=compare.DTYPES)
-    group.add_argument("--peers", type=Path, default=FOLDER, help="where `make peers` put them")
-    options = parser.parse_args()
-    sections = options.sections or SECTIONS
-    if unknown := set(sections) - {*SECTIONS, *OTHERS}:
-        parser.error(f"no section is called {unknown.pop()}; there are {', '.join(SECTIONS)}")
+    told = options.parse()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    print(_machine(options), end="\n\n", flush=True)
-    for section in sections:
-        for title, table in _tables(section, options):
+    print(_machine(told), end="\n\n", flush=True)
+    for section in told.sections:
+        for title, table in _tables(section, told):
             print(f"{title}\n\n{table}\n", flush=True)
 
 
-def _tables(section, options):
+def _tables(section, told):
     """Yield what a section measures: a title and a table each."""
-    threads, rounds = options.threads, options.rounds
-    load = Load(options.requests, options.prompt_tokens, options.output_tokens)
+    threads, rounds = told.threads, told.rounds
+    load = Load(told.requests, told.prompt_tokens, told.output_tokens)
     what = f"{load.requests} requests at once, {load.prompt_tokens} tokens in and"
     what += f" {load.output_tokens} out each, {rounds} rounds"
     match section:
         case "throughput":
-            for shape in options.shapes:
+            for shape in told.shapes:
                 yield (
                     f"Output tokens a second, {shape}: {what}",
                     throughput.run(shape, load, rounds=rounds, threads=threads),
                 )
         case "latency":
-            for shape in options.shapes:
+            for shape in told.shapes:
                 yield (
                     f"Milliseconds, {shape}, 4 adapters: median (95th percentile)",
                     latency.run(shape, threads=threads),
@@ -81,25 +60,51 @@ def _tables(section, options):
                 log_lines.run(load, rounds=rounds, threads=threads),
             )
         case "peers":
-            yield from _peers(options, load, what)
+            yield from _peers(told, load, what)
+        case "kernels":
+            yield from _kernels(told)
+        case "decode":
+            yield from _decode(told)
 
 
-def _peers(options, load, what):
-    for shape in options.shapes:
-        for dtype in options.dtypes:
+def _peers(told, load, what):
+    for shape in told.shapes:
+        for dtype in told.dtypes:
             yield (
                 f"Output tokens a second, best round, {shape}, {dtype}: {what}",
                 compare.run(
-                    shape, load, engines=options.engines, dtype=dtype, rounds=options.rounds,
-                    threads=options.threads, peers=options.peers.expanduser().resolve(),
+                    shape, load, engines=told.engines, dtype=dtype, rounds=told.rounds,
+                    threads=told.threads, peers=told.peers.expanduser().resolve(),
                 ),
             )  # fmt: skip
 
 
-def _machine(options):
+def _kernels(told):
+    todo = sweep.cases(told.tokens, told.adapters, told.distributions)
+    for name in told.models:
+        results = sweep.run(name, todo)
+        notes = [*results.notes, *sweep.draw(name, results, told.plots)]
+        yield (
+            f"LoRA of a layer, {name}, {device.name(device.find())}: copies "
+            f"{results.copy_rate / 1e9:.0f} GB/s, multiplies "
+            f"{results.matrix_rate / 1e12:.0f} TFLOP/s in bfloat16",
+            "\n\n".join([sweep.table(results), *notes]),
+        )
+
+
+def _decode(told):
+    batches = decode.pairs(told.rows, told.row_adapters)
+    for name in told.checkpoints:
+        yield (
+            f"A decode step of a random {name}, adapters of ranks 8 to 64: median of {told.steps}",
+            decode.run(name, batches, steps=told.steps, device=told.device),
+        )
+
+
+def _machine(told):
     cores, date = len(os.sched_getaffinity(0)), time.strftime("%Y-%m-%d")
     return (
-        f"{_processor()}, {cores} cores, {options.threads} threads, torch {torch.__version__}, "
+        f"{_processor()}, {cores} cores, {told.threads} threads, torch {torch.__version__}, "
         f"{date}: python -m tests.bench {' '.join(sys.argv[1:])}"
     )
 
