@@ -12,7 +12,8 @@ from tests.bench.peers.install import FOLDER
 
 SECTIONS = ("throughput", "latency", "steps", "logging")
 # They need what is not part of this project, or another machine.
-OTHERS = ("peers", "kernels", "decode")
+OTHERS = ("peers", "kernels", "decode", "gpu")
+TOGETHER = {"gpu": ["kernels", "decode"]}
 
 
 def parse(arguments=None):
@@ -30,10 +31,11 @@ def parse(arguments=None):
     _add_kernels(parser.add_argument_group("kernels"))
     _add_decode(parser.add_argument_group("decode"))
     options = parser.parse_args(arguments)
-    options.sections = options.sections or list(SECTIONS)
     known = (*SECTIONS, *OTHERS)
     if unknown := set(options.sections) - set(known):
         parser.error(f"no section is called {unknown.pop()}; there are {', '.join(known)}")
+    named = options.sections or SECTIONS
+    options.sections = [part for each in named for part in TOGETHER.get(each, [each])]
     return options
 
 
