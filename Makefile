@@ -38,7 +38,7 @@ bench-peers: $(VENV)/bench.stamp  ## measure weft beside vLLM, llama.cpp and PEF
 	$(BIN)/python -m tests.bench peers --peers $(PEERS) $(ARGS)
 
 bench-kernels: $(VENV)/bench.stamp  ## measure LoRA's kernels on a GPU, beside torch and peers' kernels
-	$(BIN)/python -m tests.bench kernels $(ARGS)
+	$(BIN)/python -m tests.bench lora $(ARGS)
 
 bench-gpu: $(VENV)/bench.stamp  ## bench-kernels, and whole decode steps of 0.5 and 8 billion parameters
 	$(BIN)/python -m tests.bench gpu $(ARGS)

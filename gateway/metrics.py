@@ -63,7 +63,7 @@ class _Reported(Collector):
                 histogram.add_metric(_labels(adapter), buckets, adapter[f"{field}_sum"])
             yield histogram
         resident = GaugeMetricFamily(
-            "weft_adapter_resident", "1 if the adapter is in a device slot", labels=_LABELS
+            "weft_adapter_resident", "1 if the adapter is on the device", labels=_LABELS
         )
         for adapter in adapters:
             resident.add_metric(_labels(adapter), float(adapter["resident"]))

@@ -23,14 +23,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
         "auto"  # of the weights; auto: as saved
     )
+    # Of the linear layers' weights: bytes with a scale for each output. On a CPU.
+    quantization: Literal["none", "int8"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     chat_template: str | None = None  # a Jinja file over the tokenizer's own
 
     # Adapters.
     adapters: dict[str, str] = {}  # name -> PEFT folder, relative to the configuration file
     max_lora_rank: int = 64
-    max_loras_per_batch: int = 8  # distinct adapters on the device at once
-    max_loaded_loras: int = 64  # distinct adapters in host memory
+    max_loras_per_batch: int = 8  # distinct adapters that run at once
+    max_loaded_loras: int = 64  # distinct adapters on the device, and as many in host memory
     lora_dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
         "auto"  # of adapters on the device; auto: as the weights of the model
     )
@@ -40,8 +42,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_model_len: int | None = None  # tokens; default: the model's, as far as the pages reach
     max_num_seqs: int = 256  # rows of a step
     max_num_batched_tokens: int = 512  # tokens of a step
-    block_size: int = 16  # tokens of a KV page
-    kv_cache_memory_mib: int = 512  # on CPU
+    block_size: int = 16  # tokens whose KV fills a page
+    kv_cache_memory_mib: int = 512  # for KV and adapters, on CPU
     gpu_memory_utilization: float = 0.9  # on CUDA, weights included
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True

@@ -467,7 +467,7 @@ class AdapterMetrics(Part, frozen=True):
     queue_s_sum: float
     first_token_s: list[int]
     first_token_s_sum: float
-    resident: bool  # in a device slot now
+    resident: bool  # on the device now
 
 
 # Upper edges of the histograms in AdapterMetrics, in seconds.

@@ -43,8 +43,12 @@ class AdapterStore:
     def __init__(
         self, config: Config, base: BaseShapes, files: Files, run_dir: str, *, started_s: int
     ) -> None:
-        """Read and check every adapter of the configuration; ``started_s`` is unix time."""
+        """Read and check every adapter of the configuration; ``started_s`` is unix time.
+
+        Raises ``ConfigError`` if the base cannot be split as the configuration says.
+        """
         self._base = base
+        self._shards = base.shards(config.tensor_parallel_size)
         self._files = files
         self._folder = Path(run_dir, "adapters")
         self._rank_max = config.max_lora_rank
@@ -173,7 +177,7 @@ class AdapterStore:
         parts = loaded.file()
         self._files.write(path, parts)
         size_bytes = sum(len(part) for part in parts)
-        granules = loaded.granules(self._base, tensor_parallel_size=1)
+        granules = loaded.granules(self._base, self._shards)
         self._cache.add(Resident(digest, path, loaded.rank, size_bytes, granules))
 
     def _find(self, digest: str) -> Adapter:

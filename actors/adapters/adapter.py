@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from weft.actors.adapters import granules, safetensors
@@ -12,6 +13,7 @@ from weft.actors.adapters.base import MODULES, BaseShapes
 from weft.actors.adapters.errors import BadAdapter, shown_name
 from weft.actors.adapters.peft_config import AdapterConfig
 from weft.actors.adapters.safetensors import Tensor
+from weft.actors.shards import Shard
 
 # PEFT's names: "model." is missing if the adapter was trained without the language model's head,
 # "default" was kept by old versions.
@@ -47,13 +49,13 @@ class Adapter(NamedTuple):
         metadata = {"digest": self.digest, "scales": _canonical(self.scales)}
         return safetensors.serialize(self.tensors, metadata)
 
-    def granules(self, base: BaseShapes, *, tensor_parallel_size: int) -> int:
-        """Return the granules, on one of so many devices, of the layer that has most."""
+    def granules(self, base: BaseShapes, shards: Sequence[Shard]) -> int:
+        """Return the granules of the layer that has most, on the device that has most of it."""
         ranks = (
             (int(layer), module, self.tensors[f"layers.{layer}.{module}.A"].shape[0])
             for _, layer, module in (name.split(".") for name in self.scales)
         )
-        return granules.most_of_any_layer(ranks, base, tensor_parallel_size=tensor_parallel_size)
+        return granules.most_of_any_layer(ranks, base, shards)
 
 
 def build(

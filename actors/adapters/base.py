@@ -10,6 +10,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from weft.actors.adapters.safetensors import HEADER_BYTES_MAX
+from weft.actors.shards import Shard, Widths, shard
 from weft.runtime.config import ConfigError
 
 MODULES = {
@@ -57,33 +58,49 @@ class BaseShapes(msgspec.Struct, frozen=True):
         ) as error:  # fmt: skip
             raise ConfigError(f"model: {path}: {error}") from None
 
-    def shape(self, module: str, tensor_parallel_size: int = 1) -> LinearShape:
-        """Return the sizes of a module, one of ``MODULES``, or of one rank's share of it.
-
-        Heads and the intermediate size are divided among the ranks. Each rank has a whole KV head
-        at least.
-        """
-
-        def share(count: int) -> int:
-            return -(-count // tensor_parallel_size)
-
-        head = self.head_dim or self.hidden_size // self.num_attention_heads
-        queries = share(self.num_attention_heads) * head
-        keys = share(self.num_key_value_heads or self.num_attention_heads) * head
-        intermediate = share(self.intermediate_size)
+    def shape(self, module: str) -> LinearShape:
+        """Return the sizes of a module, one of ``MODULES``."""
+        queries = self.num_attention_heads * self._head_dim
+        keys = self._kv_heads * self._head_dim
         return {
             "q_proj": LinearShape(self.hidden_size, queries),
             "k_proj": LinearShape(self.hidden_size, keys),
             "v_proj": LinearShape(self.hidden_size, keys),
             "o_proj": LinearShape(queries, self.hidden_size),
-            "gate_proj": LinearShape(self.hidden_size, intermediate),
-            "up_proj": LinearShape(self.hidden_size, intermediate),
-            "down_proj": LinearShape(intermediate, self.hidden_size),
+            "gate_proj": LinearShape(self.hidden_size, self.intermediate_size),
+            "up_proj": LinearShape(self.hidden_size, self.intermediate_size),
+            "down_proj": LinearShape(self.intermediate_size, self.hidden_size),
         }[module]
+
+    def part(self, module: str, shard: Shard) -> LinearShape:
+        """Return the sizes of what one rank has of a module."""
+        whole, inputs, outputs = self.shape(module), shard.inputs(module), shard.outputs(module)
+        return LinearShape(
+            inputs.size if inputs else whole.inputs, outputs.size if outputs else whole.outputs
+        )
+
+    def shards(self, size: int) -> list[Shard]:
+        """Return what each of ``size`` ranks has. Raises ``ConfigError`` if that cannot be."""
+        widths = Widths(
+            self.num_attention_heads,
+            self._kv_heads,
+            self._head_dim,
+            self.intermediate_size,
+            vocabulary=0,  # no adapter changes what has to do with it
+        )
+        return [shard(widths, rank, size) for rank in range(size)]
 
     def adapter_bytes_max(self, rank_max: int) -> int:
         """Return more bytes than any adapter's file needs: every module, float32."""
         return HEADER_BYTES_MAX + 4 * rank_max * self.num_hidden_layers * sum(self._sizes())
+
+    @property
+    def _head_dim(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def _kv_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
 
     def _sizes(self) -> Iterator[int]:
         return (sum(self.shape(module)) for module in MODULES)

@@ -8,9 +8,10 @@ turns them into pages, and runners fill them: all three must agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from weft.actors.adapters.base import BaseShapes, LinearShape
+from weft.actors.shards import Shard
 
 RANKS = 8
 COLUMNS = 128
@@ -21,21 +22,22 @@ def of_module(rank: int, shape: LinearShape) -> int:
     return -(-rank // RANKS) * (-(-shape.inputs // COLUMNS) + -(-shape.outputs // COLUMNS))
 
 
-def of_layer(ranks: Mapping[str, int], base: BaseShapes, *, tensor_parallel_size: int) -> int:
-    """Return the granules of one layer on one device; ``ranks`` is by module, e.g. "q_proj"."""
-    return sum(
-        of_module(rank, base.shape(module, tensor_parallel_size)) for module, rank in ranks.items()
+def of_layer(ranks: Mapping[str, int], base: BaseShapes, shards: Sequence[Shard]) -> int:
+    """Return the granules of one layer on the device that has most of the parts of a model.
+
+    ``ranks`` is by module, e.g. "q_proj".
+    """
+    return max(
+        sum(of_module(rank, base.part(module, shard)) for module, rank in ranks.items())
+        for shard in shards
     )
 
 
 def most_of_any_layer(
-    ranks: Iterable[tuple[int, str, int]], base: BaseShapes, *, tensor_parallel_size: int
+    ranks: Iterable[tuple[int, str, int]], base: BaseShapes, shards: Sequence[Shard]
 ) -> int:
     """Return the granules of the layer that has most; ``ranks``: layer, module and its rank."""
     layers: dict[int, dict[str, int]] = {}
     for layer, module, rank in ranks:
         layers.setdefault(layer, {})[module] = rank
-    return max(
-        of_layer(modules, base, tensor_parallel_size=tensor_parallel_size)
-        for modules in layers.values()
-    )
+    return max(of_layer(modules, base, shards) for modules in layers.values())

@@ -8,7 +8,7 @@ from weft.runtime.messages import RunnerReady, Step, StepDone
 
 
 class Engine(Protocol):
-    """Holds the weights, the KV pages, the adapter slots and one state per row."""
+    """Holds the weights, the pages of KV and adapters, and one state per row."""
 
     def ready(self) -> RunnerReady:
         """Return what the scheduler must know about this device."""

@@ -10,17 +10,11 @@ from torch import Tensor
 
 from weft.actors.runner.architecture import Architecture
 from weft.actors.runner.lora import LoraSlots
+from weft.actors.runner.operations import Operations, Projection
 from weft.actors.runner.weights import parent
 from weft.kernels.collectives.reference import Collectives
-from weft.kernels.kv_write.reference import kv_write
-from weft.kernels.linear.cpu import PackedLinear
-from weft.kernels.linear.reference import Linear
 from weft.kernels.paged_attention import cpu, padded
-from weft.kernels.rms_norm.reference import rms_norm
-from weft.kernels.rotary.reference import rotary
 from weft.kernels.sgmv.segments import Segments
-from weft.kernels.silu_mul import cpu as native_silu_mul
-from weft.kernels.silu_mul import reference as silu_mul
 
 
 @dataclass(frozen=True)
@@ -40,13 +34,13 @@ class Layer:
     """One decoder layer's weights. Projections that share an input are one matrix."""
 
     input_norm: Tensor
-    qkv: Linear | PackedLinear
-    o: Linear | PackedLinear
+    qkv: Projection
+    o: Projection
     q_norm: Tensor | None
     k_norm: Tensor | None
     post_norm: Tensor
-    gate_up: Linear | PackedLinear
-    down: Linear | PackedLinear
+    gate_up: Projection
+    down: Projection
 
 
 class Model:
@@ -60,10 +54,10 @@ class Model:
         self,
         architecture: Architecture,
         tensors: dict[str, Tensor],
+        operations: Operations,
         group: Collectives,
         *,
         context_max: int,
-        device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         """``architecture`` is the rank's part of the model.
@@ -71,23 +65,25 @@ class Model:
         ``tensors`` as ``weights.load`` returns them; they are taken out of it one by one.
         """
         self.architecture = architecture
+        device = operations.device
         self.compute_dtype = torch.float32 if device.type == "cpu" else dtype
         self._group = group
         self._device = device
         self.dtype = dtype  # of the weights
-        is_native = device.type == "cpu" and native_silu_mul.library() is not None
-        self._silu_mul = native_silu_mul.silu_mul if is_native else silu_mul.silu_mul
+        self._operations = operations
         embedding = self._padded(tensors["embed_tokens.weight"])
         head = embedding if architecture.tied else self._padded(tensors["lm_head.weight"])
         self._embedding = self._dense(embedding)
         self._head = self._linear([head], None)
-        self._norm = self._dense(tensors["norm.weight"])
         self._layers = [self._layer(tensors, i) for i in range(architecture.layers)]
+        # What comes after each layer: the next one's norm, or the last.
+        self._next_norms = [layer.input_norm for layer in self._layers[1:]]
+        self._next_norms.append(self._dense(tensors["norm.weight"]))
         positions = torch.arange(context_max, dtype=torch.float32)
-        angles = torch.outer(positions, architecture.frequencies)[:, None, :]
-        # Not weights: rounded by the computation alone.
-        self._cos = (angles.cos() * architecture.rope_scale).to(device, self.compute_dtype)
-        self._sin = (angles.sin() * architecture.rope_scale).to(device, self.compute_dtype)
+        angles = torch.outer(positions, architecture.frequencies)
+        # Not weights: float32 everywhere.
+        self._cos = (angles.cos() * architecture.rope_scale).to(device)
+        self._sin = (angles.sin() * architecture.rope_scale).to(device)
 
     def forward(
         self, batch: Batch, kv: list[tuple[Tensor, Tensor]], lora: LoraSlots
@@ -97,35 +93,29 @@ class Model:
         None on all ranks but the first. ``kv`` holds each layer's keys and values, [pages,
         page_tokens, kv_heads, head_dim].
         """
-        a = self.architecture
+        a, do = self.architecture, self._operations
         scale = a.head_dim**-0.5
         x = self._embed(batch.tokens)
-        cos, sin = self._cos[batch.positions], self._sin[batch.positions]
+        normed = do.rms_norm(x, self._layers[0].input_norm, a.epsilon)
         for i, layer in enumerate(self._layers):
-            normed = rms_norm(x, layer.input_norm, a.epsilon)
             qkv = layer.qkv(normed)
             lora.add(qkv, normed, "qkv", i, batch.segments)
-            q, k, v = torch.split(qkv, [a.q_size, a.kv_size, a.kv_size], dim=-1)
-            q, k = self._heads(q, layer.q_norm), self._heads(k, layer.k_norm)
+            q, k, v = self._rotated(layer, qkv, batch.positions)
             keys, values = kv[i]
-            kv_write(rotary(k, cos, sin), self._heads(v, None), keys, values, batch.kv_slots)
-            seen = batch.plan.attend(
-                rotary(q, cos, sin), keys, values, scale=scale, window=a.windows[i]
-            ).flatten(1)
+            do.kv_write(k, v, keys, values, batch.kv_slots)
+            seen = batch.plan.attend(q, keys, values, scale=scale, window=a.windows[i]).flatten(1)
             out = layer.o(seen)
             lora.add(out, seen, "o", i, batch.segments)
             self._group.all_reduce(out)
-            x = x + out
-            normed = rms_norm(x, layer.post_norm, a.epsilon)
+            normed = do.add_rms_norm(x, out, layer.post_norm, a.epsilon)
             gate_up = layer.gate_up(normed)
             lora.add(gate_up, normed, "gate_up", i, batch.segments)
-            inner = self._silu_mul(gate_up)
+            inner = do.silu_mul(gate_up)
             out = layer.down(inner)
             lora.add(out, inner, "down", i, batch.segments)
             self._group.all_reduce(out)
-            x = x + out
-        final = rms_norm(x[batch.sampled], self._norm, a.epsilon)
-        logits = self._group.gather(self._head(final).float())
+            normed = do.add_rms_norm(x, out, self._next_norms[i], a.epsilon)
+        logits = self._group.gather(self._head(normed[batch.sampled]).float())
         return None if logits is None else logits[:, : a.vocabulary]
 
     def _embed(self, tokens: Tensor) -> Tensor:
@@ -140,15 +130,27 @@ class Model:
         self._group.all_reduce(x)
         return x
 
-    def _heads(self, x: Tensor, norm: Tensor | None) -> Tensor:
-        x = x.view(len(x), -1, self.architecture.head_dim)
-        return x if norm is None else rms_norm(x, norm, self.architecture.epsilon)
+    def _rotated(
+        self, layer: Layer, qkv: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k and v as [T, heads of each, head_dim], q and k at their positions."""
+        a, do = self.architecture, self._operations
+        heads = qkv.view(len(qkv), -1, a.head_dim)
+        q, k, v = torch.split(heads, [a.heads, a.kv_heads, a.kv_heads], dim=1)
+        if layer.q_norm is None or layer.k_norm is None:
+            do.rotary_(heads[:, : a.heads + a.kv_heads], self._cos, self._sin, positions)
+        else:
+            q = do.rms_norm(q, layer.q_norm, a.epsilon)
+            k = do.rms_norm(k, layer.k_norm, a.epsilon)
+            do.rotary_(q, self._cos, self._sin, positions)
+            do.rotary_(k, self._cos, self._sin, positions)
+        return q, k, v
 
     def _layer(self, tensors: dict[str, Tensor], index: int) -> Layer:
         def take(name: str) -> Tensor | None:
             return tensors.pop(f"layers.{index}.{name}", None)
 
-        def fused(*modules: str) -> Linear | PackedLinear:
+        def fused(*modules: str) -> Projection:
             weights = [take(f"{parent(m)}.{m}.weight") for m in modules]
             biases = [take(f"{parent(m)}.{m}.bias") for m in modules]
             return self._linear(
@@ -176,12 +178,10 @@ class Model:
             down=fused("down_proj"),
         )
 
-    def _linear(self, weights: list[Tensor], biases: list[Tensor] | None) -> Linear | PackedLinear:
+    def _linear(self, weights: list[Tensor], biases: list[Tensor] | None) -> Projection:
         weight = torch.cat(weights).to(self._device, self.dtype)
         bias = None if biases is None else torch.cat(biases).to(self._device, self.dtype)
-        if self._device.type == "cpu":
-            return PackedLinear(weight, bias)
-        return Linear(weight, bias)
+        return self._operations.linear(weight, bias)
 
     def _padded(self, rows: Tensor) -> Tensor:
         """Return a matrix with a row for each token of this rank, and as many as on any rank."""

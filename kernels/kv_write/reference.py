@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def kv_write(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    """Store each token's key and value at its place.
+    """Store each token's key and value at its place, rounded to the cache's type.
 
     Args:
         key: [T, kv_heads, d].
@@ -15,6 +15,7 @@ def kv_write(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots
         v_cache: like k_cache.
         slots: [T] int64, ``page * page_tokens + offset``; no two equal.
     """
-    places = slots // k_cache.shape[1], slots % k_cache.shape[1]
-    k_cache.index_put_(places, key)
-    v_cache.index_put_(places, value)
+    page_tokens = k_cache.shape[1]
+    places = slots // page_tokens, slots % page_tokens
+    k_cache[places] = key.to(k_cache.dtype)
+    v_cache[places] = value.to(v_cache.dtype)

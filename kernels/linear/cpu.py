@@ -1,43 +1,79 @@
-"""Packed linear layers for CPUs.
-
-Measured on four cores at 0.5B shapes, 1 to 64 tokens: oneDNN's packed float32 layer takes 0.35 to
-0.55 of ``F.linear``'s time, fbgemm's with float16 weights and float32 activations 0.2 to 0.5.
-"""
+"""Packed linear layers in C for CPUs."""
 
 from __future__ import annotations
+
+import ctypes
 
 import torch
 from torch import Tensor
 
-# The row count that oneDNN lays weights out for. Any other works, on the same layout.
-_ROWS_HINT = 32
+from weft.kernels.linear.int8 import quantize
+from weft.kernels.native.library import NUMBER, POINTER, beside
+
+library = beside(
+    __file__,
+    weft_linear=[None, POINTER, POINTER, NUMBER, NUMBER, POINTER],
+    weft_linear_pack=[None, POINTER, POINTER, NUMBER, NUMBER, NUMBER],
+    weft_linear_panel=[NUMBER],
+)
+
+# As they are numbered in cpu.c.
+_STORAGES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+
+
+class _Layer(ctypes.Structure):
+    """``layer`` in cpu.c."""
+
+    _fields_ = [
+        *((name, NUMBER) for name in ("storage", "inputs", "outputs")),
+        *((name, POINTER) for name in ("panels", "bias", "scales")),
+    ]
 
 
 class PackedLinear:
     """``y = x W^T + bias`` in float32: x [T, in] float32, W [out, in], y [T, out] float32.
 
-    float32 and bfloat16 weights are multiplied exactly as they are; float16 weights stay in half
-    the memory and are widened in registers. A row's result does not depend on the other rows.
+    Weights stay in the memory of their type and are widened in registers: float32, bfloat16 and
+    float16 are multiplied exactly as they are. A row's bits do not depend on the other rows.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """``weight`` is [out, in] of any floating type; ``bias`` is [out] or None."""
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, int8: bool = False) -> None:
+        """``weight`` is [out, in] float32, bfloat16 or float16; ``bias`` is [out] or None.
+
+        With ``int8``, weights are rounded as ``int8.quantize`` says.
+        """
+        kernel = library()
+        assert kernel is not None
         self.out_features, self.in_features = weight.shape
-        self._bias = None if bias is None else bias.float()
-        if weight.dtype == torch.float16:
-            self._half = torch.ops.quantized.linear_prepack_fp16(weight.float(), self._bias)
-            self._packed = None
-        else:
-            self._half = None
-            dense = weight.float().contiguous()
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(dense, _ROWS_HINT)
+        scales = None
+        if int8:
+            weight, scales = quantize(weight)
+        weight = weight.contiguous()
+        panel = kernel.weft_linear_panel()
+        outputs = -(-self.out_features // panel) * panel
+        panels = torch.empty(outputs * self.in_features, dtype=weight.dtype)
+        kernel.weft_linear_pack(
+            panels.data_ptr(), weight.data_ptr(), *weight.shape[::-1], weight.itemsize
+        )
+        filled = torch.zeros(2, outputs)
+        if bias is not None:
+            filled[0, : self.out_features] = bias
+        if scales is not None:
+            filled[1, : self.out_features] = scales
+        self._layer = _Layer(
+            _STORAGES[weight.dtype], self.in_features, self.out_features,
+            panels.data_ptr(), filled[0].data_ptr(), filled[1].data_ptr(),
+        )  # fmt: skip
+        self._kept = panels, filled
+        # Looked up once: a small layer takes microseconds.
+        self._address = ctypes.addressof(self._layer)
+        self._multiply = kernel.weft_linear
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Apply the layer."""
-        if self._half is not None:
-            y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self._half)
-            return y
-        # oneDNN sums a single row in another order than one among others; two rows cost no more.
-        rows = x.expand(2, -1) if len(x) == 1 else x
-        y = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self._bias, "none", [], "")
-        return y[: len(x)]
+        """Apply the layer. Rows of ``x`` may lie apart."""
+        assert x.dtype == torch.float32
+        assert x.stride(1) == 1
+        rows = x.shape[0]
+        y = torch.empty(rows, self.out_features)
+        self._multiply(self._address, x.data_ptr(), x.stride(0), rows, y.data_ptr())
+        return y

@@ -13,12 +13,16 @@ import tempfile
 from pathlib import Path
 
 # Contraction to fused multiply-add is wanted; reordering of sums is not, or results would depend
-# on how the compiler unrolls.
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno")
+# on how the compiler unrolls. Nor is vectorising of loops that are not written with vectors: some
+# copies of a sum would then be contracted and others not.
+FLAGS = (
+    "-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno",
+    "-fno-tree-vectorize",
+)  # fmt: skip
 COMPILE_TIMEOUT_S = 120
 
-# Shared by all sources.
-_HEADER = Path(__file__).with_name("vector.h")
+# Of headers that all sources share.
+_FOLDER = Path(__file__).parent
 
 log = logging.getLogger("weft.kernels")
 
@@ -46,7 +50,7 @@ def _compile(compiler: str, source: Path, library: Path) -> None:
     with tempfile.NamedTemporaryFile(dir=library.parent, suffix=".so", delete=False) as made:
         pass
     try:
-        command = [compiler, *FLAGS, f"-I{_HEADER.parent}", str(source), "-o", made.name]
+        command = [compiler, *FLAGS, f"-I{_FOLDER}", str(source), "-o", made.name]
         subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_TIMEOUT_S)
         os.replace(made.name, library)
     finally:
@@ -71,7 +75,8 @@ def _cache_folder() -> Path | None:
 def _key(source: Path, compiler: str) -> str:
     """Return a name for what the compiler would make, from all that it depends on."""
     status = os.stat(compiler)
-    sources = [source.read_text(), _HEADER.read_text()]
+    headers = sorted(_FOLDER.glob("*.h"))
+    sources = [file.read_text() for file in (source, *headers)]
     parts = [*sources, *FLAGS, compiler, str(status.st_mtime_ns), _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

@@ -4,6 +4,10 @@
 
 #include <stdint.h>
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 #ifdef __AVX512F__
 #define WIDTH 16
 #else
@@ -23,7 +27,53 @@ static inline vec load(const float *p) { return *(const vec *)p; }
 /* bfloat16 is the upper half of a float. */
 static inline vec widen(const uint16_t *p)
 {
+    /* GCC converts vectors in two halves unless it is told the instruction. */
+#if WIDTH == 16
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16);
+#elif defined(__AVX2__)
+    return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16);
+#else
     return (vec)(__builtin_convertvector(*(const short_vec *)p, uvec) << 16);
+#endif
+}
+
+/* The nearest bfloat16, an even one if two are as near; what is not a number stays so. */
+static inline short_vec narrow(vec x)
+{
+    uvec bits = (uvec)x, is_nan = (uvec)(x != x);
+    uvec rounded = bits + 0x7fff + (bits >> 16 & 1);
+    uvec upper = ((rounded & ~is_nan) | ((bits | 0x400000) & is_nan)) >> 16;
+#if WIDTH == 16
+    return (short_vec)_mm512_cvtepi32_epi16((__m512i)upper);
+#else
+    return __builtin_convertvector(upper, short_vec);
+#endif
+}
+
+/* IEEE half precision. */
+static inline vec widen_half(const void *p)
+{
+#if WIDTH == 16
+    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256(p));
+#elif defined(__F16C__)
+    return (vec)_mm256_cvtph_ps(_mm_loadu_si128(p));
+#else
+    typedef _Float16 halves __attribute__((vector_size(WIDTH * 2), aligned(2), may_alias));
+    return __builtin_convertvector(*(const halves *)p, vec);
+#endif
+}
+
+/* Signed bytes. */
+static inline vec widen_bytes(const void *p)
+{
+#if WIDTH == 16
+    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p)));
+#elif defined(__AVX2__)
+    return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)));
+#else
+    typedef int8_t bytes __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+    return __builtin_convertvector(__builtin_convertvector(*(const bytes *)p, ivec), vec);
+#endif
 }
 
 static inline float widen_one(uint16_t x)

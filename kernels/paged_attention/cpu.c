@@ -1,4 +1,4 @@
-/* Attention over pages in float32, for decodes and chunks of prompts alike.
+/* Attention in float32 over pages of float32 or bfloat16, for decodes and chunks of prompts alike.
  *
  * Every query of every head is a sum of its own, whose order depends on nothing but its own keys:
  * the result does not change with the other rows, the tiling or the number of threads.
@@ -16,49 +16,64 @@ enum { QUERIES = 8, SUMS = 24 };
 enum { QUERIES = 8, SUMS = 8 };
 #endif
 
+/* Vectors of one head that are summed up together, at most. */
+enum { COLUMNS = 4 };
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLLED _Pragma("GCC unroll 8")
+
 /* What all pieces of work share. */
 typedef struct {
-    float *out;              /* [tokens, heads, size], and so is q */
-    const float *q;
-    const float *k;          /* [pages, page_tokens, kv_heads, size], and so is v; */
-    const float *v;          /* a page begins page_stride floats after the one before it */
+    float *out;              /* [tokens, heads, size] */
+    const float *q;          /* like out, tokens q_stride apart */
+    const char *k;           /* pages of [page_tokens, kv_heads, size], and so is v */
+    const char *v;
     const int64_t *tiles;    /* [tiles, 3]: first token, tokens, entry */
     const int64_t *positions; /* [tokens] */
     const int64_t *pages;    /* [entries, pages_max] */
-    int64_t pages_max, page_stride, page_tokens, heads, kv_heads, size;
+    int64_t q_stride, pages_max;
+    int64_t page_stride;     /* numbers from one page to the next */
+    int64_t page_tokens, heads, kv_heads, size;
     int64_t window;          /* keys that a query sees, itself included; 0: all before it */
+    int64_t is_half;         /* pages hold bfloat16, not float32 */
     float scale;
 } work;
 
-/* The first of the keys from ``key`` to ``last`` that follow each other in memory, and how many. */
-static inline const float *run_of(
-    const work *w, const float *cache, const int64_t *pages, int64_t kv_head, int64_t key,
-    int64_t last, int64_t *count)
+/* Number ``i`` of a cache and those after it, widened. */
+INLINE vec cached(const int is_half, const char *cache, int64_t i)
+{
+    return is_half ? widen((const uint16_t *)cache + i) : load((const float *)cache + i);
+}
+
+/* Where the keys from ``key`` to ``last`` that follow each other begin, and how many they are. */
+INLINE int64_t run_of(
+    const work *w, const int64_t *pages, int64_t kv_head, int64_t key, int64_t last, int64_t *count)
 {
     int64_t page = pages[key / w->page_tokens], offset = key % w->page_tokens;
     int64_t left = w->page_tokens - offset;
     *count = last + 1 - key < left ? last + 1 - key : left;
-    return cache + page * w->page_stride + (offset * w->kv_heads + kv_head) * w->size;
+    return page * w->page_stride + (offset * w->kv_heads + kv_head) * w->size;
 }
 
 /* scores[i][j] = scale * q[i] . k[first + j] for Q queries and all keys up to last. */
-static inline __attribute__((always_inline)) void score(
-    const int Q, const work *w, const float *const *q, const int64_t *pages, int64_t kv_head,
-    int64_t first, int64_t last, float *scores, int64_t stride)
+INLINE void score(
+    const int is_half, const int Q, const work *w, const float *const *q, const int64_t *pages,
+    int64_t kv_head, int64_t first, int64_t last, float *scores, int64_t stride)
 {
     int64_t count, key_stride = w->kv_heads * w->size;
     for (int64_t key = first; key <= last; key += count) {
-        const float *k = run_of(w, w->k, pages, kv_head, key, last, &count);
+        int64_t k = run_of(w, pages, kv_head, key, last, &count);
         for (int64_t j = key - first; j < key - first + count; j++, k += key_stride) {
-            vec sums[Q];
-            for (int i = 0; i < Q; i++)
+            /* A constant size, not Q: an array of variable length would lie in memory. */
+            vec sums[QUERIES];
+            UNROLLED for (int i = 0; i < Q; i++)
                 sums[i] = (vec){0};
             for (int64_t d = 0; d < w->size; d += WIDTH) {
-                vec part = load(k + d);
-                for (int i = 0; i < Q; i++)
+                vec part = cached(is_half, w->k, k + d);
+                UNROLLED for (int i = 0; i < Q; i++)
                     sums[i] += load(q[i] + d) * part;
             }
-            for (int i = 0; i < Q; i++)
+            UNROLLED for (int i = 0; i < Q; i++)
                 scores[i * stride + j] = w->scale * sum_lanes(sums[i]);
         }
     }
@@ -105,54 +120,77 @@ static void softmax(float *scores, int64_t begin, int64_t end, int64_t count)
 }
 
 /* out[i] = sum over keys of weights[i][j] * v[first + j] for Q queries, D vectors of each. */
-static inline __attribute__((always_inline)) void weigh_columns(
-    const int Q, const int D, const work *w, const float *weights, int64_t stride,
-    const int64_t *pages, int64_t kv_head, int64_t first, int64_t last, int64_t column,
-    float *const *out)
+INLINE void weigh_columns(
+    const int is_half, const int Q, const int D, const work *w, const float *weights,
+    int64_t stride, const int64_t *pages, int64_t kv_head, int64_t first, int64_t last,
+    int64_t column, float *const *out)
 {
-    vec sums[Q][D];
-    for (int i = 0; i < Q; i++)
-        for (int d = 0; d < D; d++)
+    vec sums[QUERIES][COLUMNS];
+    UNROLLED for (int i = 0; i < Q; i++)
+        UNROLLED for (int d = 0; d < D; d++)
             sums[i][d] = (vec){0};
     int64_t count, key_stride = w->kv_heads * w->size;
     for (int64_t key = first; key <= last; key += count) {
-        const float *v = run_of(w, w->v, pages, kv_head, key, last, &count) + column;
-        for (int64_t j = key - first; j < key - first + count; j++, v += key_stride)
-            for (int d = 0; d < D; d++) {
-                vec part = load(v + d * WIDTH);
-                for (int i = 0; i < Q; i++)
-                    sums[i][d] += weights[i * stride + j] * part;
-            }
+        int64_t v = run_of(w, pages, kv_head, key, last, &count) + column;
+        for (int64_t j = key - first; j < key - first + count; j++, v += key_stride) {
+            vec parts[COLUMNS];
+            UNROLLED for (int d = 0; d < D; d++)
+                parts[d] = cached(is_half, w->v, v + d * WIDTH);
+            UNROLLED for (int i = 0; i < Q; i++)
+                UNROLLED for (int d = 0; d < D; d++)
+                    sums[i][d] += weights[i * stride + j] * parts[d];
+        }
     }
-    for (int i = 0; i < Q; i++)
-        for (int d = 0; d < D; d++)
+    UNROLLED for (int i = 0; i < Q; i++)
+        UNROLLED for (int d = 0; d < D; d++)
             *(vec *)(out[i] + column + d * WIDTH) = sums[i][d];
 }
 
-static inline __attribute__((always_inline)) void weigh(
-    const int Q, const work *w, const float *weights, int64_t stride, const int64_t *pages,
-    int64_t kv_head, int64_t first, int64_t last, float *const *out)
+INLINE void weigh(
+    const int is_half, const int Q, const work *w, const float *weights, int64_t stride,
+    const int64_t *pages, int64_t kv_head, int64_t first, int64_t last, float *const *out)
 {
     /* As many sums as leave registers for what is added to them. */
-    const int D = SUMS / Q >= 4 ? 4 : SUMS / Q >= 2 ? 2 : 1;
+    const int D = SUMS / Q >= COLUMNS ? COLUMNS : SUMS / Q >= 2 ? 2 : 1;
     int64_t d = 0;
     for (; d + D * WIDTH <= w->size; d += D * WIDTH)
-        weigh_columns(Q, D, w, weights, stride, pages, kv_head, first, last, d, out);
-    for (; d < w->size; d += WIDTH)
-        weigh_columns(Q, 1, w, weights, stride, pages, kv_head, first, last, d, out);
+        weigh_columns(is_half, Q, D, w, weights, stride, pages, kv_head, first, last, d, out);
+    for (; D > 1 && d < w->size; d += WIDTH)
+        weigh_columns(is_half, Q, 1, w, weights, stride, pages, kv_head, first, last, d, out);
 }
 
-#define FOR_EACH_COUNT(call)                                                                       \
-    switch (count) {                                                                               \
-    case 1: call(1); break;                                                                        \
-    case 2: call(2); break;                                                                        \
-    case 3: call(3); break;                                                                        \
-    case 4: call(4); break;                                                                        \
-    case 5: call(5); break;                                                                        \
-    case 6: call(6); break;                                                                        \
-    case 7: call(7); break;                                                                        \
-    default: call(8);                                                                              \
+/* One tile's scores, or its weighted values, for so many queries. */
+#define FUNCTIONS(is_half, Q)                                                                      \
+    static void score_##is_half##_##Q(                                                             \
+        const work *w, const float *const *q, const int64_t *pages, int64_t kv_head,               \
+        int64_t first, int64_t last, float *scores, int64_t stride)                                \
+    {                                                                                              \
+        score(is_half, Q, w, q, pages, kv_head, first, last, scores, stride);                      \
+    }                                                                                              \
+    static void weigh_##is_half##_##Q(                                                             \
+        const work *w, float *const *out, const int64_t *pages, int64_t kv_head, int64_t first,    \
+        int64_t last, const float *weights, int64_t stride)                                        \
+    {                                                                                              \
+        weigh(is_half, Q, w, weights, stride, pages, kv_head, first, last, out);                   \
     }
+#define EACH_COUNT(do, is_half)                                                                    \
+    do(is_half, 1) do(is_half, 2) do(is_half, 3) do(is_half, 4)                                    \
+    do(is_half, 5) do(is_half, 6) do(is_half, 7) do(is_half, 8)
+
+EACH_COUNT(FUNCTIONS, 0)
+EACH_COUNT(FUNCTIONS, 1)
+
+typedef void score_function(
+    const work *w, const float *const *q, const int64_t *pages, int64_t kv_head, int64_t first,
+    int64_t last, float *scores, int64_t stride);
+typedef void weigh_function(
+    const work *w, float *const *out, const int64_t *pages, int64_t kv_head, int64_t first,
+    int64_t last, const float *weights, int64_t stride);
+
+#define SCORE(is_half, Q) score_##is_half##_##Q,
+#define WEIGH(is_half, Q) weigh_##is_half##_##Q,
+static score_function *const scores_of[2][QUERIES] = {{EACH_COUNT(SCORE, 0)}, {EACH_COUNT(SCORE, 1)}};
+static weigh_function *const weigh_of[2][QUERIES] = {{EACH_COUNT(WEIGH, 0)}, {EACH_COUNT(WEIGH, 1)}};
 
 /* One tile of tokens with all heads that share the keys of one. */
 static void attend(const work *w, const int64_t *tile, int64_t kv_head, float *scores, int64_t stride)
@@ -170,18 +208,17 @@ static void attend(const work *w, const int64_t *tile, int64_t kv_head, float *s
         for (int64_t i = 0; i < count; i++) {
             int64_t token = tile[0] + (begin + i) / fold;
             int64_t head = kv_head * fold + (begin + i) % fold;
-            q[i] = w->q + (token * w->heads + head) * w->size;
+            q[i] = w->q + token * w->q_stride + head * w->size;
             out[i] = w->out + (token * w->heads + head) * w->size;
         }
-#define SCORE(Q) score(Q, w, q, pages, kv_head, first, last, scores, stride)
-        FOR_EACH_COUNT(SCORE)
+        scores_of[w->is_half][count - 1](
+            w, q, pages, kv_head, first, last, scores, stride);
         for (int64_t i = 0; i < count; i++) {
             int64_t position = w->positions[tile[0] + (begin + i) / fold];
             int64_t own = w->window && position - w->window + 1 > first ? position - w->window + 1 : first;
             softmax(scores + i * stride, own - first, position + 1 - first, last + 1 - first);
         }
-#define WEIGH(Q) weigh(Q, w, scores, stride, pages, kv_head, first, last, out)
-        FOR_EACH_COUNT(WEIGH)
+        weigh_of[w->is_half][count - 1](w, out, pages, kv_head, first, last, scores, stride);
     }
 }
 

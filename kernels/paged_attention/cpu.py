@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weft.kernels.native import build
+from weft.kernels.native.library import FLOAT, NUMBER, POINTER, beside
 
 Ints = NDArray[np.int64]
 
@@ -26,30 +24,22 @@ class _Work(ctypes.Structure):
     """``work`` in cpu.c."""
 
     _fields_ = [
+        *((name, POINTER) for name in ("out", "q", "k", "v", "tiles", "positions", "pages")),
         *(
-            (name, ctypes.c_void_p)
-            for name in ("out", "q", "k", "v", "tiles", "positions", "pages")
-        ),
-        *(
-            (name, ctypes.c_int64)
+            (name, NUMBER)
             for name in (
-                "pages_max", "page_stride", "page_tokens", "heads", "kv_heads", "size", "window",
+                "q_stride", "pages_max", "page_stride", "page_tokens", "heads", "kv_heads", "size",
+                "window", "is_half",
             )
         ),
-        ("scale", ctypes.c_float),
+        ("scale", FLOAT),
     ]  # fmt: skip
 
 
-@cache
-def library() -> ctypes.CDLL | None:
-    """Return the compiled kernel, None if there is none on this machine."""
-    found = build.load(Path(__file__).with_name("cpu.c"))
-    if found is not None:
-        found.weft_paged_attention.restype = ctypes.c_int
-        found.weft_paged_attention.argtypes = [
-            ctypes.POINTER(_Work), ctypes.c_int64, ctypes.c_int64,
-        ]  # fmt: skip
-    return found
+library = beside(
+    __file__,
+    weft_paged_attention=[ctypes.c_int, ctypes.POINTER(_Work), NUMBER, NUMBER],
+)
 
 
 def serves(head_dim: int, device: torch.device) -> bool:
@@ -76,17 +66,24 @@ class Plan:
     def attend(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, *, scale: float, window: int | None
     ) -> Tensor:
-        """Compute what ``reference.paged_attention`` computes: float32, whole pages contiguous."""
-        q = q.contiguous()
-        assert q.dtype == k_cache.dtype == v_cache.dtype == torch.float32
+        """Compute what ``reference.paged_attention`` computes, in float32.
+
+        q is float32, its tokens may lie apart. The caches are float32 or bfloat16; each page is
+        contiguous, and they lie equally far apart in both caches.
+        """
+        assert q.dtype == torch.float32
+        assert q.stride()[1:] == (q.shape[2], 1)
+        assert k_cache.dtype == v_cache.dtype
+        assert k_cache.dtype in (torch.float32, torch.bfloat16)
+        _, page_tokens, kv_heads, size = k_cache.shape
         assert k_cache.stride() == v_cache.stride()
-        assert k_cache[0].is_contiguous()
-        out = torch.empty_like(q)
+        assert k_cache.stride()[1:] == (kv_heads * size, size, 1)
+        out = torch.empty(q.shape)
         work = _Work(
             out.data_ptr(), q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(),
             self._tiles.ctypes.data, self._positions.ctypes.data, self._pages.ctypes.data,
-            self._pages.shape[1], k_cache.stride(0), k_cache.shape[1], q.shape[1],
-            k_cache.shape[2], q.shape[2], window or 0, scale,
+            q.stride(0), self._pages.shape[1], k_cache.stride(0), page_tokens, q.shape[1], kv_heads,
+            size, window or 0, k_cache.dtype == torch.bfloat16, scale,
         )  # fmt: skip
         kernel = library()
         assert kernel is not None

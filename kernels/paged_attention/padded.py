@@ -85,8 +85,8 @@ def paged_attention(
         folded = q.index_select(0, flat).view(rows, queries, kv_heads, fold, size)
         folded = folded.transpose(1, 2).reshape(rows, kv_heads, queries * fold, size)
         places = group.pages, group.offsets
-        keys = k_cache[places].view(rows, -1, kv_heads, size).transpose(1, 2)
-        values = v_cache[places].view(rows, -1, kv_heads, size).transpose(1, 2)
+        keys = k_cache[places].to(q.dtype).view(rows, -1, kv_heads, size).transpose(1, 2)
+        values = v_cache[places].to(q.dtype).view(rows, -1, kv_heads, size).transpose(1, 2)
         hidden = group.hidden[window]
         if queries > 1:
             hidden = hidden.repeat_interleave(fold, dim=2)

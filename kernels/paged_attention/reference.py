@@ -22,7 +22,7 @@ def paged_attention(
     Args:
         q: [T, heads, d]; the queries of one row are adjacent.
         k_cache: [pages, page_tokens, kv_heads, d]; heads is a multiple of kv_heads. Pages may lie
-            further apart than they are long.
+            further apart than they are long, and be of another type than q.
         v_cache: like k_cache.
         page_table: [rows, pages_max] int; entries past a row's last page are never read.
         starts: [rows + 1] int; row i's queries are ``starts[i]:starts[i + 1]``.

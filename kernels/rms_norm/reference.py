@@ -18,3 +18,18 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         A tensor like x.
     """
     return F.rms_norm(x.float(), weight.shape, None, epsilon).to(x.dtype) * weight
+
+
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Add ``delta`` to ``x`` in place, and return ``rms_norm`` of the sum.
+
+    Args:
+        x: [T, hidden], the residual stream.
+        delta: like x, what a block adds to it.
+        weight: [hidden].
+        epsilon: as for ``rms_norm``.
+
+    Returns:
+        A tensor like x.
+    """
+    return rms_norm(x.add_(delta), weight, epsilon)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from weft.kernels.native import build
+from weft.kernels.native.library import NUMBER, POINTER, beside
 from weft.kernels.sgmv.granules import PARTS_MAX, Tables
 from weft.kernels.sgmv.segments import Segments
-
-_POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 
 
 class _Adapters(ctypes.Structure):
@@ -22,11 +18,11 @@ class _Adapters(ctypes.Structure):
 
     _fields_ = [
         *(
-            (name, _POINTER)
+            (name, POINTER)
             for name in ("arena", "pages", "groups", "a_start", "b_start", "scales")
         ),
         *(
-            (name, _NUMBER)
+            (name, NUMBER)
             for name in ("layer_bytes", "pages_max", "page_granules", "layers", "sites", "is_half")
         ),
     ]  # fmt: skip
@@ -35,31 +31,24 @@ class _Adapters(ctypes.Structure):
 class _Shape(ctypes.Structure):
     """``shape`` in cpu.c."""
 
-    _fields_ = [("inputs", _NUMBER), ("parts", _NUMBER), ("out", _NUMBER * PARTS_MAX)]
+    _fields_ = [("inputs", NUMBER), ("parts", NUMBER), ("out", NUMBER * PARTS_MAX)]
 
 
 class _Batch(ctypes.Structure):
     """``batch`` in cpu.c."""
 
     _fields_ = [
-        *((name, _POINTER) for name in ("y", "x", "v", "starts", "slots", "pieces")),
+        *((name, POINTER) for name in ("y", "x", "v", "starts", "slots", "pieces")),
         *(
-            (name, _NUMBER)
+            (name, NUMBER)
             for name in ("y_stride", "x_stride", "v_stride", "segments", "layer", "site")
         ),
     ]  # fmt: skip
 
 
-@cache
-def library() -> ctypes.CDLL | None:
-    """Return the compiled kernel, None if there is none on this machine."""
-    found = build.load(Path(__file__).with_name("cpu.c"))
-    if found is not None:
-        found.weft_sgmv.restype = None
-        found.weft_sgmv.argtypes = [
-            ctypes.POINTER(kind) for kind in (_Adapters, _Shape, _Batch)
-        ]  # fmt: skip
-    return found
+library = beside(
+    __file__, weft_sgmv=[None, *(ctypes.POINTER(kind) for kind in (_Adapters, _Shape, _Batch))]
+)
 
 
 class PagedLora:
@@ -78,7 +67,7 @@ class PagedLora:
             arena[0].nbytes, tables.pages.shape[1], arena.shape[2], layers, sites,
             arena.dtype == torch.bfloat16,
         )  # fmt: skip
-        self._shapes = [_Shape(0, len(site), (_NUMBER * PARTS_MAX)(*site)) for site in widths]
+        self._shapes = [_Shape(0, len(site), (NUMBER * PARTS_MAX)(*site)) for site in widths]
 
     def add(self, y: Tensor, x: Tensor, layer: int, site: int, segments: Segments) -> None:
         """Add the updates of all segments: y [T, out], x [T, in], float32, rows contiguous."""

@@ -3,8 +3,8 @@
 
 #include "vector.h"
 
-/* Floats of work that are worth waking a thread for. */
-enum { FLOATS_PER_THREAD = 8192 };
+/* Floats that take one thread as long as it takes to wake the others, some 20 us. */
+enum { WORTH_THREADS = 1 << 16 };
 
 static inline vec silu(vec x)
 {
@@ -18,7 +18,7 @@ static inline vec silu(vec x)
 
 void weft_silu_mul(float *out, const float *gate_up, int64_t stride, int64_t tokens, int64_t columns)
 {
-#pragma omp parallel for schedule(static) if (tokens * columns > FLOATS_PER_THREAD)
+#pragma omp parallel for schedule(static) if (tokens * columns > WORTH_THREADS)
     for (int64_t t = 0; t < tokens; t++) {
         const float *gate = gate_up + t * stride, *up = gate + columns;
         float *row = out + t * columns;

@@ -6,24 +6,12 @@ ones are left over depends on how it splits the batch among threads.
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from weft.kernels.native import build
+from weft.kernels.native.library import NUMBER, POINTER, beside
 
-
-@cache
-def library() -> ctypes.CDLL | None:
-    """Return the compiled kernel, None if there is none on this machine."""
-    found = build.load(Path(__file__).with_name("cpu.c"))
-    if found is not None:
-        found.weft_silu_mul.restype = None
-        found.weft_silu_mul.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 3
-    return found
+library = beside(__file__, weft_silu_mul=[None, *[POINTER] * 2, *[NUMBER] * 3])
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from tests.checkpoints import ARCHITECTURES, greedy, peft_model, save_adapters, 
 from weft.actors.adapters.actor import AdapterStore
 from weft.actors.adapters.base import BaseShapes
 from weft.actors.adapters.files import LocalFiles
+from weft.actors.runner.operations import NATIVE
 from weft.actors.runner.torch_engine import TorchEngine
 from weft.kernels.paged_attention import cpu as paged_attention
 from weft.kernels.sgmv import cpu as sgmv
-from weft.kernels.silu_mul import cpu as silu_mul
 from weft.runtime.actor import Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import Acquire
@@ -46,12 +46,21 @@ def checkpoint(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digests(checkpoint, tmp_path_factory):
-    """The adapters as the store keeps them: name -> digest, digest -> path."""
+    """The adapters as the store keeps them: name -> digest; by number of ranks, digest -> where."""
+    acquired = {}
+    for size in (1, 2, 4):
+        place = str(tmp_path_factory.mktemp("store"))
+        names, acquired[size] = stored(checkpoint, place, size)
+    return names, acquired
+
+
+def stored(checkpoint, place, size):
     folder, adapters, _ = checkpoint
     settings = Config(
-        model=str(folder / "model"), adapters={name: str(path) for name, path in adapters.items()}
+        model=str(folder / "model"),
+        adapters={name: str(path) for name, path in adapters.items()},
+        tensor_parallel_size=size,
     )
-    place = str(tmp_path_factory.mktemp("store"))
     base = BaseShapes.load(settings.model)
     store = AdapterStore(settings, base, LocalFiles(), place, started_s=0)
     turn = Turn(0, lambda peer: 100)
@@ -76,8 +85,9 @@ def harness(checkpoint, digests, **options):
     if pages is not None:
         assert pages <= engine.ready().pages
         engine._ready = msgspec.structs.replace(engine.ready(), pages=pages)
-    paths = {digest: acquired.path for digest, acquired in digests[1].items()}
-    granules = {digest: acquired.granules for digest, acquired in digests[1].items()}
+    acquired = digests[1][settings.tensor_parallel_size]
+    paths = {digest: each.path for digest, each in acquired.items()}
+    granules = {digest: each.granules for digest, each in acquired.items()}
     return Harness(engine=engine, paths=paths, granules=granules, **options)
 
 
@@ -120,7 +130,7 @@ def test_greedy_tokens_of_a_mixed_batch_equal_transformers_and_peft(
 ):
     options = dict(options)
     if not options.pop("native", True):
-        for kernel in (paged_attention, sgmv, silu_mul):
+        for kernel in (*NATIVE, paged_attention, sgmv):
             monkeypatch.setattr(kernel, "library", lambda: None)
     made = harness(checkpoint, digests, **options)
     requests = checkpoint[2]

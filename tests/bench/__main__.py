@@ -11,39 +11,40 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.bench import latency, log_lines, options, steps, throughput
+from tests.bench import kernels, latency, log_lines, pool, ranks, steps, throughput
 from tests.bench.gpu import decode, device, sweep
 from tests.bench.load import Load
+from tests.bench.options import parse
 from tests.bench.peers import compare
 
 
 def main():
-    told = options.parse()
+    options = parse()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    print(_machine(told), end="\n\n", flush=True)
-    for section in told.sections:
-        for title, table in _tables(section, told):
+    print(_machine(options), end="\n\n", flush=True)
+    for section in options.sections:
+        for title, table in _tables(section, options):
             print(f"{title}\n\n{table}\n", flush=True)
 
 
-def _tables(section, told):
+def _tables(section, options):
     """Yield what a section measures: a title and a table each."""
-    threads, rounds = told.threads, told.rounds
-    load = Load(told.requests, told.prompt_tokens, told.output_tokens)
+    threads, rounds = options.threads, options.rounds
+    load = Load(options.requests, options.prompt_tokens, options.output_tokens)
     what = f"{load.requests} requests at once, {load.prompt_tokens} tokens in and"
     what += f" {load.output_tokens} out each, {rounds} rounds"
     match section:
         case "throughput":
-            for shape in told.shapes:
+            for shape in options.shapes:
                 yield (
                     f"Output tokens a second, {shape}: {what}",
                     throughput.run(shape, load, rounds=rounds, threads=threads),
                 )
         case "latency":
-            for shape in told.shapes:
+            for shape in options.shapes:
                 yield (
                     f"Milliseconds, {shape}, 4 adapters: median (95th percentile)",
                     latency.run(shape, threads=threads),
@@ -54,36 +55,54 @@ def _tables(section, told):
                 "A step of the running demonstration: what is not the model's computing",
                 steps.share_table(threads=threads),
             )
+        case "ranks":
+            yield (
+                f"Microseconds of one all-reduce, float32 [rows, {ranks.HIDDEN}]: best (median)",
+                ranks.all_reduce_table(threads=threads),
+            )
+            for shape in options.shapes:
+                yield (
+                    f"Output tokens a second on {threads} cores by runners, {shape}: {what}",
+                    ranks.throughput_table(shape, load, rounds=rounds, threads=threads),
+                )
         case "logging":
             yield (
                 f"Requests a second of the demonstration by log_level: {what}",
                 log_lines.run(load, rounds=rounds, threads=threads),
             )
-        case "peers":
-            yield from _peers(told, load, what)
         case "kernels":
-            yield from _kernels(told)
+            for shape in options.shapes:
+                yield (
+                    f"The projections of a layer, {shape}: best of {rounds} rounds",
+                    kernels.linear_table(shape, rounds=rounds, threads=threads),
+                )
+        case "pool":
+            yield from pool.tables()
+        case "peers":
+            yield from _peers(options, load, what)
+        case "lora":
+            yield from _lora(options)
         case "decode":
-            yield from _decode(told)
+            yield from _decode(options)
 
 
-def _peers(told, load, what):
-    for shape in told.shapes:
-        for dtype in told.dtypes:
+def _peers(options, load, what):
+    for shape in options.shapes:
+        for dtype in options.dtypes:
             yield (
                 f"Output tokens a second, best round, {shape}, {dtype}: {what}",
                 compare.run(
-                    shape, load, engines=told.engines, dtype=dtype, rounds=told.rounds,
-                    threads=told.threads, peers=told.peers.expanduser().resolve(),
+                    shape, load, engines=options.engines, dtype=dtype, rounds=options.rounds,
+                    threads=options.threads, peers=options.peers.expanduser().resolve(),
                 ),
             )  # fmt: skip
 
 
-def _kernels(told):
-    todo = sweep.cases(told.tokens, told.adapters, told.distributions)
-    for name in told.models:
+def _lora(options):
+    todo = sweep.cases(options.tokens, options.adapters, options.distributions)
+    for name in options.models:
         results = sweep.run(name, todo)
-        notes = [*results.notes, *sweep.draw(name, results, told.plots)]
+        notes = [*results.notes, *sweep.draw(name, results, options.plots)]
         yield (
             f"LoRA of a layer, {name}, {device.name(device.find())}: copies "
             f"{results.copy_rate / 1e9:.0f} GB/s, multiplies "
@@ -92,19 +111,19 @@ def _kernels(told):
         )
 
 
-def _decode(told):
-    batches = decode.pairs(told.rows, told.row_adapters)
-    for name in told.checkpoints:
+def _decode(options):
+    batches = decode.pairs(options.rows, options.row_adapters)
+    for name in options.checkpoints:
         yield (
-            f"A decode step of a random {name}, adapters of ranks 8 to 64: median of {told.steps}",
-            decode.run(name, batches, steps=told.steps, device=told.device),
+            f"A decode step of a random {name}, adapters of ranks 8 to 64: median of {options.steps}",
+            decode.run(name, batches, steps=options.steps, device=options.device),
         )
 
 
-def _machine(told):
+def _machine(options):
     cores, date = len(os.sched_getaffinity(0)), time.strftime("%Y-%m-%d")
     return (
-        f"{_processor()}, {cores} cores, {told.threads} threads, torch {torch.__version__}, "
+        f"{_processor()}, {cores} cores, {options.threads} threads, torch {torch.__version__}, "
         f"{date}: python -m tests.bench {' '.join(sys.argv[1:])}"
     )
 

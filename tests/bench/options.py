@@ -10,10 +10,10 @@ from tests.bench.models import SHAPES
 from tests.bench.peers import compare
 from tests.bench.peers.install import FOLDER
 
-SECTIONS = ("throughput", "latency", "steps", "logging")
+SECTIONS = ("throughput", "latency", "steps", "logging", "kernels", "pool", "ranks")
 # They need what is not part of this project, or another machine.
-OTHERS = ("peers", "kernels", "decode", "gpu")
-TOGETHER = {"gpu": ["kernels", "decode"]}
+OTHERS = ("peers", "lora", "decode", "gpu")
+TOGETHER = {"gpu": ["lora", "decode"]}
 
 
 def parse(arguments=None):
@@ -28,7 +28,7 @@ def parse(arguments=None):
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     _add_peers(parser.add_argument_group("peers"))
-    _add_kernels(parser.add_argument_group("kernels"))
+    _add_lora(parser.add_argument_group("lora"))
     _add_decode(parser.add_argument_group("decode"))
     options = parser.parse_args(arguments)
     known = (*SECTIONS, *OTHERS)
@@ -46,7 +46,7 @@ def _add_peers(group):
     group.add_argument("--peers", type=Path, default=FOLDER, help="where `make peers` put them")
 
 
-def _add_kernels(group):
+def _add_lora(group):
     names = list(KERNEL_SHAPES)
     sizes = [1, 8, 32, 64, 128, 256, 1024, 4096, 8192]
     group.add_argument("--models", nargs="+", default=names[:2], choices=names)

@@ -1,12 +1,35 @@
 import pytest
 import torch
 
+from weft.kernels.linear import cpu
 from weft.kernels.linear.cpu import PackedLinear
+from weft.kernels.linear.int8 import quantize
+from weft.kernels.linear.onednn import OneDnnLinear
 from weft.kernels.linear.reference import Linear
 
-# (in, out): sizes of models, sizes off the powers of two, and the smallest.
+NAN = float("nan")
+# (in, out): sizes of models, sizes off the powers of two and of a panel, and the smallest.
 SHAPES = [(64, 160), (61, 97), (896, 64), (7, 3), (1, 1)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
+kinds = pytest.mark.parametrize(
+    "kind",
+    [pytest.param(PackedLinear, marks=needs_compiler), OneDnnLinear],
+    ids=["native", "onednn"],
+)
+# How PackedLinear keeps weights: as they are, in one of three types, or rounded to bytes.
+storages = pytest.mark.parametrize(
+    ("dtype", "int8"), [*((dtype, False) for dtype in DTYPES), (torch.float32, True)], ids=str
+)
+
+
+@pytest.fixture(params=[1, 3], ids="{}-threads".format)
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
 
 
 def layer(features, outputs, *, dtype=torch.float32, bias=True):
@@ -28,54 +51,118 @@ def test_reference_agrees_with_the_definition(features, outputs, bias):
     torch.testing.assert_close(Linear(weight, bias)(x), definition(x, weight, bias))
 
 
+@kinds
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("features", "outputs"), SHAPES)
-def test_packed_weights_of_every_type_are_multiplied_as_they_are(features, outputs, dtype, bias):
+def test_weights_of_every_type_are_multiplied_as_they_are(kind, features, outputs, dtype, bias):
     weight, bias = layer(features, outputs, dtype=dtype, bias=bias)
-    packed = PackedLinear(weight, bias)
-    for rows in (1, 2, 31, 64):
+    packed = kind(weight, bias)
+    for rows in (1, 2, 31, 70):
         x = torch.randn(rows, features)
         # float32's own tolerance: nothing is rounded to the weights' type.
         torch.testing.assert_close(packed(x), definition(x, weight, bias), rtol=1.3e-6, atol=1e-5)
 
 
-def test_half_weights_too_small_for_a_normal_number_count():
+@kinds
+@pytest.mark.parametrize(("features", "outputs"), SHAPES)
+def test_bytes_are_multiplied_as_quantize_rounds_them(kind, features, outputs):
+    weight, bias = layer(features, outputs)
+    values, scales = quantize(weight)
+    packed = kind(weight, bias, int8=True)
+    for rows in (1, 2, 31, 70):
+        x = torch.randn(rows, features)
+        expected = definition(x, values.double() * scales.double()[:, None], bias)
+        torch.testing.assert_close(packed(x), expected, rtol=1.3e-6, atol=1e-5)
+
+
+def test_a_quantized_weight_is_off_by_half_a_step_at_most():
+    weight, _ = layer(300, 50)
+    values, scales = quantize(weight * torch.logspace(-20, 20, 50)[:, None])
+    restored = values.float() * scales[:, None]
+    off = (restored - weight * torch.logspace(-20, 20, 50)[:, None]).abs()
+    assert (off <= scales[:, None] * 0.5001).all()
+    assert values.abs().amax(1).eq(127).all()
+
+
+def test_a_row_of_zeros_is_quantized_to_zeros():
+    values, scales = quantize(torch.zeros(2, 5))
+    assert values.eq(0).all()
+    assert (values * scales[:, None]).equal(torch.zeros(2, 5))
+
+
+@kinds
+def test_half_weights_too_small_for_a_normal_number_count(kind):
     weight = torch.full((1, 16), 6e-8, dtype=torch.float16)  # the least that float16 holds
     assert weight[0, 0] > 0
-    y = PackedLinear(weight, None)(torch.full((1, 16), 2.0))
+    y = kind(weight, None)(torch.full((1, 16), 2.0))
     torch.testing.assert_close(y, weight.float().sum(-1, keepdim=True) * 2)
 
 
-# 2048 and more: where a single row would be summed in another order.
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("features", "outputs"), [*SHAPES, (2048, 80), (4864, 33)])
-def test_a_row_is_bit_equal_alone_and_among_others(features, outputs, dtype):
-    weight, bias = layer(features, outputs, dtype=dtype)
-    packed = PackedLinear(weight, bias)
-    x = torch.randn(70, features)
+# 2048 and more: where oneDNN would sum a single row in another order. The last: more rows than
+# pass through the cache together.
+@kinds
+@storages
+@pytest.mark.parametrize(
+    ("features", "outputs", "rows"),
+    [*((*shape, 70) for shape in SHAPES), (2048, 80, 70), (4864, 33, 70), (256, 300, 260)],
+)
+def test_a_row_is_bit_equal_alone_and_among_others(
+    kind, features, outputs, rows, dtype, int8, threads
+):
+    packed = kind(*layer(features, outputs, dtype=dtype), int8=int8)
+    x = torch.randn(rows, features)
     together = packed(x)
-    for rows in (1, 2, 3, 4, 7, 8, 16, 31, 33, 69):
+    for count in (*range(1, 17), 31, 33, rows - 1):
         for begin in (0, 1):
-            part = slice(begin, begin + rows)
-            assert packed(x[part]).equal(together[part]), (rows, begin)
+            part = slice(begin, begin + count)
+            assert packed(x[part]).equal(together[part]), (count, begin)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_row_of_nan_stays_a_row_of_nan_alone(dtype):
-    weight, bias = layer(61, 97, dtype=dtype)
-    packed = PackedLinear(weight, bias)
+@needs_compiler
+@storages
+@pytest.mark.parametrize(("features", "outputs"), [(896, 1152), (300, 4100)])
+@pytest.mark.parametrize("rows", [1, 12, 70])
+def test_the_number_of_threads_changes_no_bit(rows, features, outputs, dtype, int8):
+    packed = PackedLinear(*layer(features, outputs, dtype=dtype), int8=int8)
+    x, before = torch.randn(rows, features), torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            results.append(packed(x))
+    finally:
+        torch.set_num_threads(before)
+    assert all(result.equal(results[0]) for result in results)
+
+
+@needs_compiler
+@storages
+@pytest.mark.parametrize("rows", [1, 2, 3, 12, 13, 70])
+def test_rows_may_lie_apart_and_what_is_between_is_not_read(rows, dtype, int8):
+    packed = PackedLinear(*layer(61, 97, dtype=dtype), int8=int8)
+    wide = torch.full((rows, 90), NAN)
+    x = wide[:, 11:72]
+    x.copy_(torch.randn(rows, 61))
+    assert packed(x).equal(packed(x.clone()))
+
+
+@kinds
+@storages
+def test_a_row_of_nan_stays_a_row_of_nan_alone(kind, dtype, int8):
+    packed = kind(*layer(61, 97, dtype=dtype), int8=int8)
     x = torch.randn(9, 61)
     expected = packed(x)
     poisoned = x.clone()
-    poisoned[4] = float("nan")
+    poisoned[4] = NAN
     actual = packed(poisoned)
     others = [0, 1, 2, 3, 5, 6, 7, 8]
     assert actual[4].isnan().all()
     assert actual[others].equal(expected[others])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_no_rows_give_no_rows(dtype):
-    packed = PackedLinear(*layer(61, 97, dtype=dtype))
+@kinds
+@storages
+def test_no_rows_give_no_rows(kind, dtype, int8):
+    packed = kind(*layer(61, 97, dtype=dtype), int8=int8)
     assert packed(torch.empty(0, 61)).shape == (0, 97)

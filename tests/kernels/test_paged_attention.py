@@ -115,6 +115,9 @@ def with_padded(case, window, rows=None):
     return plan.attend(case.q[tokens], case.k_cache, case.v_cache, scale=case.scale, window=window)
 
 
+ATTEND = [with_padded, pytest.param(with_native, marks=needs_compiler)]
+
+
 def definition(case, window):
     """Each query by itself over plain lists of keys: torch's attention without any mask."""
     out = torch.empty_like(case.q)
@@ -177,6 +180,34 @@ def test_native_agrees_with_the_definition_and_a_row_is_bit_equal_alone(rows, sh
         assert with_native(case, window, [row]).equal(together[own])
 
 
+@pytest.mark.parametrize("attend", ATTEND)
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+def test_bfloat16_pages_are_attended_to_as_the_numbers_they_hold(rows, attend):
+    case = made(rows, heads=14, size=64)
+    wide = case.k_cache.bfloat16().float(), case.v_cache.bfloat16().float()
+    case.k_cache, case.v_cache = (halved(cache) for cache in (case.k_cache, case.v_cache))
+    actual = attend(case, None)
+    case.k_cache, case.v_cache = wide
+    torch.testing.assert_close(actual, with_reference(case, None), rtol=1e-5, atol=1e-5)
+
+
+def halved(cache):
+    """The same numbers in bfloat16, and pages that still lie apart."""
+    memory = torch.full((len(cache), cache[0].numel() + 9), NAN, dtype=torch.bfloat16)
+    part = memory[:, : cache[0].numel()].unflatten(1, cache.shape[1:])
+    return part.copy_(cache)
+
+
+@pytest.mark.parametrize("attend", ATTEND)
+def test_queries_may_be_parts_of_a_wider_projection(attend):
+    case = made(ROWS["mixed"])
+    expected = attend(case, None)
+    wide = torch.full((len(case.q), 2 * case.q[0].numel() + 5), NAN)
+    part = wide[:, 3 : 3 + case.q[0].numel()].unflatten(1, case.q.shape[1:])
+    case.q = part.copy_(case.q)
+    assert attend(case, None).equal(expected)
+
+
 @needs_compiler
 def test_a_native_query_is_bit_equal_whatever_chunk_it_is_in():
     whole = made([(37, 37)])
@@ -213,7 +244,7 @@ def test_scale_multiplies_the_scores():
     torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("attend", [with_padded, pytest.param(with_native, marks=needs_compiler)])
+@pytest.mark.parametrize("attend", ATTEND)
 def test_a_row_of_nan_reaches_no_other_row(attend):
     rows = [(1, 17), (4, 18), (1, 20), (3, 19), (1, 18)]
     case = made(rows)

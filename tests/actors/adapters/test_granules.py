@@ -24,7 +24,7 @@ SITES = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), 
 
 
 def layer(base, rank, *, modules=MODULES, size=1):
-    return granules.of_layer(dict.fromkeys(modules, rank), base, tensor_parallel_size=size)
+    return granules.of_layer(dict.fromkeys(modules, rank), base, base.shards(size))
 
 
 @pytest.mark.parametrize(
@@ -50,21 +50,30 @@ def test_an_adapter_costs_by_its_rank():
     assert layer(QWEN_7B, 64) == 4 * layer(QWEN_7B, 16) == 8 * layer(QWEN_7B, 8)
 
 
-@pytest.mark.parametrize("module", ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"])
-def test_the_outputs_of_a_column_parallel_module_are_divided(module):
-    whole, half = QWEN_7B.shape(module), QWEN_7B.shape(module, 2)
-    assert half == LinearShape(whole.inputs, whole.outputs // 2)
-
-
-@pytest.mark.parametrize("module", ["o_proj", "down_proj"])
-def test_the_inputs_of_a_row_parallel_module_are_divided(module):
-    whole, half = QWEN_7B.shape(module), QWEN_7B.shape(module, 2)
-    assert half == LinearShape(whole.inputs // 2, whole.outputs)
+def test_ranks_share_an_adapter_as_they_share_the_base():
+    """A of q, k, v, gate and up is on every device, as is B of o and down; the rest is divided."""
+    first, second = QWEN_7B.shards(2)
+    for module in MODULES:
+        whole, half = QWEN_7B.shape(module), QWEN_7B.part(module, first)
+        assert half == QWEN_7B.part(module, second)
+        if module in ("o_proj", "down_proj"):
+            assert half == LinearShape(whole.inputs // 2, whole.outputs)
+        else:
+            assert half == LinearShape(whole.inputs, whole.outputs // 2)
 
 
 def test_a_rank_has_a_whole_kv_head_where_there_are_fewer_than_ranks():
-    assert QWEN_7B.shape("k_proj", 4).outputs == QWEN_7B.shape("v_proj", 28).outputs == 128
-    assert QWEN_7B.shape("q_proj", 28).outputs == 128
+    assert QWEN_7B.part("k_proj", QWEN_7B.shards(28)[5]).outputs == 128
+    assert layer(QWEN_7B, 8, modules=("v_proj",), size=28) == 28 + 1
+
+
+def test_the_rank_with_most_counts_where_they_differ():
+    base = BaseShapes(
+        num_hidden_layers=1, hidden_size=128, intermediate_size=1040, num_attention_heads=4
+    )
+    parts = [base.part("up_proj", shard).outputs for shard in base.shards(4)]
+    assert parts == [272, 256, 256, 256]
+    assert layer(base, 8, modules=("up_proj",), size=4) == 1 + 3
 
 
 def test_the_layer_with_most_granules_counts():
@@ -74,12 +83,12 @@ def test_the_layer_with_most_granules_counts():
     }
     config = {"target_modules": ["q_proj", "down_proj", "up_proj"]}
     adapter = build(folder(config, weights))
-    assert adapter.granules(BASE, tensor_parallel_size=1) == 4  # layer 1's, of two modules
+    assert adapter.granules(BASE, BASE.shards(1)) == 4  # layer 1's, of two modules
 
 
 @pytest.mark.parametrize("modules", [MODULES, ("k_proj", "up_proj"), ("o_proj",)], ids=len)
-@pytest.mark.parametrize("size", [1, 2])
-def test_a_device_lays_out_as_many_granules_as_were_counted(modules, size):
+@pytest.mark.parametrize(("size", "rank"), [(1, 0), (2, 0), (2, 1), (4, 3)])
+def test_a_device_lays_out_as_many_granules_as_were_counted(modules, size, rank):
     base = BaseShapes(
         num_hidden_layers=1,
         hidden_size=144,
@@ -88,12 +97,13 @@ def test_a_device_lays_out_as_many_granules_as_were_counted(modules, size):
         num_key_value_heads=2,
     )
     ranks = {module: 3 + 7 * place for place, module in enumerate(modules)}
+    shard = base.shards(size)[rank]
     sites = [
         [
             Module(
                 part,
-                torch.ones(ranks[module], base.shape(module, size).inputs),
-                torch.ones(base.shape(module, size).outputs, ranks[module]),
+                torch.ones(ranks[module], base.part(module, shard).inputs),
+                torch.ones(base.part(module, shard).outputs, ranks[module]),
                 1.0,
             )
             for part, module in enumerate(site)
@@ -102,4 +112,4 @@ def test_a_device_lays_out_as_many_granules_as_were_counted(modules, size):
         for site in SITES
     ]
     laid = Tables(slots=1, layers=1, sites=4, pages_max=1).lay_out(0, 0, sites, torch.float32)
-    assert len(laid) == granules.of_layer(ranks, base, tensor_parallel_size=size)
+    assert len(laid) == granules.of_layer(ranks, base, [shard])

@@ -61,10 +61,10 @@ def test_log_probabilities_are_bit_equal_alone_and_in_a_full_batch(model, paths,
             label, prompt, adapter=digest, max_tokens=TOKENS, stop_token_ids=[], sampling=sampling
         )
 
-    alone = harness_of(model, paths)
+    alone = harness_of(model, paths, kv_cache_memory_mib=16)
     ask(alone, "me", PROMPT, adapter)
     alone.run()
-    crowd = harness_of(model, paths)
+    crowd = harness_of(model, paths, kv_cache_memory_mib=16)
     rng = random.Random(2)
     for index in range(30):
         if index == 17:

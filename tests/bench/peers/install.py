@@ -66,9 +66,10 @@ def install_llama_cpp(place):
 def _unpack(archive, place):
     """Unpack llama.cpp alone, without the folders around it."""
     for member in archive.getmembers():
-        _, found, name = member.name.partition("/vendor/llama.cpp/")
-        if found:
-            member.name = name
+        # Below the folder of the package; `.git` has one of the same name.
+        name = member.name.partition("/")[2]
+        if name.startswith("vendor/llama.cpp/"):
+            member.name = name.removeprefix("vendor/llama.cpp/")
             archive.extract(member, place, filter="data")
 
 

@@ -1,0 +1,214 @@
+/* y = x W^T + bias in float32, for weights of several types that are packed once.
+ *
+ * The rows of W lie in panels of PANEL, side by side: [panels][in][PANEL], the last one filled up
+ * with zeros. A tile of sums, some rows of x by one panel, stays in registers while it walks over
+ * ``in``; weights are widened on the way. So a sum is one chain over ``in``, first to last: its
+ * bits depend neither on the other rows, nor on the tile, nor on the number of threads.
+ */
+#include <omp.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "vector.h"
+
+/* Sums of ROWS by VECTORS, and what is added to them, fit into the 32 or 16 registers. */
+enum { VECTORS = 2, PANEL = VECTORS * WIDTH };
+#ifdef __AVX512F__
+enum { ROWS = 12 };
+#else
+enum { ROWS = 6 };
+#endif
+
+/* One or two rows alone would wait for each sum in turn: they walk over several panels at once. */
+enum { PANELS_OF_ONE = 4, PANELS_OF_TWO = 2, PANELS_MAX = 4 };
+
+/* Rows of x that pass through the second-level cache together. */
+enum { ROW_BLOCK = 10 * ROWS };
+
+/* Weights are asked for so many bytes ahead: the processor's own prefetching reads one stream at a
+ * third to a half of the memory's speed. 2 to 16 KiB do about the same. */
+enum { AHEAD = 8192, LINE = 64 };
+
+/* Waking threads that sleep takes 20 to 30 us. So long takes the work of one thread on so many
+ * weights, each counted once for every row, and as four rows more for reading it. */
+enum { WORTH_THREADS = 1 << 21 };
+
+/* Pieces of work for each thread: enough that none waits long for one that lost its core. */
+enum { PIECES_PER_THREAD = 8 };
+
+enum { FLOAT32, BFLOAT16, FLOAT16, INT8 };
+
+/* PackedLinear in cpu.py holds one. Arrays of ``out`` are filled up to whole panels. */
+typedef struct {
+    int64_t storage; /* of the panels, one of the above */
+    int64_t in;
+    int64_t out;
+    const char *panels;
+    const float *bias;
+    const float *scales; /* of INT8: W = scale * what is stored */
+} layer;
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLLED _Pragma("GCC unroll 16")
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t blocks(int64_t count, int64_t block) { return (count + block - 1) / block; }
+
+INLINE int64_t bytes_of(const int64_t storage)
+{
+    return storage == FLOAT32 ? 4 : storage == INT8 ? 1 : 2;
+}
+
+INLINE vec stored(const int storage, const char *p)
+{
+    switch (storage) {
+    case FLOAT32: return load((const float *)p);
+    case BFLOAT16: return widen((const uint16_t *)p);
+    case FLOAT16: return widen_half(p);
+    default: return widen_bytes(p);
+    }
+}
+
+/* All outputs of R rows and P panels. */
+INLINE void tile(
+    const int storage, const int R, const int P, const layer *l, int64_t panel, const float *x,
+    int64_t x_stride, float *y)
+{
+    /* Sizes are constants, not R and P: an array of variable length would lie in memory. */
+    vec sums[ROWS][PANELS_MAX * VECTORS];
+    UNROLLED for (int r = 0; r < R; r++)
+        UNROLLED for (int c = 0; c < P * VECTORS; c++)
+            sums[r][c] = (vec){0};
+    const int64_t panel_bytes = l->in * PANEL * bytes_of(storage);
+    const char *weights = l->panels + panel * panel_bytes;
+    for (int64_t k = 0; k < l->in; k++) {
+        vec columns[PANELS_MAX * VECTORS];
+        UNROLLED for (int c = 0; c < P * VECTORS; c++)
+            columns[c] = stored(storage, weights + c / VECTORS * panel_bytes
+                                             + c % VECTORS * WIDTH * bytes_of(storage));
+        UNROLLED for (int r = 0; r < R; r++)
+            UNROLLED for (int c = 0; c < P * VECTORS; c++)
+                sums[r][c] += x[r * x_stride + k] * columns[c];
+        UNROLLED for (int p = 0; p < P; p++)
+            UNROLLED for (int64_t byte = 0; byte < PANEL * bytes_of(storage); byte += LINE)
+                __builtin_prefetch(weights + p * panel_bytes + AHEAD + byte);
+        weights += PANEL * bytes_of(storage);
+    }
+    y += panel * PANEL;
+    const float *bias = l->bias + panel * PANEL, *scales = l->scales + panel * PANEL;
+    const int64_t columns = smaller(l->out - panel * PANEL, P * PANEL);
+    UNROLLED for (int r = 0; r < R; r++, y += l->out) {
+        UNROLLED for (int c = 0; c < P * VECTORS; c++) {
+            if (storage == INT8)
+                sums[r][c] *= load(scales + c * WIDTH);
+            sums[r][c] += load(bias + c * WIDTH);
+        }
+        if (columns == P * PANEL)
+            UNROLLED for (int c = 0; c < P * VECTORS; c++)
+                *(vec *)(y + c * WIDTH) = sums[r][c];
+        else {
+            vec last[PANELS_MAX * VECTORS]; /* the sums themselves have no address */
+            UNROLLED for (int c = 0; c < P * VECTORS; c++)
+                last[c] = sums[r][c];
+            memcpy(y, last, columns * sizeof(float));
+        }
+    }
+}
+
+/* The panels from ``panel`` to ``end`` for R rows. */
+INLINE void some_rows(
+    const int storage, const int R, const layer *l, int64_t panel, int64_t end, const float *x,
+    int64_t x_stride, float *y)
+{
+    const int P = R == 1 ? PANELS_OF_ONE : R == 2 ? PANELS_OF_TWO : 1;
+    for (; panel + P <= end; panel += P)
+        tile(storage, R, P, l, panel, x, x_stride, y);
+    for (; P > 1 && panel < end; panel++)
+        tile(storage, R, 1, l, panel, x, x_stride, y);
+}
+
+typedef void rows_function(
+    const layer *l, int64_t panel, int64_t end, const float *x, int64_t x_stride, float *y);
+
+#define ROWS_FUNCTION(storage, R)                                                                  \
+    static void storage##_##R(                                                                     \
+        const layer *l, int64_t panel, int64_t end, const float *x, int64_t x_stride, float *y)    \
+    {                                                                                              \
+        some_rows(storage, R, l, panel, end, x, x_stride, y);                                      \
+    }
+
+#define EACH_COUNT_TO_6(do, storage)                                                               \
+    do(storage, 1) do(storage, 2) do(storage, 3) do(storage, 4) do(storage, 5) do(storage, 6)
+#ifdef __AVX512F__
+#define EACH_COUNT(do, storage)                                                                    \
+    EACH_COUNT_TO_6(do, storage)                                                                   \
+    do(storage, 7) do(storage, 8) do(storage, 9) do(storage, 10) do(storage, 11) do(storage, 12)
+#else
+#define EACH_COUNT(do, storage) EACH_COUNT_TO_6(do, storage)
+#endif
+
+EACH_COUNT(ROWS_FUNCTION, FLOAT32)
+EACH_COUNT(ROWS_FUNCTION, BFLOAT16)
+EACH_COUNT(ROWS_FUNCTION, FLOAT16)
+EACH_COUNT(ROWS_FUNCTION, INT8)
+
+#define NAME(storage, R) storage##_##R,
+static rows_function *const functions[4][ROWS] = {
+    {EACH_COUNT(NAME, FLOAT32)},
+    {EACH_COUNT(NAME, BFLOAT16)},
+    {EACH_COUNT(NAME, FLOAT16)},
+    {EACH_COUNT(NAME, INT8)},
+};
+
+/* The panels from ``panel`` to ``end`` for any number of rows, cut into tiles of equal height. */
+static void multiply(
+    const layer *l, int64_t panel, int64_t end, int64_t rows, const float *x, int64_t x_stride,
+    float *y)
+{
+    int64_t tiles = blocks(rows, ROWS);
+    /* A panel that several tiles need stays in the cache while they take their turns. */
+    int64_t step = tiles == 1 ? end - panel : 1;
+    for (; panel < end; panel += step)
+        for (int64_t t = 0; t < tiles; t++) {
+            int64_t first = t * rows / tiles, count = (t + 1) * rows / tiles - first;
+            functions[l->storage][count - 1](
+                l, panel, panel + step, x + first * x_stride, x_stride, y + first * l->out);
+        }
+}
+
+/* x: [rows, in], its rows x_stride apart; y: [rows, out]. */
+void weft_linear(const layer *l, const float *x, int64_t x_stride, int64_t rows, float *y)
+{
+    int64_t panels = blocks(l->out, PANEL);
+    if ((rows + 4) * l->in * l->out < WORTH_THREADS) {
+        if (rows)
+            multiply(l, 0, panels, rows, x, x_stride, y);
+        return;
+    }
+    int64_t row_blocks = blocks(rows, ROW_BLOCK);
+    int64_t pieces = smaller(panels, blocks(omp_get_max_threads() * PIECES_PER_THREAD, row_blocks));
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t piece = 0; piece < pieces * row_blocks; piece++) {
+        int64_t block = piece / pieces, part = piece % pieces;
+        int64_t first = block * rows / row_blocks, last = (block + 1) * rows / row_blocks;
+        multiply(l, part * panels / pieces, (part + 1) * panels / pieces, last - first,
+                 x + first * x_stride, x_stride, y + first * l->out);
+    }
+}
+
+/* Lay out weights, [out, in] of size_bytes each, as ``panels``: room for whole panels. */
+void weft_linear_pack(
+    char *panels, const char *weights, int64_t in, int64_t out, int64_t size_bytes)
+{
+#pragma omp parallel for schedule(static)
+    for (int64_t first = 0; first < out; first += PANEL) {
+        char *panel = panels + first * in * size_bytes;
+        memset(panel, 0, PANEL * in * size_bytes);
+        for (int64_t n = 0; n < smaller(out - first, PANEL); n++)
+            for (int64_t k = 0; k < in; k++)
+                memcpy(panel + (k * PANEL + n) * size_bytes,
+                       weights + ((first + n) * in + k) * size_bytes, size_bytes);
+    }
+}
+
+int64_t weft_linear_panel(void) { return PANEL; }
