@@ -115,7 +115,7 @@ def _decode(options):
     batches = decode.pairs(options.rows, options.row_adapters)
     for name in options.checkpoints:
         yield (
-            f"A decode step of a random {name}, adapters of ranks 8 to 64: median of {options.steps}",
+            f"A decode step, {name}, adapters of ranks 8 to 64: median of {options.steps} steps",
             decode.run(name, batches, steps=options.steps, device=options.device),
         )
 
