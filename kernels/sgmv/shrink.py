@@ -107,7 +107,7 @@ def shrink_kernel(
                 tl.debug_barrier()
                 arrived = tl.atomic_add(arrivals_ptr + item, 1, sem="acq_rel", scope="gpu")
                 if arrived == SPLITS - 1:
-                    for s in tl.static_range(SPLITS):
+                    for s in tl.range(SPLITS, loop_unroll_factor=4):
                         at = partials + s * partials_stride.to(tl.int64)
                         total += tl.load(at, mask=v_ok, other=0.0, cache_modifier=".cg")
                     tl.store(v_ptr + v_at, total.to(v_ptr.dtype.element_ty), mask=v_ok)

@@ -62,7 +62,7 @@ def launch(model: Model, site: str, tokens: int, *, row_adapters: int, rank: int
     features, parts = sites[site]
     x = torch.empty(tokens, features, dtype=dtype, device=meta)
     y = torch.empty(tokens, sum(parts), dtype=dtype, device=meta)
-    lora.add(y, x, 0, list(sites).index(site), Plan(ints, bounds, planner.chunk_rows))
+    lora.add(y, x, 0, list(sites).index(site), Plan(ints, bounds, planner))
 
 
 def _cases() -> dict[str, Callable[[], None]]:

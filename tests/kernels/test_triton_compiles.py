@@ -24,8 +24,8 @@ def check(reports):
     assert [report for report in reports if "wgmma.mma_async" in report["instructions"]] == []
 
 
-def test_the_kernels_of_a_small_model_compile_for_hopper_without_spills():
-    check(reports(90, "Qwen2.5-0.5B decode"))
+def test_the_kernels_of_a_small_site_compile_for_hopper_without_spills():
+    check(reports(90, "Qwen2.5-0.5B decode down"))
 
 
 @pytest.mark.slow
