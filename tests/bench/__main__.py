@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import signal
 import sys
 import time
 import warnings
@@ -20,6 +21,8 @@ from tests.bench.peers import compare
 
 def main():
     options = parse()
+    # As an exception, so that servers under measurement are stopped.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
