@@ -55,7 +55,7 @@ class Engine:
         ints = np.zeros(planner.bounds.ints, dtype=np.int32)
         starts, slots = batches.segments(rows)
         counts = planner.lay_out(ints, starts, slots, self._lora.groups)
-        plan = Plan(torch.from_numpy(ints).to(self._place), counts, planner.chunk_rows)
+        plan = Plan(torch.from_numpy(ints).to(self._place), counts, planner)
         return lambda y, x, layer, site: self._lora.add(y, x, layer, site, plan)
 
 
