@@ -32,10 +32,11 @@ def _times(name, results, folder):
             )
         limits = [_limit(results, case) * 1e6 for case in shown]
         panel.plot([case.tokens for case in shown], limits, "k--", label="limit")
-        panel.set(xscale="log", yscale="log", xlabel="tokens", title=f"{distribution}, {most}")
+        panel.set_xscale("log", base=2)
+        panel.set(yscale="log", xlabel="tokens", title=f"{distribution}, {most} adapters")
     panels[0][0].set_ylabel("us a layer")
     panels[0][0].legend()
-    return _write(figure, folder / f"{name}-times.png", f"{name}: LoRA of a layer, adapters")
+    return _write(figure, folder / f"{name}-times.png", f"{name}: LoRA of a layer")
 
 
 def _rates(name, results, folder):
@@ -53,7 +54,8 @@ def _rates(name, results, folder):
             for case in cases
         ]
         panel.plot([case.adapters for case in cases], shares, marker="o", label=f"{tokens} tokens")
-    panel.set(xscale="log", xlabel="distinct adapters", ylabel="of copying", xticks=counts)
+    panel.set_xscale("log", base=2)
+    panel.set(xlabel="distinct adapters", ylabel="of copying", xticks=counts)
     panel.legend(fontsize="small")
     return _write(figure, folder / f"{name}-rates.png", f"{name}: adapters read by weft")
 
