@@ -27,12 +27,13 @@ import triton
 from weft.kernels.paged_attention.triton import PARTIALS_MAX, Plan, Room
 
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
-pytestmark = pytest.mark.skipif(
-    VERSION < (3, 7) and not torch.cuda.is_available(),
-    reason="its interpreter cannot loop to a bound that a kernel computes",
-)
-
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cuda":
+    pytestmark = pytest.mark.gpu
+else:
+    pytestmark = pytest.mark.skipif(
+        VERSION < (3, 7), reason="its interpreter cannot loop to a bound that a kernel computes"
+    )
 # Chunks and decodes, of which some span several splits.
 LONG = [(1, 1100), (3, 600), (12, 520), (1, 20)]
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 3e-2}
@@ -106,6 +107,16 @@ def test_every_shape_agrees_and_a_row_is_bit_equal_alone(rows, shape, dtype, win
 def test_half_precision_is_near(dtype):
     case = made(ROWS["chunks-after-prefixes"], **SHAPES["grouped"])
     assert_near(attended(case, dtype=dtype), definition(case, None))
+
+
+def test_keys_may_be_kept_in_another_type_than_queries():
+    case = made(ROWS["chunks-after-prefixes"])
+    for x in (case.k_cache, case.v_cache, *case.keys, *case.values):
+        x.copy_(x.half())
+    plan, _ = plan_of(case)
+    caches = (x.to(DEVICE, torch.float16) for x in (case.k_cache, case.v_cache))
+    seen = plan.attend(case.q.to(DEVICE), *caches, scale=case.scale, window=None).cpu()
+    assert_near(seen, definition(case, None))
 
 
 @pytest.mark.parametrize("window", [None, 600], ids="window-{}".format)
@@ -211,6 +222,32 @@ def test_a_plan_with_room_serves_one_step_after_another_from_the_same_memory():
         assert seen[: len(case.q)].equal(attended(case))
         places.append([section.data_ptr() for section in plan._sections])
     assert places[0] == places[1]
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="captures a CUDA graph")
+def test_a_captured_launch_attends_for_whatever_step_is_filled_in():
+    first, second = made([(1, 700), (1, 5), (1, 90)]), made([(1, 9), (1, 1030), (1, 30)])
+    plan, _ = plan_of(first, room=Room(rows=3, pages=300))
+    pages = max(len(first.k_cache), len(second.k_cache))
+    q, *caches = (
+        torch.zeros(size, *x.shape[1:], device=DEVICE)
+        for size, x in ((3, first.q), (pages, first.k_cache), (pages, first.v_cache))
+    )
+
+    def attend():
+        return plan.attend(q, *caches, scale=first.scale, window=None)
+
+    attend()  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        seen = attend()
+    for case in (first, second):
+        plan.fill(case.page_table, case.starts, case.positions)
+        for static, x in zip((q, *caches), (case.q, case.k_cache, case.v_cache), strict=True):
+            static[: len(x)].copy_(x)
+        graph.replay()
+        assert seen.cpu().equal(attended(case))
 
 
 def test_a_step_that_does_not_fit_its_room_is_a_bug():
