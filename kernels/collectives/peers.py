@@ -32,7 +32,7 @@ class Peers:
             f"rank {rank} (process {self._pids[rank]}) did not come within {timeout_s:g} s"
         )
 
-    def first_ended(self) -> RankLost | None:
-        """Return the error for a rank that has ended, None if all live."""
-        ended, _, _ = select.select(self.fds, [], [], 0)
+    def first_ended(self, within_s: float = 0) -> RankLost | None:
+        """Return the error for a rank that has ended or does ``within_s``, None if all live."""
+        ended, _, _ = select.select(self.fds, [], [], within_s)
         return self.ended(self.fds.index(ended[0])) if ended else None
