@@ -10,10 +10,9 @@ from torch import Tensor
 
 from weft.actors.runner.architecture import Architecture
 from weft.actors.runner.lora import LoraSlots
-from weft.actors.runner.operations import Operations, Projection
+from weft.actors.runner.operations import Operations, Plan, Projection
 from weft.actors.runner.weights import parent
 from weft.kernels.collectives.reference import Collectives
-from weft.kernels.paged_attention import cpu, padded
 from weft.kernels.sgmv.segments import Segments
 
 
@@ -24,7 +23,7 @@ class Batch:
     tokens: Tensor  # [T] int64
     positions: Tensor  # [T] int64
     kv_slots: Tensor  # [T] int64, page * page_tokens + offset
-    plan: cpu.Plan | padded.Plan  # of attention
+    plan: Plan  # of attention
     segments: Segments  # of adapters; base tokens come first and are in none
     sampled: Tensor  # [R] int64, indices of the tokens whose logits are wanted
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,12 @@ from weft.runtime.messages import RowSampling, TokenLogprobs
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Below it float32 loses precision, and at last is zero.
 TEMPERATURE_MIN = float(np.finfo(np.float32).tiny)
+
+
+Sample = Callable[
+    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]
+]
+"""``kernels.sample.triton.sample``: tokens, and which rows had something finite to choose."""
 
 
 class Drawn(NamedTuple):
@@ -76,9 +82,11 @@ class Sampler:
     A row's token depends on its logits, its rules and its position, and on nothing else.
     """
 
-    def __init__(self, vocabulary: int, device: torch.device) -> None:
+    def __init__(self, vocabulary: int, device: torch.device, sample: Sample | None = None) -> None:
+        """``sample`` draws on the device; None: with torch."""
         self._vocabulary = vocabulary
         self._device = device
+        self._sample = sample
         self._rules: dict[int, Rules] = {}
 
     def join(
@@ -117,14 +125,28 @@ class Sampler:
             positions: [R], which the drawn tokens will take in their sequences.
         """
         rules = [self._rules[row] for row in rows]
+        if self._sample is None:
+            tokens, failed, logprobs = self._with_torch(logits, rules, positions)
+        else:
+            logprobs = self._logprobs_before(logits, rules)
+            self._adjust(logits, rules, positions)
+            tokens, failed = self._on_device(self._sample, logits, rules, positions)
+        host = tokens.cpu()
+        for index, rule in enumerate(rules):
+            if rule.history is not None:
+                rule.history.add(int(host[index]), is_output=True)
+        return Drawn(host, failed, _with_chosen(logprobs, host, frozenset(failed)))
+
+    def _with_torch(
+        self, logits: Tensor, rules: list[Rules], positions: Sequence[int]
+    ) -> tuple[Tensor, list[int], dict[int, tuple[Tensor, Tensor, Tensor]]]:
         highest, tokens = logits.max(dim=-1)
         failed = _not_finite(highest)
         if failed:
             logits[failed] = 0.0
         logprobs = self._logprobs_before(logits, rules)
-        adjusted = [i for i, rule in enumerate(rules) if rule.adjusts]
+        adjusted = self._adjust(logits, rules, positions)
         if adjusted:
-            self._adjust(logits, rules, positions, adjusted)
             highest, tokens[adjusted] = logits[adjusted].max(dim=-1)
             lost = [adjusted[j] for j in _not_finite(highest)]  # e.g. every token is banned
             if lost:
@@ -135,16 +157,25 @@ class Sampler:
             tokens[drawing] = self._draw(logits, rules, positions, drawing)
         if failed:
             tokens[failed] = 0
-        host = tokens.cpu()
-        for index, rule in enumerate(rules):
-            if rule.history is not None:
-                rule.history.add(int(host[index]), is_output=True)
-        return Drawn(host, failed, _with_chosen(logprobs, host, frozenset(failed)))
+        return tokens, failed, logprobs
 
-    def _adjust(
-        self, logits: Tensor, rules: list[Rules], positions: Sequence[int], which: list[int]
-    ) -> None:
-        """Apply bias, bans and penalties to the rows that have any."""
+    def _on_device(
+        self, sample: Sample, logits: Tensor, rules: list[Rules], positions: Sequence[int]
+    ) -> tuple[Tensor, list[int]]:
+        sampling = [rule.sampling for rule in rules]
+        numbers = [[s.temperature, s.min_p, s.top_p] for s in sampling]
+        temperature, min_p, p = self._tensor(np.array(numbers, dtype=np.float32).T.copy())
+        integers = [
+            [s.top_k, s.seed, rule.choice, position]
+            for s, rule, position in zip(sampling, rules, positions, strict=True)
+        ]
+        k, *streams = self._tensor(np.array(integers, dtype=np.int64).T.copy())
+        tokens, finite = sample(logits, temperature, min_p, k, p, *streams)
+        return tokens, (~finite).nonzero().flatten().tolist()
+
+    def _adjust(self, logits: Tensor, rules: list[Rules], positions: Sequence[int]) -> list[int]:
+        """Apply bias, bans and penalties to the rows that have any, and return these."""
+        which = [i for i, rule in enumerate(rules) if rule.adjusts]
         for i in which:
             sampling = rules[i].sampling
             if sampling.logit_bias:
@@ -156,7 +187,7 @@ class Sampler:
         seen = [(i, rules[i].history, rules[i].sampling) for i in which]
         entries = [(i, history, s) for i, history, s in seen if history is not None]
         if not entries:
-            return
+            return which
         sizes = [len(history.ids) for _, history, _ in entries]
 
         def spread(values: list[float]) -> Tensor:
@@ -172,6 +203,7 @@ class Sampler:
             spread([s.presence_penalty for _, _, s in entries]),
             spread([s.frequency_penalty for _, _, s in entries]),
         )
+        return which
 
     def _draw(
         self, logits: Tensor, rules: list[Rules], positions: Sequence[int], which: list[int]

@@ -19,8 +19,6 @@ from weft.actors.runner.model import Batch, Model
 from weft.actors.runner.rows import HostBatch, RowTable
 from weft.actors.runner.sampler import Drawn, Sampler
 from weft.kernels.collectives.reference import Alone, Collectives
-from weft.kernels.paged_attention import cpu as native_attention
-from weft.kernels.paged_attention import padded
 from weft.kernels.sgmv.segments import Segments
 from weft.runtime.config import Config
 from weft.runtime.messages import RunnerReady, Step, StepDone
@@ -54,15 +52,15 @@ class TorchEngine:
         dtype = whole.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
         tensors = weights.load(folder, whole, progress, architecture.shard)
         context_max = config.max_model_len or architecture.context_max
+        chosen = operations.choose(self._device, int8=config.quantization == "int8")
         self._model = Model(
             architecture,
             tensors,
-            operations.choose(self._device, int8=config.quantization == "int8"),
+            chosen,
             group,
             context_max=context_max,
             dtype=dtype,
         )
-        self._page_tokens = config.block_size
         shape = page_shape(
             architecture, config.block_size, self._model.compute_dtype, self._lora_dtype(config)
         )
@@ -79,9 +77,8 @@ class TorchEngine:
             slots=config.max_loaded_loras,
             pages_max=per_adapter,
         )
-        self._sampler = Sampler(architecture.vocabulary, self._device)
-        self._windows = set(architecture.windows)
-        self._has_native_attention = native_attention.serves(architecture.head_dim, self._device)
+        self._sampler = Sampler(architecture.vocabulary, self._device, chosen.sample)
+        self._plan = chosen.planner(architecture, config.block_size, self._model.compute_dtype)
         self._ready = RunnerReady(
             group.rank, pages, config.block_size, config.max_loaded_loras, shape.granules
         )
@@ -137,33 +134,20 @@ class TorchEngine:
             "rows": self._rows.joined,
             "page_references": self._rows.pages,
             "adapter_slots_used": len(used),
-            "adapters_resident": sum(digest is not None for digest in self._lora.digests),
+            "adapter_slots_filled": sum(digest is not None for digest in self._lora.digests),
         }
 
     def _batch(self, host: HostBatch) -> Batch:
-        def tensor(array: padded.Ints) -> Tensor:
+        def tensor(array: operations.Ints) -> Tensor:
             return torch.from_numpy(array).to(self._device)
 
         return Batch(
             tokens=tensor(host.tokens),
             positions=tensor(host.positions),
             kv_slots=tensor(host.kv_slots),
-            plan=self._plan(host),
+            plan=self._plan(host.page_table, host.starts, host.positions),
             segments=Segments(host.lora_starts, host.lora_slots),
             sampled=tensor(host.sampled),
-        )
-
-    def _plan(self, host: HostBatch) -> native_attention.Plan | padded.Plan:
-        if self._has_native_attention:
-            return native_attention.Plan(host.page_table, host.starts, host.positions)
-        return padded.plan(
-            host.page_table,
-            host.starts,
-            host.positions,
-            self._page_tokens,
-            windows=self._windows,
-            device=self._device,
-            dtype=self._model.compute_dtype,
         )
 
     def _lora_dtype(self, config: Config) -> torch.dtype:
