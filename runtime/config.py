@@ -9,7 +9,6 @@ from typing import Any, Literal
 import msgspec
 import yaml
 
-
 # More than any machine has devices; that a model cannot be split so is only known once it is read.
 RANKS_MAX = 64
 
