@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from tests.bench import models
+from tests.bench.load import make_prompts
 from tests.bench.serving import generate, serve
 from tests.bench.table import markdown
-from tests.bench.throughput import make_prompts
 from weft.kernels.collectives import process_group, shared_memory
 from weft.runtime.launch import OMP_SPINS
 
