@@ -19,9 +19,6 @@ _FILE = "rendezvous"
 # All ranks are processes of one machine: nobody else should be able to connect.
 _INTERFACE = "lo"
 
-# A process that ends closes its connections some time before the kernel says that it has ended.
-DYING_S = 1.0
-
 
 class ProcessGroup:
     """One rank of torch.distributed's default group, of which a process has one at most.
@@ -55,7 +52,7 @@ class ProcessGroup:
         try:
             collective()
         except RuntimeError as error:
-            lost = self._peers.first_ended(DYING_S)
+            lost = self._peers.first_ended()
             raise lost or RankLost(f"a rank is late, or cannot be reached: {error}") from error
 
 
