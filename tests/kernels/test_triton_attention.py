@@ -58,8 +58,11 @@ def test_a_mixed_step_agrees_with_the_definition(shape, window):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("window", [None, 1, 6, 64], ids="window-{}".format)
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "window"),
+    [(torch.float32, None), (torch.float32, 6), (torch.float16, 1), (torch.bfloat16, 64)],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "shape",
     [
@@ -68,14 +71,14 @@ def test_a_mixed_step_agrees_with_the_definition(shape, window):
         {"heads": 4, "kv_heads": 1, "size": 80, "page_tokens": 16},
         {"heads": 2, "kv_heads": 2, "size": 96, "page_tokens": 32},
         {"heads": 4, "kv_heads": 2, "size": 256, "page_tokens": 16},
-        {"heads": 71, "kv_heads": 1, "size": 20},
+        {"heads": 37, "kv_heads": 1, "size": 20},
         {"heads": 40, "kv_heads": 2, "size": 16},
     ],
     ids=str,
 )
-@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+@pytest.mark.parametrize("rows", ["decode", "mixed"])
 def test_every_shape_agrees_and_a_row_is_bit_equal_alone(rows, shape, dtype, window):
-    case = made(rows, **shape)
+    case = made(ROWS[rows], **shape)
     for x in (case.q, case.k_cache, case.v_cache, *case.keys, *case.values):
         x.copy_(x.to(dtype))
     together = attended(case, window, dtype=dtype)
