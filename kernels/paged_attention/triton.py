@@ -65,7 +65,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 class Room(NamedTuple):
     """What a plan that is captured in a CUDA graph must hold in any step."""
 
-    rows: int  # of one query each, or few enough for narrow tiles
+    rows: int  # of one query each
     pages: int  # of the longest row
 
 
