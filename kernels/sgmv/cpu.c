@@ -109,8 +109,8 @@ static const char *shrunk_later(const weights *w, int64_t blocks, int64_t block,
 
 /* v[t][r] = x[t] . a[first + r] for a tile of T tokens and R ranks of one group. */
 INLINE void shrink_tile(
-    const int T, const int R, const int is_half, const int is_first, const weights *w, int64_t group,
-    int64_t first, const float *x, int64_t x_stride, int64_t in, float *v, int64_t v_stride)
+    const int T, const int R, const int is_half, const int is_first, const weights *w,
+    int64_t group, int64_t first, const float *x, int64_t x_stride, int64_t in, float *v, int64_t v_stride)
 {
     const int64_t all = blocks(in, COLUMNS);
     vec sums[TILE_TOKENS][RANKS];
@@ -141,14 +141,15 @@ INLINE void shrink_tile(
         UNROLL for (int r = 0; r < R; r++) {
             float sum = sum_lanes(sums[t][r]);
             for (int64_t k = in / WIDTH * WIDTH; k < in; k++)
-                sum += x[t * x_stride + k] * read_one(last, (first + r) * COLUMNS + k % COLUMNS, is_half);
+                sum += x[t * x_stride + k]
+                     * read_one(last, (first + r) * COLUMNS + k % COLUMNS, is_half);
             v[t * v_stride + first + r] = sum;
         }
 }
 
 #define SHRINK(T, R, is_first)                                                                     \
     for (int64_t r = 0; r < RANKS; r += R)                                                         \
-    shrink_tile(T, R, is_half, is_first, w, group, r, x + t * x_stride, x_stride, in,                \
+    shrink_tile(T, R, is_half, is_first, w, group, r, x + t * x_stride, x_stride, in,              \
                 v + t * v_stride, v_stride)
 
 /* One group of ranks for all tokens. */
@@ -209,7 +210,7 @@ INLINE void expand_tile(
 
 #define EXPAND(T, C, is_first)                                                                     \
     for (int64_t first = 0; first < columns; first += C * WIDTH)                                   \
-    expand_tile(T, C, is_half, is_first, w, part, block, last, first, columns, v + t * v_stride,     \
+    expand_tile(T, C, is_half, is_first, w, part, block, last, first, columns, v + t * v_stride,   \
                 v_stride, y + t * y_stride, y_stride)
 
 /* One block of columns for all tokens. */
