@@ -110,7 +110,8 @@ static const char *shrunk_later(const weights *w, int64_t blocks, int64_t block,
 /* v[t][r] = x[t] . a[first + r] for a tile of T tokens and R ranks of one group. */
 INLINE void shrink_tile(
     const int T, const int R, const int is_half, const int is_first, const weights *w,
-    int64_t group, int64_t first, const float *x, int64_t x_stride, int64_t in, float *v, int64_t v_stride)
+    int64_t group, int64_t first, const float *x, int64_t x_stride, int64_t in, float *v,
+    int64_t v_stride)
 {
     const int64_t all = blocks(in, COLUMNS);
     vec sums[TILE_TOKENS][RANKS];
