@@ -173,7 +173,7 @@ class Sampler:
         ]
         k, *streams = self._tensor(np.array(integers, dtype=np.int64).T.copy())
         tokens, finite = sample(logits, temperature, min_p, k, p, *streams)
-        return tokens, (~finite).nonzero().flatten().tolist()
+        return tokens, (~finite.cpu()).nonzero().flatten().tolist()
 
     def _adjust(self, logits: Tensor, rules: list[Rules], positions: Sequence[int]) -> list[int]:
         """Apply bias, bans and penalties to the rows that have any, and return these."""
