@@ -1,0 +1,170 @@
+"""The second half of a LoRA update, in Triton: ``y += weight * scale * v B^T``, in place.
+
+A row's adapters are added up in float32, in the row's own order, before y is rounded once.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from weft.kernels.sgmv import granules, plan
+
+_HEADER_INTS = tl.constexpr(plan.HEADER_INTS)
+_UNIT_INTS = tl.constexpr(plan.UNIT_INTS)
+_PARTS = tl.constexpr(granules.PARTS_MAX)
+_G_RANKS = tl.constexpr(granules.RANKS)
+_G_COLUMNS = tl.constexpr(granules.COLUMNS)
+
+
+@triton.jit
+def _choose(part, first, second, third):
+    return tl.where(part == 0, first, tl.where(part == 1, second, third))
+
+
+@triton.jit
+def _adapter(unit_ptr, groups_ptr, b_start_ptr, scales_ptr, place, places, part):
+    """Return of a unit's adapter at one part: slot, groups, first rank in v, b_start, factor."""
+    slot = tl.load(unit_ptr + 2)
+    weight = tl.load(unit_ptr + 4).to(tl.float32, bitcast=True)
+    entry = (slot * places + place) * _PARTS
+    groups_0 = tl.load(groups_ptr + entry)
+    groups_1 = tl.load(groups_ptr + entry + 1)
+    groups_2 = tl.load(groups_ptr + entry + 2)
+    groups = _choose(part, groups_0, groups_1, groups_2)
+    v_rank = _choose(part, 0, groups_0, groups_0 + groups_1) * _G_RANKS
+    b_start = tl.load(b_start_ptr + entry + part)
+    factor = weight * tl.load(scales_ptr + entry + part)
+    return slot, groups, v_rank, b_start, factor
+
+
+@triton.jit
+def _v_tile(v_ptr, v_row, v_rank, v_stride, m_ok, rank, rank_ok, ROWS: tl.constexpr):
+    """Load [M, R] of v."""
+    rows = (v_row + tl.arange(0, ROWS)).to(tl.int64)
+    at = rows[:, None] * v_stride + (v_rank + rank)[None, :]
+    return tl.load(v_ptr + at, mask=m_ok[:, None] & rank_ok[None, :], other=0.0)
+
+
+@triton.jit
+def _b_tile(arena_ptr, slot_pages, granule, rank, ok, page_stride, PAGE_GRANULES: tl.constexpr):
+    """Load [R, 128] of B^T: of each rank its row of a granule."""
+    page = tl.load(slot_pages + granule // PAGE_GRANULES, mask=ok, other=0)
+    at = page.to(tl.int64) * page_stride
+    at += granule % PAGE_GRANULES * (_G_RANKS * _G_COLUMNS) + rank % _G_RANKS * _G_COLUMNS
+    n = tl.arange(0, _G_COLUMNS)
+    return tl.load(arena_ptr + at[:, None] + n[None, :], mask=ok[:, None], other=0.0)
+
+
+@triton.jit
+def _sum_of_adapters(
+    chunk, tile, part, m_ok,
+    v_ptr, arena_ptr, units_ptr, pages_ptr, groups_ptr, b_start_ptr, scales_ptr,
+    place, places, pages_max, page_stride, v_stride,
+    PAGE_GRANULES: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """Return what all adapters of a chunk add to one tile, and the most groups of any of them."""
+    update = tl.zeros((ROWS, _G_COLUMNS), dtype=tl.float32)
+    product = tl.zeros((ROWS, _G_COLUMNS), dtype=tl.float32)
+    groups_most = 0
+    first_rank = 0
+    unit = chunk
+    # One loop over the blocks of ranks of all adapters: nested ones cost more registers.
+    while unit >= 0:
+        unit_ptr = units_ptr + unit * _UNIT_INTS
+        slot, groups, v_rank, b_start, factor = _adapter(
+            unit_ptr, groups_ptr, b_start_ptr, scales_ptr, place, places, part
+        )
+        rank = first_rank + tl.arange(0, RANKS)
+        ok = rank // _G_RANKS < groups
+        v = _v_tile(v_ptr, tl.load(unit_ptr + 3), v_rank, v_stride, m_ok, rank, ok, ROWS)
+        granule = b_start + tile * groups + rank // _G_RANKS
+        slot_pages = pages_ptr + slot * pages_max
+        b = _b_tile(arena_ptr, slot_pages, granule, rank, ok, page_stride, PAGE_GRANULES)
+        product = tl.dot(v.to(DOT), b.to(DOT), product, input_precision="ieee")
+        groups_most = tl.maximum(groups_most, groups)
+        first_rank += RANKS
+        is_last = first_rank >= groups * _G_RANKS
+        update += tl.where(is_last, product * factor, 0.0)
+        product = tl.where(is_last, 0.0, product)
+        first_rank = tl.where(is_last, 0, first_rank)
+        unit = tl.where(is_last, tl.load(unit_ptr + 5), unit)
+    return update, groups_most
+
+
+@triton.jit(do_not_specialize=["place"])
+def expand_kernel(
+    y_ptr, v_ptr, arena_ptr, plan_ptr,
+    pages_ptr, groups_ptr, b_start_ptr, scales_ptr,
+    place,  # of this layer's site in the tables of a slot
+    places, pages_max, page_stride, y_stride, v_stride,
+    WIDTH_0: tl.constexpr, WIDTH_1: tl.constexpr, WIDTH_2: tl.constexpr,
+    TILES: tl.constexpr, PAGE_GRANULES: tl.constexpr,
+    ROWS: tl.constexpr, RANKS: tl.constexpr, DOT: tl.constexpr, IS_SIMPLE: tl.constexpr,
+):  # fmt: skip
+    """Add to y [T, WIDTH_0 + WIDTH_1 + WIDTH_2], the columns of a site's parts.
+
+    A program takes ``TILES`` tiles of 128 columns of one part for one chunk of rows; then the work
+    that lies as many programs further on. ``IS_SIMPLE`` promises that a row has one adapter and a
+    part at most ``RANKS`` ranks: the loads of the next tile then overlap the sums of this one.
+    """
+    tl.static_assert(IS_SIMPLE or TILES == 1)
+    WORK_COLUMNS: tl.constexpr = TILES * _G_COLUMNS
+    WORKS_0: tl.constexpr = (WIDTH_0 + WORK_COLUMNS - 1) // WORK_COLUMNS
+    WORKS_1: tl.constexpr = (WIDTH_1 + WORK_COLUMNS - 1) // WORK_COLUMNS
+    WORKS_2: tl.constexpr = (WIDTH_2 + WORK_COLUMNS - 1) // WORK_COLUMNS
+    WORKS: tl.constexpr = WORKS_0 + WORKS_1 + WORKS_2
+
+    m = tl.arange(0, ROWS)
+    n = tl.arange(0, _G_COLUMNS)
+    r = tl.arange(0, RANKS)
+    work_count = tl.load(plan_ptr) * WORKS
+    work = tl.program_id(0)
+    while work < work_count:
+        chunk = work // WORKS
+        part_work = work % WORKS
+        part = (part_work >= WORKS_0).to(tl.int32) + (part_work >= WORKS_0 + WORKS_1).to(tl.int32)
+        first_tile = (part_work - _choose(part, 0, WORKS_0, WORKS_0 + WORKS_1)) * TILES
+        width = _choose(part, WIDTH_0, WIDTH_1, WIDTH_2)
+        y_column = _choose(part, 0, WIDTH_0, WIDTH_0 + WIDTH_1)
+
+        units_ptr = plan_ptr + _HEADER_INTS
+        unit_ptr = units_ptr + chunk * _UNIT_INTS
+        m_ok = m < tl.load(unit_ptr + 1)
+        y_row = (tl.load(unit_ptr) + m).to(tl.int64)
+        y_rows = y_ptr + y_row[:, None] * y_stride + y_column  # [M, 1]
+        # Where no adapter has this part, y is not touched: not even -0 becomes 0.
+        if IS_SIMPLE:
+            slot, groups, v_rank, b_start, factor = _adapter(
+                unit_ptr, groups_ptr, b_start_ptr, scales_ptr, place, places, part
+            )
+            slot_pages = pages_ptr + slot * pages_max
+            v_ok = r // _G_RANKS < groups
+            v = _v_tile(v_ptr, tl.load(unit_ptr + 3), v_rank, v_stride, m_ok, r, v_ok, ROWS)
+            if groups > 0:
+                for j in range(TILES):
+                    tile = first_tile + j
+                    column = tile * _G_COLUMNS + n
+                    y_ptrs = y_rows + column[None, :]  # [M, N]
+                    y_ok = m_ok[:, None] & (column < width)[None, :]
+                    # Asked for first: it arrives while the weights do.
+                    y = tl.load(y_ptrs, mask=y_ok, other=0.0)
+                    ok = r // _G_RANKS < tl.where(tile * _G_COLUMNS < width, groups, 0)
+                    granule = b_start + tile * groups + r // _G_RANKS
+                    b = _b_tile(arena_ptr, slot_pages, granule, r, ok, page_stride, PAGE_GRANULES)
+                    update = tl.dot(v.to(DOT), b.to(DOT), input_precision="ieee") * factor
+                    y = (y.to(tl.float32) + update).to(y_ptr.dtype.element_ty)
+                    tl.store(y_ptrs, y, mask=y_ok)
+        else:
+            column = first_tile * _G_COLUMNS + n
+            update, groups = _sum_of_adapters(
+                chunk, first_tile, part, m_ok,
+                v_ptr, arena_ptr, units_ptr, pages_ptr, groups_ptr, b_start_ptr, scales_ptr,
+                place, places, pages_max, page_stride, v_stride,
+                PAGE_GRANULES, ROWS, RANKS, DOT,
+            )  # fmt: skip
+            y_ptrs = y_rows + column[None, :]  # [M, N]
+            y_ok = m_ok[:, None] & (column < tl.where(groups > 0, width, 0))[None, :]
+            y = tl.load(y_ptrs, mask=y_ok, other=0.0).to(tl.float32)
+            tl.store(y_ptrs, (y + update).to(y_ptr.dtype.element_ty), mask=y_ok)
+        work += tl.num_programs(0)

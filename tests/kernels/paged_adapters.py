@@ -1,0 +1,154 @@
+"""Random adapters in scattered pages of a poisoned arena, for tests of the paged kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weft.kernels.sgmv import granules
+from weft.kernels.sgmv.granules import Module, Tables
+from weft.kernels.sgmv.reference import Part, sgmv
+from weft.kernels.sgmv.triton import Limits, PagedLora, Plan
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+Ranks = Sequence[int | None]  # of each part; None: the adapter lacks it
+
+
+@dataclass
+class Adapters:
+    """What the slots of one site hold, layer by layer, and the kernels that read it."""
+
+    lora: PagedLora
+    parts: list[list[list[Part]]]  # [layers][slots]
+    widths: tuple[int, ...]
+    features: int
+    dtype: torch.dtype  # of x and y
+
+    def batch(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Return random x and y as parts of wider tensors of NaN."""
+        wide = torch.full((tokens + 2, self.features + 3), float("nan"))
+        wide[1:-1, 2:-1] = torch.randn(tokens, self.features)
+        around = torch.full((tokens + 2, sum(self.widths) + 3), float("nan"))
+        around[1:-1, 2:-1] = torch.randn(tokens, sum(self.widths))
+        x, y = (t.to(DEVICE, self.dtype)[1:-1, 2:-1] for t in (wide, around))
+        return x, y
+
+    def add(
+        self,
+        y: Tensor,
+        x: Tensor,
+        starts: Sequence[int],
+        slots: Sequence[int] | Sequence[Sequence[int]],
+        *,
+        layer: int = 0,
+        weights: Sequence[Sequence[float]] | None = None,
+        tokens_max: int | None = None,
+    ) -> Tensor:
+        """Return y with the updates added by the kernels; y itself stays as it is."""
+        planner = self.lora.planner(tokens_max or len(x))
+        ints = np.full(planner.bounds.ints, -1, dtype=np.int32)
+        factors = None if weights is None else np.array(weights, dtype=np.float32)
+        counts = planner.lay_out(
+            ints, np.array(starts), np.array(slots, dtype=np.int64), self.lora.groups, factors
+        )
+        ints[counts.ints :] = -1  # none of it may be read
+        result = y.clone()
+        plan = Plan(torch.from_numpy(ints).to(DEVICE), counts, planner)
+        self.lora.add(result, x, layer, 0, plan)
+        return result
+
+    def expected(
+        self,
+        y: Tensor,
+        x: Tensor,
+        starts: Sequence[int],
+        slots: Sequence[int] | Sequence[Sequence[int]],
+        *,
+        layer: int = 0,
+        weights: Sequence[Sequence[float]] | None = None,
+    ) -> Tensor:
+        """Return the same by the reference, in float32, one adapter of a row after another."""
+        result = y.float().cpu().clone()
+        own = np.array(slots, dtype=np.int64)
+        own = own[:, None] if own.ndim == 1 else own
+        factors = np.ones(own.shape) if weights is None else np.array(weights)
+        for i, segment in enumerate(zip(own, factors, strict=True)):
+            for slot, factor in zip(*segment, strict=True):
+                weighted = [
+                    part._replace(scale=part.scale * float(factor))
+                    for part in (self.parts[layer][slot] if slot >= 0 else [])
+                ]
+                sgmv(result, x.float().cpu(), starts[i : i + 2], [0], [weighted])
+        return result
+
+
+def adapters(
+    ranks: Sequence[Ranks] | Sequence[Sequence[Ranks]],
+    widths: tuple[int, ...],
+    features: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    weights_dtype: torch.dtype | None = None,
+    tokens: int = 512,
+    row_adapters: int = 1,
+    rank_max: int = 64,
+    page_granules: int = 3,
+    processors: int = 1,
+) -> Adapters:
+    """Fill slots with adapters of the given ``[slot][part]`` ranks, or ``[layer][slot][part]``.
+
+    ``rank_max`` is what is configured. Whatever no adapter owns of the arena is NaN.
+    """
+    layers = ranks if ranks and ranks[0] and isinstance(ranks[0][0], Sequence) else [ranks]
+    weights_dtype = weights_dtype or dtype
+    slots = len(layers[0])
+    pages_each = 2 + _granules_max(layers, widths, features) // page_granules
+    pages = slots * pages_each + 5
+    # Every byte 255: NaN in every type.
+    arena = torch.full((len(layers), pages, page_granules * 1024 * weights_dtype.itemsize), 255)
+    typed = granules.typed(arena.to(torch.uint8), weights_dtype).to(DEVICE)
+    tables = Tables(slots, len(layers), 1, pages_each)
+    free = torch.randperm(pages).tolist()
+    parts: list[list[list[Part]]] = [[[] for _ in range(slots)] for _ in layers]
+    for slot in range(slots):
+        own = [free.pop() for _ in range(pages_each)]
+        tables.clear(slot, own)
+        for layer, in_layer in enumerate(layers):
+            modules, column = [], 0
+            for part, (width, rank) in enumerate(zip(widths, in_layer[slot], strict=False)):
+                if rank is not None:
+                    a = (torch.randn(rank, features) / features**0.5).to(weights_dtype)
+                    b = torch.randn(width, rank).to(weights_dtype) / 4
+                    scale = 0.5 + part
+                    modules.append(Module(part, a, b, scale))
+                    parts[layer][slot].append(Part(a, b, column, scale))
+                column += width
+            laid = tables.lay_out(slot, layer, [modules], weights_dtype)
+            granules.write(typed, layer, own, laid)
+            # Not zeros, as the rest of the last page is now: what lies there is another's.
+            rest = typed[layer, own].view(-1, 1024)
+            rest[len(laid) :] = float("nan")
+            typed[layer, own] = rest.view(len(own), page_granules, 8, 128)
+    lora = PagedLora(
+        typed,
+        tables,
+        [widths],
+        Limits(tokens, segments=64, rank=rank_max, row_adapters=row_adapters),
+        compute_dtype=dtype,
+        processors=processors,
+    )
+    return Adapters(lora, parts, widths, features, dtype)
+
+
+def _granules_max(layers: Sequence[Sequence[Ranks]], widths: Sequence[int], features: int) -> int:
+    return max(
+        sum(-(-(rank or 0) // 8) * (-(-features // 128) + -(-width // 128))
+            for rank, width in zip(slot, widths, strict=False))
+        for layer in layers
+        for slot in layer
+    )  # fmt: skip
