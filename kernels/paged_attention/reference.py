@@ -16,6 +16,7 @@ def paged_attention(
     *,
     scale: float,
     window: int | None,
+    soft_cap: float | None = None,
 ) -> Tensor:
     """Let each query see the keys of its own row up to its own position.
 
@@ -29,6 +30,7 @@ def paged_attention(
         positions: [T] int; a query at position p sees the keys at 0 .. p.
         scale: multiplies the scores.
         window: if set, a query at p sees only the keys after ``p - window``.
+        soft_cap: if set, a score s becomes ``soft_cap * tanh(s / soft_cap)`` (Gemma 2).
 
     Returns:
         [T, heads, d], like q.
@@ -44,6 +46,8 @@ def paged_attention(
         keys = k_cache[pages].flatten(0, 1)[:length].repeat_interleave(group, dim=1).float()
         values = v_cache[pages].flatten(0, 1)[:length].repeat_interleave(group, dim=1).float()
         scores = torch.einsum("qhd,khd->hqk", q[begin:end].float(), keys) * scale
+        if soft_cap is not None:
+            scores = soft_cap * (scores / soft_cap).tanh()
         distance = positions[begin:end, None] - torch.arange(length)[None, :]
         hidden = distance < 0
         if window is not None:

@@ -145,9 +145,9 @@ def _counts(pattern: str, ptx: str) -> dict[str, int]:
 
 
 def main(capability: int, part: str = "") -> None:
-    from tests.kernels import compiled_sgmv
+    from tests.kernels import compiled_operations, compiled_sgmv
 
-    cases: dict[str, Callable[[], None]] = {**compiled_sgmv.CASES}
+    cases: dict[str, Callable[[], None]] = {**compiled_sgmv.CASES, **compiled_operations.CASES}
     for name, call in cases.items():
         if part not in name:
             continue
