@@ -1,6 +1,7 @@
-"""What README.md says of options and endpoints, held against the code."""
+"""What README.md says of options, endpoints and commands, held against the code."""
 
 import re
+import shlex
 from pathlib import Path
 
 import msgspec
@@ -8,9 +9,12 @@ import pytest
 import yaml
 
 from weft.gateway import app
+from weft.runtime import cli
 from weft.runtime.config import Config
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 OPTIONS = dict(re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`)? *\|", README, re.M))
 
 
@@ -40,3 +44,15 @@ def test_every_endpoint_is_named():
     for path, methods in paths.items():
         for method in methods:
             assert f"`{method.upper()} {path}`" in README
+
+
+def test_the_command_that_shows_a_topology_says_what_stands_there(capsys, monkeypatch):
+    command, last = re.search(r"weft (topology .*) \| tail -1\n(.*)\n", README).groups()
+    monkeypatch.chdir(ROOT)
+    assert cli.main(shlex.split(command)) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == last
+
+
+def test_the_drawn_topology_is_that_of_two_runners(capsys):
+    assert cli.main(["topology", "--tensor-parallel-size", "2", "--mermaid"]) == 0
+    assert f"```mermaid\n{capsys.readouterr().out}```\n" in ARCHITECTURE

@@ -58,7 +58,6 @@ class Model:
         group: Collectives,
         *,
         context_max: int,
-        device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         """``architecture`` is the rank's part of the model.
@@ -66,6 +65,7 @@ class Model:
         ``tensors`` as ``weights.load`` returns them; they are taken out of it one by one.
         """
         self.architecture = architecture
+        device = operations.device
         self.compute_dtype = torch.float32 if device.type == "cpu" else dtype
         self._group = group
         self._device = device

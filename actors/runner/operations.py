@@ -37,6 +37,7 @@ class Projection(Protocol):
 class Operations(NamedTuple):
     """Each computes what the ``reference`` of the same name says, where shapes and types are."""
 
+    device: torch.device
     linear: Callable[[Tensor, Tensor | None], Projection]
     """From weight [out, in] and bias [out] or None."""
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
@@ -55,10 +56,11 @@ def choose(device: torch.device, *, int8: bool) -> Operations:
     if device.type != "cpu":
         if int8:
             raise UnsupportedModel("quantization is int8, which only a CPU computes: leave it out")
-        return _plain(Linear)
+        return _plain(device, Linear)
     if any(kernel.library() is None for kernel in NATIVE):
-        return _plain(partial(OneDnnLinear, int8=int8))
+        return _plain(device, partial(OneDnnLinear, int8=int8))
     return Operations(
+        device=device,
         linear=partial(native_linear.PackedLinear, int8=int8),
         rms_norm=native_rms_norm.rms_norm,
         add_rms_norm=native_rms_norm.add_rms_norm,
@@ -68,8 +70,11 @@ def choose(device: torch.device, *, int8: bool) -> Operations:
     )
 
 
-def _plain(linear: Callable[[Tensor, Tensor | None], Projection]) -> Operations:
+def _plain(
+    device: torch.device, linear: Callable[[Tensor, Tensor | None], Projection]
+) -> Operations:
     return Operations(
+        device=device,
         linear=linear,
         rms_norm=rms_norm.rms_norm,
         add_rms_norm=rms_norm.add_rms_norm,

@@ -60,7 +60,6 @@ class TorchEngine:
             operations.choose(self._device, int8=config.quantization == "int8"),
             group,
             context_max=context_max,
-            device=self._device,
             dtype=dtype,
         )
         self._page_tokens = config.block_size
@@ -102,6 +101,9 @@ class TorchEngine:
         started = time.perf_counter_ns()
         for load in step.loads:
             self._lora.fill(load.slot, load.digest, Path(load.path), load.pages)
+        if step.loads:
+            # The files may be gone once rank 0 answers, so every rank must have read them.
+            self._group.all_reduce(torch.zeros(1))
         for row in step.leaves:
             self._sampler.leave(row)
         self._rows.apply(step)

@@ -143,7 +143,7 @@ class Plan:
         assert q.stride()[1:] == (size, 1)
         assert k_cache.stride() == v_cache.stride()
         assert k_cache.stride()[1:] == (kv_heads * size, size, 1)
-        assert q.dtype == k_cache.dtype == v_cache.dtype
+        assert k_cache.dtype == v_cache.dtype
         out = torch.empty(tokens, heads, size, dtype=q.dtype, device=q.device)
         sums, softmax = self._scratch(size, q.device)
         counts, narrow, wide, merges, table = self._sections
@@ -163,7 +163,7 @@ class Plan:
                 GROUP=heads // kv_heads, HEADS=min(heads // kv_heads, rows), HEAD_DIM=size,
                 PAGE_TOKENS=page_tokens, SPLIT=SPLIT_TOKENS,
                 BLOCK_M=rows, BLOCK_N=KEYS, BLOCK_D=block_d,
-                UPCAST=INTERPRETED and q.dtype == torch.bfloat16,
+                UPCAST=INTERPRETED and torch.bfloat16 in (q.dtype, k_cache.dtype),
                 **launch_options(rows, block_d, q.element_size()),
             )  # fmt: skip
         programs = self._grid(MERGE, self._launches[MERGE] * triton.cdiv(heads, MERGED_HEADS))

@@ -58,6 +58,8 @@ def _attend_split(
         if UPCAST:
             k = k.to(tl.float32)
             v = v.to(tl.float32)
+        k = k.to(q.dtype)
+        v = v.to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [M, N]
         if HAS_SOFT_CAP:
             # tanh, in a form that no finite score makes NaN.

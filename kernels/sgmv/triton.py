@@ -26,6 +26,8 @@ BLOCK_RANKS_MAX = {2: 64, 4: 32}
 CHUNK_ROWS_FEW = 16
 CHUNK_ROWS_MANY = {2: 32, 4: 16}
 TOKENS_FEW = 256
+# By rows: so that a program's registers hold it without spilling.
+WARPS = {16: 4, 32: 8}
 # Room for sums of splits that programs pass on; for what needs more, a program computes all splits.
 PARTIALS_BYTES = 32 * 2**20
 # Programs that one multiprocessor runs at once, by registers and shared memory.
@@ -188,7 +190,8 @@ class PagedLora:
             SPLITS=splits, SPLIT_TILES=split_tiles, SPLIT_PROGRAMS=split_programs,
             PAGE_GRANULES=self._arena.shape[2], ROWS=plan.planner.chunk_rows,
             RANKS=self._shrink_ranks[site], DOT=self._dot,
-            num_warps=4, num_stages=STAGES[self._itemsize], enable_fp_fusion=True,
+            num_warps=WARPS[plan.planner.chunk_rows], num_stages=STAGES[self._itemsize],
+            enable_fp_fusion=True,
         )  # fmt: skip
 
     def expand(self, y: Tensor, layer: int, site: int, plan: Plan) -> None:
@@ -215,7 +218,8 @@ class PagedLora:
             WIDTH_0=first, WIDTH_1=second, WIDTH_2=third,
             TILES=tiles, PAGE_GRANULES=self._arena.shape[2], ROWS=plan.planner.chunk_rows,
             RANKS=self._expand_ranks, DOT=self._dot, IS_SIMPLE=self._is_simple,
-            num_warps=4, num_stages=STAGES[self._itemsize], enable_fp_fusion=True,
+            num_warps=WARPS[plan.planner.chunk_rows], num_stages=STAGES[self._itemsize],
+            enable_fp_fusion=True,
         )  # fmt: skip
 
     def _block_ranks(self, ranks: int) -> int:

@@ -46,12 +46,21 @@ def checkpoint(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digests(checkpoint, tmp_path_factory):
-    """The adapters as the store keeps them: name -> digest, digest -> path."""
+    """The adapters as the store keeps them: name -> digest; by number of ranks, digest -> where."""
+    acquired = {}
+    for size in (1, 2, 4):
+        place = str(tmp_path_factory.mktemp("store"))
+        names, acquired[size] = stored(checkpoint, place, size)
+    return names, acquired
+
+
+def stored(checkpoint, place, size):
     folder, adapters, _ = checkpoint
     settings = Config(
-        model=str(folder / "model"), adapters={name: str(path) for name, path in adapters.items()}
+        model=str(folder / "model"),
+        adapters={name: str(path) for name, path in adapters.items()},
+        tensor_parallel_size=size,
     )
-    place = str(tmp_path_factory.mktemp("store"))
     base = BaseShapes.load(settings.model)
     store = AdapterStore(settings, base, LocalFiles(), place, started_s=0)
     turn = Turn(0, lambda peer: 100)
@@ -76,8 +85,9 @@ def harness(checkpoint, digests, **options):
     if pages is not None:
         assert pages <= engine.ready().pages
         engine._ready = msgspec.structs.replace(engine.ready(), pages=pages)
-    paths = {digest: acquired.path for digest, acquired in digests[1].items()}
-    granules = {digest: acquired.granules for digest, acquired in digests[1].items()}
+    acquired = digests[1][settings.tensor_parallel_size]
+    paths = {digest: each.path for digest, each in acquired.items()}
+    granules = {digest: each.granules for digest, each in acquired.items()}
     return Harness(engine=engine, paths=paths, granules=granules, **options)
 
 

@@ -67,6 +67,7 @@ def test_an_answer_of_any_but_the_first_rank_is_a_bug(scheduler):
     [
         [RunnerReady(0, 9, 4, 2, 2), RunnerReady(1, 9, 8, 2, 2)],
         [RunnerReady(0, 9, 4, 2, 2), RunnerReady(1, 9, 4, 3, 2)],
+        [RunnerReady(0, 9, 4, 2, 2), RunnerReady(1, 9, 4, 2, 3)],
         [RunnerReady(1, 9, 4, 2, 2), RunnerReady(0, 9, 4, 2, 2)],
     ],
 )

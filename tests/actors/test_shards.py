@@ -2,6 +2,8 @@
 
 import pytest
 
+from weft.actors.adapters import granules
+from weft.actors.adapters.base import MODULES, BaseShapes, LinearShape
 from weft.actors.shards import BLOCK, Shard, Widths, shard
 from weft.runtime.config import ConfigError
 
@@ -104,3 +106,22 @@ def test_a_size_that_does_not_fit_is_refused_with_those_that_do(widths, size, me
     with pytest.raises(ConfigError) as refused:
         shard(widths, 0, size)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(("widths", "size"), [*CASES, (ODD._replace(intermediate=1017), 6)])
+def test_the_adapter_store_counts_the_granules_of_the_rank_that_has_most(widths, size):
+    hidden = 2048
+    base = BaseShapes(
+        1, hidden, widths.intermediate, widths.heads, widths.kv_heads, widths.head_dim
+    )
+    for module in MODULES:
+        whole = base.shape(module)
+        held = []
+        for part in shards(widths, size):
+            inputs, outputs = part.inputs(module), part.outputs(module)
+            shape = LinearShape(
+                inputs.size if inputs else whole.inputs, outputs.size if outputs else whole.outputs
+            )
+            held.append(granules.of_module(8, shape))
+        assert max(held) == held[0]
+        assert max(held) == granules.of_layer({module: 8}, base, tensor_parallel_size=size)

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.bench import latency, log_lines, steps, throughput
+from tests.bench import kernels, latency, log_lines, pool, ranks, steps, throughput
 from tests.bench.models import SHAPES
 from tests.bench.throughput import Load
 
-SECTIONS = ("throughput", "latency", "steps", "logging")
+SECTIONS = ("throughput", "latency", "steps", "logging", "kernels", "pool", "ranks")
 
 
 def main():
@@ -67,11 +67,29 @@ def _tables(section, options):
                 "A step of the running demonstration: what is not the model's computing",
                 steps.share_table(threads=threads),
             )
+        case "ranks":
+            yield (
+                f"Microseconds of one all-reduce, float32 [rows, {ranks.HIDDEN}]: best (median)",
+                ranks.all_reduce_table(threads=threads),
+            )
+            for shape in options.shapes:
+                yield (
+                    f"Output tokens a second on {threads} cores by runners, {shape}: {what}",
+                    ranks.throughput_table(shape, load, rounds=rounds, threads=threads),
+                )
         case "logging":
             yield (
                 f"Requests a second of the demonstration by log_level: {what}",
                 log_lines.run(load, rounds=rounds, threads=threads),
             )
+        case "kernels":
+            for shape in options.shapes:
+                yield (
+                    f"The projections of a layer, {shape}: best of {rounds} rounds",
+                    kernels.linear_table(shape, rounds=rounds, threads=threads),
+                )
+        case "pool":
+            yield from pool.tables()
 
 
 def _machine(options):

@@ -13,11 +13,13 @@ from weft.kernels.kv_write.triton import kv_write
 from weft.kernels.paged_attention.triton import Plan
 from weft.kernels.rms_norm.triton import add_rms_norm, rms_norm
 from weft.kernels.rotary.triton import rotary_
+from weft.kernels.sample.triton import sample
 from weft.kernels.silu_mul.triton import silu_mul
 
 META = torch.device("meta")
 PAGE_TOKENS = 16
 CONTEXT = 8192
+VOCABULARIES = {"Llama-3-8B": 128256, "Qwen2.5-7B": 152064, "Qwen2.5-0.5B": 151936}
 # Head sizes of other models of the families that are served.
 OTHERS = {
     "heads of 80": Model(2560, 6912, 32, 32, 80),
@@ -80,6 +82,15 @@ def elementwise(model: Model, dtype: torch.dtype) -> None:
     silu_mul(meta(tokens, 2 * model.intermediate, dtype=dtype))
 
 
+def draw(vocabulary: int) -> None:
+    rows = 64
+    floats = [meta(rows, dtype=torch.float32) for _ in range(3)]
+    temperature, min_p, p = floats
+    longs = [meta(rows, dtype=torch.int64) for _ in range(3)]
+    logits = meta(rows, vocabulary, dtype=torch.float32)
+    sample(logits, temperature, min_p, meta(rows, dtype=torch.int32), p, *longs)
+
+
 def _cases() -> dict[str, Callable[[], None]]:
     bfloat16 = torch.bfloat16
     cases: dict[str, Callable[[], None]] = {}
@@ -92,6 +103,7 @@ def _cases() -> dict[str, Callable[[], None]]:
         for option in ({"window": 4096}, {"soft_cap": 50.0}, {"window": 4096, "soft_cap": 50.0}):
             case = partial(attend, model, bfloat16, counts=[1, 500], **option)
             cases[f"attention {name} mixed {' '.join(option)}"] = case
+        cases[f"sample {name}"] = partial(draw, VOCABULARIES[name])
     for name, model in OTHERS.items():
         cases[f"attention {name}"] = partial(attend, model, bfloat16, counts=[1, 500])
     small = MODELS["Qwen2.5-0.5B"]

@@ -5,19 +5,23 @@ import random
 import signal
 import subprocess
 import sys
-from collections import Counter
 
 import httpx
-import openai
 import pytest
 
+from tests.system.chats import (
+    MODELS,
+    assert_each_task_is_done,
+    connected,
+    gather_over_http,
+    gather_over_zmq,
+    question,
+)
 from tests.system.runs import TIMEOUT_S
 from weft.runtime.client import AsyncClient, Text
 
 pytestmark = pytest.mark.system
 
-TASKS = ("sql", "math", "function", "emotion")
-MODELS = (*TASKS, "weft-demo")
 STREAMS = 64
 
 # A client of its own process, which is killed while it reads.
@@ -33,52 +37,11 @@ with Client(sys.argv[1]) as client:
 """
 
 
-def question(prompt):
-    return [{"role": "user", "content": prompt}]
-
-
-def connected(weft):
-    """openai-python's client, with as many connections as it is asked for."""
-    return openai.AsyncOpenAI(
-        base_url=f"{weft.url}/v1",
-        api_key="none",
-        max_retries=0,
-        http_client=httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=60),
-    )
-
-
-async def gather_over_http(weft, asked, **options):
-    """The texts of many chats, (model, prompt) each, all at once."""
-    async with connected(weft) as client:
-
-        async def one(model, prompt):
-            response = await client.chat.completions.create(
-                model=model, messages=question(prompt), **options
-            )
-            return response.choices[0].message.content
-
-        return await asyncio.gather(*(one(*each) for each in asked))
-
-
-async def gather_over_zmq(weft, asked, **options):
-    async with await AsyncClient.connect(weft.run_dir) as client:
-
-        async def one(model, prompt):
-            chat = client.chat(question(prompt), model=model, **options)
-            return "".join([text async for text in chat])
-
-        return await asyncio.gather(*(one(*each) for each in asked))
-
-
 @pytest.mark.parametrize("gather", [gather_over_http, gather_over_zmq])
 def test_each_adapter_does_its_task_in_the_same_batches(weft, held_out, gather):
     asked = [(example["task"], example["prompt"]) for example in held_out]
     answers = asyncio.run(gather(weft, asked, temperature=0))
-    right = Counter()
-    for example, answer in zip(held_out, answers, strict=True):
-        right[example["task"]] += answer == example["answer"]
-    total = Counter(example["task"] for example in held_out)
-    assert all(right[task] >= 0.9 * total[task] for task in TASKS), right
+    assert_each_task_is_done(held_out, answers)
 
 
 def test_the_base_does_none_of_the_tasks_and_stands_for_a_missing_model(weft, http, held_out):

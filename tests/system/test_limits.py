@@ -1,9 +1,7 @@
 """Overload, and ends of all kinds: nothing that was accepted is lost, and nothing is left."""
 
 import asyncio
-import os
 import resource
-import signal
 import socket
 import threading
 import time
@@ -15,7 +13,7 @@ import openai
 import pytest
 import zmq
 
-from tests.system.runs import TIMEOUT_S
+from tests.system.chats import begun, kill_while_answering
 from weft.runtime.client import AsyncClient, Disconnected, Finished, Refused
 from weft.runtime.topology import address
 
@@ -155,9 +153,7 @@ def test_requests_over_zeromq_are_refused_while_draining_and_finished_if_accepte
 
     async def work():
         async with await AsyncClient.connect(server.run_dir) as client:
-            events = aiter(client.generate(prompt="The", ignore_eos=True, max_tokens=600))
-            for _ in range(3):
-                await anext(events)
+            events = await begun(client, max_tokens=600)
             server.stop()
             refused = None
             while refused is None:
@@ -180,22 +176,7 @@ def test_requests_over_zeromq_are_refused_while_draining_and_finished_if_accepte
 @pytest.mark.parametrize("role", ["launcher", "scheduler", "runner0", "gateway"])
 def test_after_a_kill_nothing_is_left_and_clients_hear_of_it(serve, role):
     server = serve()
-
-    async def work():
-        async with await AsyncClient.connect(server.run_dir) as client:
-            events = aiter(client.generate(prompt="The", ignore_eos=True, max_tokens=2000))
-            for _ in range(3):
-                await anext(events)
-            if role == "launcher":
-                server.stop(signal.SIGKILL)
-            else:
-                os.kill(server.processes()[role], signal.SIGKILL)
-            async with asyncio.timeout(TIMEOUT_S):
-                with pytest.raises(Disconnected):
-                    async for _ in events:
-                        pass
-
-    asyncio.run(work())
+    kill_while_answering(server, role)
     server.end()
     assert server.popen.returncode != 0
     server.assert_nothing_is_left()

@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.system.chats import MODELS
 from tests.system.runs import TIMEOUT_S
 from weft.runtime.client import AsyncClient
 
 pytestmark = pytest.mark.system
 
-MODELS = ("sql", "math", "function", "emotion", "weft-demo")
 READERS = 6
 RAW_REQUESTS = 200
 GREEDY = {"temperature": 0, "ignore_eos": True, "max_tokens": 40}
@@ -67,32 +67,27 @@ def wait_until_read(reader):
         unread.discard(line)
 
 
-async def polite(weft, until):
-    """Texts of the same requests, over and over until a task is done."""
+async def polite(weft, work):
+    """Texts of the same requests: once before ``work`` begins in a thread, and until it is done."""
     async with await AsyncClient.connect(weft.run_dir) as client:
 
         async def one(model):
-            chat = client.complete(
-                "The", model=model, temperature=0, ignore_eos=True, max_tokens=40
-            )
-            return "".join([text async for text in chat])
+            texts = client.complete("The", model=model, **GREEDY)
+            return "".join([text async for text in texts])
 
         rounds = [await asyncio.gather(*map(one, MODELS))]
-        while not until.done():
+        working = asyncio.create_task(asyncio.to_thread(work))
+        rounds.append(await asyncio.gather(*map(one, MODELS)))
+        while not working.done():
             rounds.append(await asyncio.gather(*map(one, MODELS)))
-        await until
+        await working
         return rounds
 
 
 def disturb(weft, work):
     """Run ``work`` in a thread beside polite clients; they must not notice."""
-
-    async def both():
-        return await polite(weft, asyncio.create_task(asyncio.to_thread(work)))
-
-    rounds = asyncio.run(both())
-    assert len(rounds) > 1
-    assert all(texts == rounds[0] for texts in rounds)
+    expected, *rounds = asyncio.run(polite(weft, work))
+    assert all(texts == expected for texts in rounds)
     weft.assert_all_is_back()
 
 

@@ -1,16 +1,18 @@
 """One model over several runners: the same answers, and none of them outlives the others."""
 
 import asyncio
-import os
 import random
-import signal
-from collections import Counter
 
 import pytest
 
-from tests.system.runs import TIMEOUT_S, Server
-from tests.system.test_answers import TASKS, gather_over_http, gather_over_zmq
-from weft.runtime.client import AsyncClient, Disconnected
+from tests.system.chats import (
+    MODELS,
+    assert_each_task_is_done,
+    gather_over_http,
+    gather_over_zmq,
+    kill_while_answering,
+)
+from tests.system.runs import Server
 
 pytestmark = pytest.mark.system
 
@@ -25,11 +27,7 @@ def pair(serve):
 def test_two_runners_answer_as_one_does(pair, held_out):
     asked = [(example["task"], example["prompt"]) for example in held_out]
     answers = asyncio.run(gather_over_http(pair, asked, temperature=0))
-    right = Counter()
-    for example, answer in zip(held_out, answers, strict=True):
-        right[example["task"]] += answer == example["answer"]
-    total = Counter(example["task"] for example in held_out)
-    assert all(right[task] >= 0.9 * total[task] for task in TASKS), right
+    assert_each_task_is_done(held_out, answers)
     pair.assert_all_is_back()
     sections = pair.state()["sections"]
     assert {"runner0", "runner1"} < sections.keys()
@@ -42,11 +40,11 @@ def test_two_runners_answer_as_one_does(pair, held_out):
 def test_a_cramped_pair_gives_each_seed_the_tokens_of_a_single_runner(weft, serve, held_out):
     """Few pages and rows, prompts in pieces, one adapter at a time, on both ranks alike."""
     prompts = random.Random(5).sample([example["prompt"] for example in held_out], 60)
-    asked = [((*TASKS, "weft-demo")[i % 5], prompt) for i, prompt in enumerate(prompts)]
+    asked = [(MODELS[i % 5], prompt) for i, prompt in enumerate(prompts)]
     options = {"temperature": 0.8, "seed": 3, "max_tokens": 48}
     expected = asyncio.run(gather_over_zmq(weft, asked, **options))
     pair = serve(
-        lines=ONE_LINE, max_loras_per_batch=1, max_loaded_loras=2, kv_cache_memory_mib=1,
+        lines=ONE_LINE, max_loras_per_batch=1, max_loaded_loras=3, kv_cache_memory_mib=3,
         max_num_seqs=12, max_num_batched_tokens=16, block_size=4,
     )  # fmt: skip
     assert asyncio.run(gather_over_zmq(pair, asked, **options)) == expected
@@ -56,21 +54,7 @@ def test_a_cramped_pair_gives_each_seed_the_tokens_of_a_single_runner(weft, serv
 
 @pytest.mark.parametrize("role", ["runner0", "runner1", "launcher"])
 def test_when_a_runner_is_killed_the_run_ends_and_leaves_nobody(pair, role):
-    async def work():
-        async with await AsyncClient.connect(pair.run_dir) as client:
-            events = aiter(client.generate(prompt="The", ignore_eos=True, max_tokens=2000))
-            for _ in range(3):
-                await anext(events)
-            if role == "launcher":
-                pair.stop(signal.SIGKILL)
-            else:
-                os.kill(pair.processes()[role], signal.SIGKILL)
-            async with asyncio.timeout(TIMEOUT_S):  # a third of what a rank may be late by
-                with pytest.raises(Disconnected):
-                    async for _ in events:
-                        pass
-
-    asyncio.run(work())
+    kill_while_answering(pair, role)  # in a third of the time that a rank may be late by
     pair.end()
     pair.assert_nothing_is_left()
     if role != "launcher":

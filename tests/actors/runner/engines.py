@@ -33,7 +33,8 @@ def harness_of(model, paths, *, pages=None, **options):
     engine = engine_of(model, **options)
     if pages is not None:
         engine._ready = msgspec.structs.replace(engine.ready(), pages=pages)
-    granules = {digest: _granules(path) for digest, path in paths.items()}
+    shapes = architecture.read(model).part(0, options.get("tensor_parallel_size", 1))
+    granules = {digest: _granules(path, shapes) for digest, path in paths.items()}
     return Harness(engine=engine, paths=paths, granules=granules, **options)
 
 
@@ -56,14 +57,15 @@ def save_adapter(folder, model, digest, *, modules=MODULES, rank=8, size=0.4):
     return str(path)
 
 
-def _granules(path):
-    """Of the layer that has most, as the adapter store would say."""
+def _granules(path, shapes):
+    """Of the layer that has most, as the adapter store would say; ``shapes`` are rank 0's."""
     layers = Counter()
     with safe_open(path, framework="pt") as file:
         for name in json.loads(file.metadata()["scales"]):
-            rank, features = file.get_slice(f"{name}.A").get_shape()
-            out, _ = file.get_slice(f"{name}.B").get_shape()
-            layers[name.split(".")[1]] += of_module(rank, LinearShape(features, out))
+            rank, _ = file.get_slice(f"{name}.A").get_shape()
+            _, layer, module = name.split(".")
+            out, features = shapes.module_shape(module)
+            layers[layer] += of_module(rank, LinearShape(features, out))
     return max(layers.values())
 
 

@@ -1,6 +1,7 @@
 """A model split over ranks gives what the whole one gives; agreement with PEFT: test_exactness."""
 
 import random
+import threading
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from tests.checkpoints import save_model
 from weft.actors.runner import architecture, weights
 from weft.kernels.collectives import shared_memory
 from weft.runtime.config import ConfigError
+from weft.runtime.messages import AdapterLoad, Step
 
 pytestmark = pytest.mark.skipif(shared_memory.library() is None, reason="there is no C compiler")
 
@@ -130,6 +132,18 @@ def test_sampled_rows_of_all_kinds_get_the_tokens_of_the_whole_model(model, path
     expected = run(**MEMORY)
     assert [reason for _, reason in expected].count("error") == 2
     assert run(tensor_parallel_size=2, **MEMORY) == expected
+
+
+def test_no_rank_answers_a_step_that_loads_before_all_have_read_the_files(model, paths):
+    """Once it is answered, the store may remove them."""
+    engines = engine_of(model, tensor_parallel_size=2, **MEMORY).engines
+    step = Step(0, loads=[AdapterLoad(0, "few", paths["few"], list(range(40)))])
+    first = threading.Thread(target=engines[0].execute, args=[step])
+    first.start()
+    first.join(0.2)
+    assert first.is_alive()
+    engines[1].execute(step)
+    first.join()
 
 
 def test_the_memory_for_pages_is_divided_among_the_ranks(model):
