@@ -1,4 +1,8 @@
-"""The LoRA update of a mixed batch on a GPU: weights in the arena's pages, Triton's kernels."""
+"""The LoRA update of a mixed batch on a GPU: weights in the arena's pages, Triton's kernels.
+
+What is chosen here for speed was chosen by calculation and by what the compilers report (registers,
+spills, widths of loads), not by measurement.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weft.kernels.sgmv.device_tables import DeviceTables
 from weft.kernels.sgmv.expand import expand_kernel
 from weft.kernels.sgmv.granules import COLUMNS, PARTS_MAX, RANKS, Tables
 from weft.kernels.sgmv.plan import Counts, Ints, Planner
@@ -26,7 +31,7 @@ BLOCK_RANKS_MAX = {2: 64, 4: 32}
 CHUNK_ROWS_FEW = 16
 CHUNK_ROWS_MANY = {2: 32, 4: 16}
 TOKENS_FEW = 256
-# By rows: so that a program's registers hold it without spilling.
+# By rows: so that a program's registers hold its tiles.
 WARPS = {16: 4, 32: 8}
 # Room for sums of splits that programs pass on; for what needs more, a program computes all splits.
 PARTIALS_BYTES = 32 * 2**20
@@ -70,8 +75,8 @@ class Plan(NamedTuple):
 class PagedLora:
     """The adapters whose weights lie in the pages of one arena.
 
-    Sites use the same scratch memory one after another: launch on one stream, or in an order that
-    events establish.
+    ``v = x A^T`` is kept in the type of x and the weights, as PEFT rounds it; sums are float32. All
+    sites use the same scratch memory: launch on one stream, or in an order that events establish.
     """
 
     def __init__(
@@ -94,70 +99,46 @@ class PagedLora:
             processors: multiprocessors of the device.
         """
         assert arena.is_contiguous()
+        assert tables.groups.shape[1:3] == (len(arena), len(widths))
         self._arena = arena
-        self._tables = tables
+        self._tables = DeviceTables(tables, arena.device)
         self._widths = [tuple(site) for site in widths]
         self._limits = limits
-        self._processors = processors
-        layers, sites = tables.groups.shape[1:3]
-        assert arena.shape[0] == layers
-        assert len(widths) == sites
-        self._place_count = layers * sites
-        device = arena.device
-        self._pages = torch.from_numpy(tables.pages).to(device, copy=True)
-        self._groups = torch.from_numpy(tables.groups).to(device, copy=True)
-        self._a_start = torch.from_numpy(tables.a_start).to(device, copy=True)
-        self._b_start = torch.from_numpy(tables.b_start).to(device, copy=True)
-        self._scales = torch.from_numpy(tables.scales).to(device, copy=True)
-        self._groups_most: Ints = tables.groups.sum(axis=-1).max(axis=1)  # [slots, sites]
-
-        rank = -(-limits.rank // RANKS) * RANKS
-        self._ranks_max = [rank * len(site) for site in self._widths]
-        # Of v. A multiple of 16 elements in any step: Triton compiles multiples by themselves.
-        self._v_strides = [-(-ranks // 16) * 16 for ranks in self._ranks_max]
+        self._programs = PROGRAMS * processors
         v_dtype = torch.promote_types(compute_dtype, arena.dtype)
-        self._itemsize = v_dtype.itemsize
-        self._shrink_ranks = [self._block_ranks(ranks) for ranks in self._ranks_max]
-        self._expand_ranks = self._block_ranks(rank)
-        self._is_simple = limits.row_adapters == 1 and rank <= self._expand_ranks
-        # In the interpreter arithmetic on bfloat16 is arithmetic on its bits.
-        is_interpreted = triton.knobs.runtime.interpret
-        self._dot = tl.float32 if is_interpreted else _TRITON_TYPES[v_dtype]
+        self._forms = _forms(self._widths, limits, v_dtype)
         bounds = self.planner(limits.tokens).bounds
-        self._v = torch.empty(bounds.rows * max(self._v_strides), dtype=v_dtype, device=device)
-        self._partials = torch.empty(PARTIALS_BYTES // 4, dtype=torch.float32, device=device)
-        # Of splits that have arrived, by item; zero between launches.
-        self._arrivals = torch.zeros(max(bounds.items), dtype=torch.int32, device=device)
+        self._scratch = _Scratch(
+            torch.empty(
+                bounds.rows * max(self._forms.v_strides), dtype=v_dtype, device=arena.device
+            ),
+            torch.empty(PARTIALS_BYTES // 4, dtype=torch.float32, device=arena.device),
+            torch.zeros(max(bounds.items), dtype=torch.int32, device=arena.device),
+        )
 
     def planner(self, tokens: int) -> Planner:
         """Return what makes plans of steps of so many tokens at most.
 
         A step runs best with the planner of fewest tokens that it fits.
         """
-        is_few = tokens <= TOKENS_FEW
+        many = CHUNK_ROWS_MANY[self._forms.itemsize]
         return Planner(
             tokens_max=tokens,
             segments_max=min(tokens, self._limits.segments),
-            chunk_rows=CHUNK_ROWS_FEW if is_few else CHUNK_ROWS_MANY[self._itemsize],
-            block_ranks=self._shrink_ranks,
-            ranks_max=self._ranks_max,
+            chunk_rows=CHUNK_ROWS_FEW if tokens <= TOKENS_FEW else many,
+            block_ranks=self._forms.shrink_ranks,
+            ranks_max=self._forms.ranks_max,
             row_adapters_max=self._limits.row_adapters,
         )
 
     @property
     def groups(self) -> Ints:
         """What ``Planner.lay_out`` must know of slots: [slots, sites]."""
-        return self._groups_most
+        return self._tables.groups_most
 
     def update(self, slot: int) -> None:
         """Take over what has changed in the tables. No step may run that reads the slot."""
-        tables = self._tables
-        self._groups_most[slot] = tables.groups[slot].sum(axis=-1).max(axis=0)
-        self._pages[slot] = torch.from_numpy(tables.pages[slot])
-        self._groups[slot] = torch.from_numpy(tables.groups[slot])
-        self._a_start[slot] = torch.from_numpy(tables.a_start[slot])
-        self._b_start[slot] = torch.from_numpy(tables.b_start[slot])
-        self._scales[slot] = torch.from_numpy(tables.scales[slot])
+        self._tables.update(slot)
 
     def add(self, y: Tensor, x: Tensor, layer: int, site: int, plan: Plan) -> None:
         """Add the updates of a planned batch: y [T, out of the site], x [T, in]."""
@@ -170,61 +151,53 @@ class PagedLora:
         items = plan.counts.items[site]
         if items == 0:
             return
+        tables, scratch, forms = self._tables, self._scratch, self._forms
+        planner = plan.planner
         splits, split_tiles = splits_of(x.shape[1])
-        bounds = plan.planner.bounds
-        v_stride = self._v_strides[site]
-        partials_stride = bounds.rows * v_stride
-        limit = PROGRAMS * self._processors
-        is_parallel = (
-            bounds.items[site] < limit and splits * partials_stride <= self._partials.numel()
-        )
+        v_stride = forms.v_strides[site]
+        partials_stride = planner.bounds.rows * v_stride
+        has_room = splits * partials_stride <= scratch.partials.numel()
+        is_parallel = has_room and planner.bounds.items[site] < self._programs
         split_programs = splits if is_parallel else 1
-        grid = min(items * split_programs, limit)
-        shrink_kernel[(grid,)](
-            self._v, self._partials, self._arrivals, x, self._arena[layer], plan.ints,
-            self._pages, self._groups, self._a_start,
+        shrink_kernel[(min(items * split_programs, self._programs),)](
+            scratch.v, scratch.partials, scratch.arrivals, x, self._arena[layer], plan.ints,
+            tables.pages, tables.groups, tables.a_start,
             layer * len(self._widths) + site,
-            self._place_count, self._pages.shape[1], self._arena.stride(1), x.stride(0), v_stride,
+            tables.places, tables.pages.shape[1], self._arena.stride(1), x.stride(0), v_stride,
             partials_stride,
             SITE=site, FEATURES=x.shape[1],
             SPLITS=splits, SPLIT_TILES=split_tiles, SPLIT_PROGRAMS=split_programs,
-            PAGE_GRANULES=self._arena.shape[2], ROWS=plan.planner.chunk_rows,
-            RANKS=self._shrink_ranks[site], DOT=self._dot,
-            num_warps=WARPS[plan.planner.chunk_rows], num_stages=STAGES[self._itemsize],
+            PAGE_GRANULES=self._arena.shape[2], ROWS=planner.chunk_rows,
+            RANKS=forms.shrink_ranks[site], DOT=forms.dot,
+            num_warps=WARPS[planner.chunk_rows], num_stages=STAGES[forms.itemsize],
             enable_fp_fusion=True,
         )  # fmt: skip
 
     def expand(self, y: Tensor, layer: int, site: int, plan: Plan) -> None:
         """Add to y what ``shrink`` has computed, for the same plan and site, just before."""
+        widths = self._widths[site]
         assert y.stride(1) == 1
+        assert y.shape[1] == sum(widths)
         if plan.counts.items[site] == 0:
             return
-        widths = self._widths[site]
-        assert y.shape[1] == sum(widths)
-        limit = PROGRAMS * self._processors
-        # Several tiles pay where the look-ups before the first of them are shared, and enough work
-        # is left for all programs.
-        most = plan.planner.bounds.chunks * _works(widths, EXPAND_TILES_MANY)
-        is_many = self._is_simple and most >= limit
+        tables, forms, planner = self._tables, self._forms, plan.planner
+        # Several tiles pay while there is work for all programs.
+        most = planner.bounds.chunks * _works(widths, EXPAND_TILES_MANY)
+        is_many = forms.is_simple and most >= self._programs
         tiles = EXPAND_TILES_MANY if is_many else EXPAND_TILES_FEW
-        grid = min(plan.counts.chunks * _works(widths, tiles), limit)
         first, second, third = (*widths, 0, 0)[:PARTS_MAX]
-        expand_kernel[(grid,)](
-            y, self._v, self._arena[layer], plan.ints,
-            self._pages, self._groups, self._b_start, self._scales,
+        expand_kernel[(min(plan.counts.chunks * _works(widths, tiles), self._programs),)](
+            y, self._scratch.v, self._arena[layer], plan.ints,
+            tables.pages, tables.groups, tables.b_start, tables.scales,
             layer * len(self._widths) + site,
-            self._place_count, self._pages.shape[1], self._arena.stride(1), y.stride(0),
-            self._v_strides[site],
+            tables.places, tables.pages.shape[1], self._arena.stride(1), y.stride(0),
+            forms.v_strides[site],
             WIDTH_0=first, WIDTH_1=second, WIDTH_2=third,
-            TILES=tiles, PAGE_GRANULES=self._arena.shape[2], ROWS=plan.planner.chunk_rows,
-            RANKS=self._expand_ranks, DOT=self._dot, IS_SIMPLE=self._is_simple,
-            num_warps=WARPS[plan.planner.chunk_rows], num_stages=STAGES[self._itemsize],
+            TILES=tiles, PAGE_GRANULES=self._arena.shape[2], ROWS=planner.chunk_rows,
+            RANKS=forms.expand_ranks, DOT=forms.dot, IS_SIMPLE=forms.is_simple,
+            num_warps=WARPS[planner.chunk_rows], num_stages=STAGES[forms.itemsize],
             enable_fp_fusion=True,
         )  # fmt: skip
-
-    def _block_ranks(self, ranks: int) -> int:
-        power: int = triton.next_power_of_2(ranks)
-        return min(max(power, BLOCK_RANKS_MIN), BLOCK_RANKS_MAX[self._itemsize])
 
 
 def splits_of(features: int) -> tuple[int, int]:
@@ -232,6 +205,45 @@ def splits_of(features: int) -> tuple[int, int]:
     tiles = -(-features // COLUMNS)
     split_tiles = -(-tiles // -(-tiles // SPLIT_TILES))
     return -(-tiles // split_tiles), split_tiles
+
+
+class _Scratch(NamedTuple):
+    v: Tensor  # [rows of v, v_stride] of a site, at the front
+    partials: Tensor  # float32 [splits, rows of v, v_stride] of a site, at the front
+    arrivals: Tensor  # int32 [items], splits that have arrived; zero between launches
+
+
+class _Forms(NamedTuple):
+    """What is compiled into the kernels for one configuration."""
+
+    itemsize: int  # of v
+    dot: tl.dtype  # in which tiles are multiplied
+    ranks_max: list[int]  # of each site
+    v_strides: list[int]  # of each site
+    shrink_ranks: list[int]  # of an item, of each site
+    expand_ranks: int  # of a tile
+    is_simple: bool
+
+
+def _forms(widths: Sequence[Sequence[int]], limits: Limits, v_dtype: torch.dtype) -> _Forms:
+    def block_ranks(ranks: int) -> int:
+        power: int = triton.next_power_of_2(ranks)
+        return min(max(power, BLOCK_RANKS_MIN), BLOCK_RANKS_MAX[v_dtype.itemsize])
+
+    rank = -(-limits.rank // RANKS) * RANKS
+    ranks_max = [rank * len(site) for site in widths]
+    # In the interpreter arithmetic on bfloat16 is arithmetic on its bits.
+    is_interpreted = triton.knobs.runtime.interpret
+    return _Forms(
+        itemsize=v_dtype.itemsize,
+        dot=tl.float32 if is_interpreted else _TRITON_TYPES[v_dtype],
+        ranks_max=ranks_max,
+        # Multiples of 16 elements in any step: Triton compiles multiples of 16 by themselves.
+        v_strides=[-(-ranks // 16) * 16 for ranks in ranks_max],
+        shrink_ranks=[block_ranks(ranks) for ranks in ranks_max],
+        expand_ranks=block_ranks(rank),
+        is_simple=limits.row_adapters == 1 and rank <= block_ranks(rank),
+    )
 
 
 def _works(widths: Sequence[int], tiles: int) -> int:

@@ -24,10 +24,34 @@ class Adapters:
     """What the slots of one site hold, layer by layer, and the kernels that read it."""
 
     lora: PagedLora
+    tables: Tables
+    arena: Tensor  # typed
     parts: list[list[list[Part]]]  # [layers][slots]
     widths: tuple[int, ...]
     features: int
     dtype: torch.dtype  # of x and y
+
+    def fill(self, slot: int, ranks: Sequence[Ranks], pages: Sequence[int]) -> None:
+        """Replace what a slot holds by a random adapter of ``[layer][part]`` ranks."""
+        self.tables.clear(slot, pages)
+        for layer, in_layer in enumerate(ranks):
+            modules, column = [], 0
+            self.parts[layer][slot] = []
+            for part, (width, rank) in enumerate(zip(self.widths, in_layer, strict=False)):
+                if rank is not None:
+                    a = (torch.randn(rank, self.features) / self.features**0.5).to(self.arena.dtype)
+                    b = (torch.randn(width, rank) / 4).to(self.arena.dtype)
+                    scale = 0.5 + part
+                    modules.append(Module(part, a, b, scale))
+                    self.parts[layer][slot].append(Part(a, b, column, scale))
+                column += width
+            laid = self.tables.lay_out(slot, layer, [modules], self.arena.dtype)
+            granules.write(self.arena, layer, pages, laid)
+            # Not zeros, as the rest of the last page is now: what lies there is another's.
+            own = self.arena[layer, pages].view(-1, granules.RANKS, granules.COLUMNS)
+            own[len(laid) :] = float("nan")
+            self.arena[layer, pages] = own.view(len(pages), *self.arena.shape[2:])
+        self.lora.update(slot)
 
     def batch(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Return random x and y as parts of wider tensors of NaN."""
@@ -57,9 +81,13 @@ class Adapters:
             ints, np.array(starts), np.array(slots, dtype=np.int64), self.lora.groups, factors
         )
         ints[counts.ints :] = -1  # none of it may be read
-        result = y.clone()
         plan = Plan(torch.from_numpy(ints).to(DEVICE), counts, planner)
+        guarded = torch.full((len(y) + 2, y.shape[1] + 3), 7.0, dtype=y.dtype, device=DEVICE)
+        result = guarded[1:-1, 2:-1]
+        result[:] = y
         self.lora.add(result, x, layer, 0, plan)
+        assert guarded[[0, -1]].eq(7).all()
+        assert guarded[:, [0, 1, -1]].eq(7).all()
         return result
 
     def expected(
@@ -113,27 +141,6 @@ def adapters(
     arena = torch.full((len(layers), pages, page_granules * 1024 * weights_dtype.itemsize), 255)
     typed = granules.typed(arena.to(torch.uint8), weights_dtype).to(DEVICE)
     tables = Tables(slots, len(layers), 1, pages_each)
-    free = torch.randperm(pages).tolist()
-    parts: list[list[list[Part]]] = [[[] for _ in range(slots)] for _ in layers]
-    for slot in range(slots):
-        own = [free.pop() for _ in range(pages_each)]
-        tables.clear(slot, own)
-        for layer, in_layer in enumerate(layers):
-            modules, column = [], 0
-            for part, (width, rank) in enumerate(zip(widths, in_layer[slot], strict=False)):
-                if rank is not None:
-                    a = (torch.randn(rank, features) / features**0.5).to(weights_dtype)
-                    b = torch.randn(width, rank).to(weights_dtype) / 4
-                    scale = 0.5 + part
-                    modules.append(Module(part, a, b, scale))
-                    parts[layer][slot].append(Part(a, b, column, scale))
-                column += width
-            laid = tables.lay_out(slot, layer, [modules], weights_dtype)
-            granules.write(typed, layer, own, laid)
-            # Not zeros, as the rest of the last page is now: what lies there is another's.
-            rest = typed[layer, own].view(-1, 1024)
-            rest[len(laid) :] = float("nan")
-            typed[layer, own] = rest.view(len(own), page_granules, 8, 128)
     lora = PagedLora(
         typed,
         tables,
@@ -142,7 +149,13 @@ def adapters(
         compute_dtype=dtype,
         processors=processors,
     )
-    return Adapters(lora, parts, widths, features, dtype)
+    parts: list[list[list[Part]]] = [[[] for _ in range(slots)] for _ in layers]
+    made = Adapters(lora, tables, typed, parts, widths, features, dtype)
+    free = torch.randperm(pages).tolist()
+    for slot in range(slots):
+        own = [free.pop() for _ in range(pages_each)]
+        made.fill(slot, [layer[slot] for layer in layers], own)
+    return made
 
 
 def _granules_max(layers: Sequence[Sequence[Ranks]], widths: Sequence[int], features: int) -> int:

@@ -1,0 +1,44 @@
+"""Where adapters' weights are, in the memory of the device whose kernels ask for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from weft.kernels.sgmv.granules import Tables
+from weft.kernels.sgmv.plan import Ints
+
+
+class DeviceTables:
+    """A copy of ``Tables``: int32 and float32 tensors of the same shapes."""
+
+    def __init__(self, tables: Tables, device: torch.device) -> None:
+        self._host = tables
+        self.pages = _copy(tables.pages, device)
+        self.groups = _copy(tables.groups, device)
+        self.a_start = _copy(tables.a_start, device)
+        self.b_start = _copy(tables.b_start, device)
+        self.scales = torch.from_numpy(tables.scales).to(device, copy=True)
+        # For plans, on the host: [slots, sites], the groups of 8 ranks that a slot has in all
+        # modules of a site, in the layer that has most.
+        self.groups_most: Ints = tables.groups.sum(axis=-1).max(axis=1)
+
+    @property
+    def places(self) -> int:
+        """Sites of all layers: how far the entries of one slot are from those of the next."""
+        _, layers, sites, _ = self.groups.shape
+        return layers * sites
+
+    def update(self, slot: int) -> None:
+        """Take over what has changed for a slot. No step may run that reads it."""
+        host = self._host
+        self.groups_most[slot] = host.groups[slot].sum(axis=-1).max(axis=0)
+        self.pages[slot] = torch.from_numpy(host.pages[slot])
+        self.groups[slot] = torch.from_numpy(host.groups[slot])
+        self.a_start[slot] = torch.from_numpy(host.a_start[slot])
+        self.b_start[slot] = torch.from_numpy(host.b_start[slot])
+        self.scales[slot] = torch.from_numpy(host.scales[slot])
+
+
+def _copy(array: Ints, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, copy=True)
