@@ -71,9 +71,9 @@ def turn(actor: Actor[Any], mailbox: Mailbox, clock: Callable[[], int], wait_s: 
     in the actor, and ends the process.
     """
     produced = actor.advance(Turn(clock(), mailbox.room))
-    for send in produced:
+    for send in produced or ():
         mailbox.send(send)
-    events = mailbox.take(TURN_MESSAGES_MAX, 0.0 if produced else wait_s)
+    events = mailbox.take(TURN_MESSAGES_MAX, wait_s if produced == [] else 0.0)
     for event in events:
         match event:
             case Mail(source, message):
@@ -84,7 +84,7 @@ def turn(actor: Actor[Any], mailbox: Mailbox, clock: Callable[[], int], wait_s: 
                 replies = actor.lost(client, clock())
         for send in replies:
             mailbox.send(send)
-    return bool(produced or events)
+    return produced != [] or bool(events)
 
 
 def _tell(source: str, message: Message) -> None:

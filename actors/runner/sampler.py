@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from weft.actors.runner.rules import Adjustments, Rules, rules_of
 from weft.kernels.sample.philox import uniform
-from weft.kernels.sample.reference import draw, min_p, penalise, top_k_top_p
+from weft.kernels.sample.reference import draw, min_p, top_k_top_p
 from weft.runtime.messages import RowSampling, TokenLogprobs
 
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Below it float32 loses precision, and at last is zero.
 TEMPERATURE_MIN = float(np.finfo(np.float32).tiny)
 
@@ -26,48 +25,6 @@ class Drawn(NamedTuple):
     tokens: Tensor  # [R] int64, on the host
     failed: list[int]  # indices that have no finite logit to choose; their token is 0
     logprobs: list[TokenLogprobs]
-
-
-class History:
-    """Which tokens a sequence holds, and how often its output does."""
-
-    def __init__(self, tokens: Sequence[int], prompt_tokens: int) -> None:
-        self._index: dict[int, int] = {}
-        self._ids = np.zeros(max(64, 2 * len(tokens)), dtype=np.int64)
-        self._counts = np.zeros(len(self._ids), dtype=np.float32)
-        for position, token in enumerate(tokens):
-            self.add(token, is_output=position >= prompt_tokens)
-
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        """Distinct tokens."""
-        return self._ids[: len(self._index)]
-
-    @property
-    def counts(self) -> NDArray[np.float32]:
-        """How often each of ``ids`` is in the output."""
-        return self._counts[: len(self._index)]
-
-    def add(self, token: int, *, is_output: bool) -> None:
-        """Note one more token."""
-        index = self._index.setdefault(token, len(self._index))
-        if index == len(self._ids):
-            self._ids = np.concatenate((self._ids, np.zeros_like(self._ids)))
-            self._counts = np.concatenate((self._counts, np.zeros_like(self._counts)))
-        self._ids[index] = token
-        self._counts[index] += is_output
-
-
-@dataclass(slots=True)
-class Rules:
-    """How one row is sampled."""
-
-    sampling: RowSampling
-    choice: int
-    prompt_tokens: int
-    history: History | None
-    adjusts: bool  # whether its logits are changed before anything else
-    filters: bool  # whether top-k or top-p cuts
 
 
 class Sampler:
@@ -92,16 +49,12 @@ class Sampler:
     ) -> None:
         """Take in a row. ``history`` is every token so far, if its logits depend on them."""
         assert row not in self._rules
-        assert (history is not None) == sampling.needs_history
-        self._rules[row] = Rules(
+        self._rules[row] = rules_of(
             sampling,
-            choice,
-            prompt_tokens,
-            None if history is None else History(history, prompt_tokens),
-            adjusts=sampling.needs_history
-            or bool(sampling.logit_bias)
-            or bool(sampling.min_tokens and sampling.min_tokens_banned),
-            filters=0 < sampling.top_k < self._vocabulary or sampling.top_p < 1.0,
+            choice=choice,
+            prompt_tokens=prompt_tokens,
+            history=history,
+            vocabulary=self._vocabulary,
         )
 
     def leave(self, row: int) -> None:
@@ -124,7 +77,7 @@ class Sampler:
         logprobs = self._logprobs_before(logits, rules)
         adjusted = [i for i, rule in enumerate(rules) if rule.adjusts]
         if adjusted:
-            self._adjust(logits, rules, positions, adjusted)
+            Adjustments.of(rules, positions, adjusted).apply(logits, self._tensor)
             highest, tokens[adjusted] = logits[adjusted].max(dim=-1)
             lost = [adjusted[j] for j in _not_finite(highest)]  # e.g. every token is banned
             if lost:
@@ -140,38 +93,6 @@ class Sampler:
             if rule.history is not None:
                 rule.history.add(int(host[index]), is_output=True)
         return Drawn(host, failed, _with_chosen(logprobs, host, frozenset(failed)))
-
-    def _adjust(
-        self, logits: Tensor, rules: list[Rules], positions: Sequence[int], which: list[int]
-    ) -> None:
-        """Apply bias, bans and penalties to the rows that have any."""
-        for i in which:
-            sampling = rules[i].sampling
-            if sampling.logit_bias:
-                ids = torch.tensor(list(sampling.logit_bias), device=self._device)
-                bias = torch.tensor(list(sampling.logit_bias.values()), device=self._device)
-                logits[i].index_add_(0, ids, bias.to(logits.dtype))
-            if positions[i] - rules[i].prompt_tokens < sampling.min_tokens:
-                logits[i, sampling.min_tokens_banned] = float("-inf")
-        seen = [(i, rules[i].history, rules[i].sampling) for i in which]
-        entries = [(i, history, s) for i, history, s in seen if history is not None]
-        if not entries:
-            return
-        sizes = [len(history.ids) for _, history, _ in entries]
-
-        def spread(values: list[float]) -> Tensor:
-            finite = np.minimum(values, FLOAT32_MAX).astype(np.float32)
-            return self._tensor(np.repeat(finite, sizes))
-
-        penalise(
-            logits,
-            self._tensor(np.repeat(np.array([i for i, _, _ in entries]), sizes)),
-            self._tensor(np.concatenate([history.ids for _, history, _ in entries])),
-            self._tensor(np.concatenate([history.counts for _, history, _ in entries])),
-            spread([s.repetition_penalty for _, _, s in entries]),
-            spread([s.presence_penalty for _, _, s in entries]),
-            spread([s.frequency_penalty for _, _, s in entries]),
-        )
 
     def _draw(
         self, logits: Tensor, rules: list[Rules], positions: Sequence[int], which: list[int]
