@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,28 +26,32 @@ class AttentionPlan(Protocol):
 class Attention(Protocol):
     """Makes plans."""
 
-    def plan(self, host: HostBatch) -> AttentionPlan:
-        """Return the plan of a step that is computed at once."""
-        ...
-
-    def stage(self, host: HostBatch, staging: Staging, *, is_graph: bool) -> AttentionPlan:
-        """Return the plan of a step that is staged.
+    def plan(
+        self, host: HostBatch, staging: Staging | None = None, *, is_graph: bool = False
+    ) -> AttentionPlan:
+        """Return the plan of a step, of which what the device reads lies in ``staging``.
 
         In a graph, every launch has the same shape whatever the step is.
         """
+        ...
+
+    def staged_bytes(self) -> int:
+        """Return how much of the staging a step takes at most."""
         ...
 
 
 class NativeAttention:
     """In C, on a CPU."""
 
-    def plan(self, host: HostBatch) -> cpu.Plan:
-        """Return the plan of a step."""
+    def plan(
+        self, host: HostBatch, staging: Staging | None = None, *, is_graph: bool = False
+    ) -> cpu.Plan:
+        """Return the plan of a step, which stays on the host."""
         return cpu.Plan(host.page_table, host.starts, host.positions)
 
-    def stage(self, host: HostBatch, staging: Staging, *, is_graph: bool) -> cpu.Plan:
-        """Return the plan of a step, which stays on the host."""
-        return self.plan(host)
+    def staged_bytes(self) -> int:
+        """Return that nothing is staged."""
+        return 0
 
 
 class PaddedAttention:
@@ -60,8 +63,10 @@ class PaddedAttention:
         self._windows = set(architecture.windows)
         self._dtype = dtype
 
-    def plan(self, host: HostBatch) -> padded.Plan:
-        """Return the plan of a step."""
+    def plan(
+        self, host: HostBatch, staging: Staging | None = None, *, is_graph: bool = False
+    ) -> padded.Plan:
+        """Return the plan of a step, which stays on the host."""
         return padded.plan(
             host.page_table,
             host.starts,
@@ -72,6 +77,6 @@ class PaddedAttention:
             dtype=self._dtype,
         )
 
-    def stage(self, host: HostBatch, staging: Staging, *, is_graph: bool) -> padded.Plan:
-        """Return the plan of a step, which stays on the host."""
-        return self.plan(host)
+    def staged_bytes(self) -> int:
+        """Return that nothing is staged."""
+        return 0

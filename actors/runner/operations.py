@@ -56,7 +56,7 @@ def choose(device: torch.device, *, int8: bool) -> Operations:
     if device.type != "cpu":
         if int8:
             raise UnsupportedModel("quantization is int8, which only a CPU computes: leave it out")
-        return _plain(device, Linear)
+        return _in_triton(device)
     if any(kernel.library() is None for kernel in NATIVE):
         return _plain(device, partial(OneDnnLinear, int8=int8))
     return Operations(
@@ -67,6 +67,24 @@ def choose(device: torch.device, *, int8: bool) -> Operations:
         rotary_=native_rotary.rotary_,
         kv_write=native_kv_write.kv_write,
         silu_mul=native_silu_mul.silu_mul,
+    )
+
+
+def _in_triton(device: torch.device) -> Operations:
+    # It takes a while to import, and is of no use to a CPU.
+    from weft.kernels.kv_write import triton as triton_kv_write
+    from weft.kernels.rms_norm import triton as triton_rms_norm
+    from weft.kernels.rotary import triton as triton_rotary
+    from weft.kernels.silu_mul import triton as triton_silu_mul
+
+    return Operations(
+        device=device,
+        linear=Linear,
+        rms_norm=triton_rms_norm.rms_norm,
+        add_rms_norm=triton_rms_norm.add_rms_norm,
+        rotary_=triton_rotary.rotary_,
+        kv_write=triton_kv_write.kv_write,
+        silu_mul=triton_silu_mul.silu_mul,
     )
 
 

@@ -1,4 +1,7 @@
-"""Draws the next token of every row that wants one, each by its own rules."""
+"""Draws the next token of every row that wants one, each by its own rules: on a CPU.
+
+``device_sampler.py`` does the same without waiting for the device.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from weft.actors.runner.rules import Adjustments, Rules, rules_of
 from weft.kernels.sample.philox import uniform
-from weft.kernels.sample.reference import draw, min_p, top_k_top_p
+from weft.kernels.sample.reference import TEMPERATURE_MIN, draw, min_p, top_k_top_p
 from weft.runtime.messages import RowSampling, TokenLogprobs
-
-# Below it float32 loses precision, and at last is zero.
-TEMPERATURE_MIN = float(np.finfo(np.float32).tiny)
 
 
 class Drawn(NamedTuple):
     """The outcome for one step's rows."""
 
-    tokens: Tensor  # [R] int64, on the host
+    tokens: Tensor  # [R] int64
     failed: list[int]  # indices that have no finite logit to choose; their token is 0
     logprobs: list[TokenLogprobs]
 
@@ -33,9 +32,8 @@ class Sampler:
     A row's token depends on its logits, its rules and its position, and on nothing else.
     """
 
-    def __init__(self, vocabulary: int, device: torch.device) -> None:
+    def __init__(self, vocabulary: int) -> None:
         self._vocabulary = vocabulary
-        self._device = device
         self._rules: dict[int, Rules] = {}
 
     def join(
@@ -77,7 +75,7 @@ class Sampler:
         logprobs = self._logprobs_before(logits, rules)
         adjusted = [i for i, rule in enumerate(rules) if rule.adjusts]
         if adjusted:
-            Adjustments.of(rules, positions, adjusted).apply(logits, self._tensor)
+            Adjustments.of(rules, positions, adjusted).apply(logits, torch.from_numpy)
             highest, tokens[adjusted] = logits[adjusted].max(dim=-1)
             lost = [adjusted[j] for j in _not_finite(highest)]  # e.g. every token is banned
             if lost:
@@ -88,17 +86,16 @@ class Sampler:
             tokens[drawing] = self._draw(logits, rules, positions, drawing)
         if failed:
             tokens[failed] = 0
-        host = tokens.cpu()
         for index, rule in enumerate(rules):
             if rule.history is not None:
-                rule.history.add(int(host[index]), is_output=True)
-        return Drawn(host, failed, _with_chosen(logprobs, host, frozenset(failed)))
+                rule.history.add(int(tokens[index]), is_output=True)
+        return Drawn(tokens, failed, _with_chosen(logprobs, tokens, frozenset(failed)))
 
     def _draw(
         self, logits: Tensor, rules: list[Rules], positions: Sequence[int], which: list[int]
     ) -> Tensor:
         def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=self._device)[:, None]
+            return torch.tensor(values, dtype=torch.float32)[:, None]
 
         chosen = [rules[i] for i in which]
         temperature = column([max(rule.sampling.temperature, TEMPERATURE_MIN) for rule in chosen])
@@ -121,7 +118,7 @@ class Sampler:
             np.array([rule.choice for rule in chosen], dtype=np.int64),
             np.array([positions[i] for i in which], dtype=np.int64),
         )
-        return draw(scaled, self._tensor(noise))
+        return draw(scaled, torch.from_numpy(noise))
 
     def _logprobs_before(
         self, logits: Tensor, rules: list[Rules]
@@ -131,16 +128,13 @@ class Sampler:
         if not asking:
             return {}
         most = max(rules[i].sampling.logprobs or 0 for i in asking)
-        everything = logits[asking].log_softmax(dim=-1).cpu()
+        everything = logits[asking].log_softmax(dim=-1)
         values, ids = everything.topk(min(most, self._vocabulary), dim=-1)
         result = {}
         for j, i in enumerate(asking):
             count = rules[i].sampling.logprobs or 0
             result[i] = (everything[j], ids[j, :count], values[j, :count])
         return result
-
-    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
 
 
 def _not_finite(values: Tensor) -> list[int]:
