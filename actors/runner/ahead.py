@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from weft.actors.runner.device_sampler import STAGED_BYTES, DeviceSampler, Sample, Wanted
+from weft.actors.runner.device_sampler import STAGED_BYTES, DeviceSampler, Wanted
 from weft.actors.runner.eager import Parts
 from weft.actors.runner.engine import STEPS_MAX
 from weft.actors.runner.graphs import Graphs, Kind, Record
@@ -26,6 +26,7 @@ from weft.actors.runner.model import Batch
 from weft.actors.runner.rows import HostBatch
 from weft.actors.runner.staging import ALIGNMENT, Staging
 from weft.actors.runner.stream import Mark, Stream
+from weft.kernels.sample import reference
 from weft.runtime.messages import AdapterLoad, Join, StepDone
 
 # Arrays that a step stages beside its plans: tokens, positions, places of KV, sampled tokens, rows.
@@ -36,7 +37,6 @@ class AheadMeans(NamedTuple):
     """What a device that works beside the host has for it."""
 
     stream: Stream
-    sample: Sample
     record: Record | None  # None: no graphs
 
 
@@ -58,8 +58,9 @@ class Ahead:
         self._parts = parts
         self._device = device
         self._stream = means.stream
+        sample = parts.model.operations.sample or reference.sample
         self._sampler = DeviceSampler(
-            parts.model.architecture.vocabulary, limits.rows, device, means.sample
+            parts.model.architecture.vocabulary, limits.rows, device, sample
         )
         self._scratch_slot = (parts.arena.pages - 1) * parts.arena.shape.tokens
         size = limits.tokens * _TOKEN_BYTES + limits.rows * (_ROW_BYTES + STAGED_BYTES)

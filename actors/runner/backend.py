@@ -12,13 +12,12 @@ from torch import Tensor
 from weft.actors.runner import operations
 from weft.actors.runner.ahead import AheadMeans
 from weft.actors.runner.architecture import Architecture
-from weft.actors.runner.attention import Attention, NativeAttention, PaddedAttention
+from weft.actors.runner.attention import Attention, HostAttention
 from weft.actors.runner.graphs import CudaRecord
 from weft.actors.runner.limits import Limits
 from weft.actors.runner.lora import HostLora, LoraKernel
 from weft.actors.runner.operations import Operations
 from weft.actors.runner.stream import CudaStream
-from weft.kernels.paged_attention import cpu
 from weft.kernels.sgmv.granules import Tables
 from weft.runtime.config import Config
 
@@ -63,35 +62,40 @@ class Backend(NamedTuple):
 
 
 def choose(config: Config, device: torch.device) -> Backend:
-    """Return the best that this machine has for ``device``."""
+    """Return the best that this machine has for ``device``.
+
+    Raises ``UnsupportedModel`` for what it has not.
+    """
+    chosen = operations.choose(device, int8=config.quantization == "int8")
     if device.type == "cpu":
-        return host(int8=config.quantization == "int8")
-    # Triton takes a while to import, and is of no use without a GPU.
-    from weft.actors.runner.triton_device import TritonAttention, TritonLora
-    from weft.kernels.sample.triton import sample
-
+        return host(chosen)
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return Backend(
-        operations.choose(device, int8=config.quantization == "int8"),
-        partial(TritonAttention, device=device, processors=processors),
-        partial(TritonLora, processors=processors),
-        AheadMeans(CudaStream(), sample, None if config.enforce_eager else CudaRecord()),
-    )
+    record = None if config.enforce_eager else CudaRecord()
+    return in_triton(chosen, processors, AheadMeans(CudaStream(), record))
 
 
-def host(*, int8: bool = False) -> Backend:
+def host(chosen: Operations, ahead: AheadMeans | None = None) -> Backend:
     """Return what a CPU computes with."""
+
+    def attention(
+        architecture: Architecture, limits: Limits, page_tokens: int, compute_dtype: torch.dtype
+    ) -> Attention:
+        return HostAttention(chosen.planner(architecture, page_tokens, compute_dtype))
+
+    return Backend(chosen, attention, _host_lora, ahead)
+
+
+def in_triton(chosen: Operations, processors: int, ahead: AheadMeans) -> Backend:
+    """Return what a GPU of so many multiprocessors computes with, or Triton's interpreter."""
+    # Importing Triton takes a while, and is of no use without a GPU.
+    from weft.actors.runner.triton_device import TritonAttention, TritonLora
+
     return Backend(
-        operations.choose(torch.device("cpu"), int8=int8), _host_attention, _host_lora, None
+        chosen,
+        partial(TritonAttention, device=chosen.device, processors=processors),
+        partial(TritonLora, processors=processors),
+        ahead,
     )
-
-
-def _host_attention(
-    architecture: Architecture, limits: Limits, page_tokens: int, compute_dtype: torch.dtype
-) -> Attention:
-    if cpu.serves(architecture.head_dim, torch.device("cpu")):
-        return NativeAttention()
-    return PaddedAttention(architecture, page_tokens, compute_dtype)
 
 
 def _host_lora(

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weft.actors.runner.architecture import Architecture
-from weft.actors.runner.attention import AttentionPlan
 from weft.actors.runner.lora import DOWN, GATE_UP, OUT, QKV, LoraUpdate
-from weft.actors.runner.operations import Operations, Projection
+from weft.actors.runner.operations import Operations, Plan, Projection
 from weft.actors.runner.weights import parent
 from weft.kernels.collectives.reference import Collectives
 
@@ -23,7 +22,7 @@ class Batch:
     tokens: Tensor  # [T] int64
     positions: Tensor  # [T] int64
     kv_slots: Tensor  # [T] int64, page * page_tokens + offset
-    attention: AttentionPlan
+    attention: Plan
     update: LoraUpdate  # of adapters
     sampled: Tensor  # [R] int64, indices of the tokens whose logits are wanted
 
@@ -69,7 +68,7 @@ class Model:
         self._group = group
         self._device = device
         self.dtype = dtype  # of the weights
-        self._operations = operations
+        self.operations = operations
         embedding = self._padded(tensors["embed_tokens.weight"])
         head = embedding if architecture.tied else self._padded(tensors["lm_head.weight"])
         self._embedding = self._dense(embedding)
@@ -90,7 +89,7 @@ class Model:
         None on all ranks but the first. ``kv`` holds each layer's keys and values, [pages,
         page_tokens, kv_heads, head_dim].
         """
-        a, do = self.architecture, self._operations
+        a, do = self.architecture, self.operations
         scale = a.head_dim**-0.5
         x = self._embed(batch.tokens)
         normed = do.rms_norm(x, self._layers[0].input_norm, a.epsilon)
@@ -133,7 +132,7 @@ class Model:
         self, layer: Layer, qkv: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k and v as [T, heads of each, head_dim], q and k at their positions."""
-        a, do = self.architecture, self._operations
+        a, do = self.architecture, self.operations
         heads = qkv.view(len(qkv), -1, a.head_dim)
         q, k, v = torch.split(heads, [a.heads, a.kv_heads, a.kv_heads], dim=1)
         if layer.q_norm is None or layer.k_norm is None:
@@ -180,7 +179,7 @@ class Model:
     def _linear(self, weights: list[Tensor], biases: list[Tensor] | None) -> Projection:
         weight = torch.cat(weights).to(self._device, self.dtype)
         bias = None if biases is None else torch.cat(biases).to(self._device, self.dtype)
-        return self._operations.linear(weight, bias)
+        return self.operations.linear(weight, bias)
 
     def _padded(self, rows: Tensor) -> Tensor:
         """Return a matrix with a row for each token of this rank, and as many as on any rank."""

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from weft.actors.runner.architecture import UnsupportedModel
+from weft.actors.runner.architecture import Architecture, UnsupportedModel
+from weft.actors.runner.device_sampler import Sample
 from weft.kernels.kv_write import cpu as native_kv_write
 from weft.kernels.kv_write import reference as kv_write
 from weft.kernels.linear import cpu as native_linear
 from weft.kernels.linear.onednn import OneDnnLinear
 from weft.kernels.linear.reference import Linear
+from weft.kernels.paged_attention import cpu as native_attention
+from weft.kernels.paged_attention import padded
 from weft.kernels.rms_norm import cpu as native_rms_norm
 from weft.kernels.rms_norm import reference as rms_norm
 from weft.kernels.rotary import cpu as native_rotary
@@ -34,6 +40,21 @@ class Projection(Protocol):
         ...
 
 
+class Plan(Protocol):
+    """How one step's rows attend."""
+
+    def attend(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, *, scale: float, window: int | None
+    ) -> Tensor:
+        """Compute what ``paged_attention.reference`` says, where shapes and types are."""
+        ...
+
+
+Ints = NDArray[np.int64]
+Planner = Callable[[Ints, Ints, Ints], Plan]
+"""From a step's page_table, starts and positions, as ``paged_attention.reference`` takes them."""
+
+
 class Operations(NamedTuple):
     """Each computes what the ``reference`` of the same name says, where shapes and types are."""
 
@@ -45,6 +66,10 @@ class Operations(NamedTuple):
     rotary_: Callable[[Tensor, Tensor, Tensor, Tensor], None]
     kv_write: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     silu_mul: Callable[[Tensor], Tensor]
+    planner: Callable[[Architecture, int, torch.dtype], Planner]
+    """From the part of a model, the tokens of a page and the type of the computation."""
+    sample: Sample | None = None
+    """Draws where the logits are; None: only the host does."""
 
 
 def choose(device: torch.device, *, int8: bool) -> Operations:
@@ -56,7 +81,11 @@ def choose(device: torch.device, *, int8: bool) -> Operations:
     if device.type != "cpu":
         if int8:
             raise UnsupportedModel("quantization is int8, which only a CPU computes: leave it out")
-        return _in_triton(device)
+        if find_spec("triton") is None:
+            raise UnsupportedModel(
+                "a GPU needs triton: install it, or let device be cpu"
+            )
+        return in_triton(device, torch.cuda.get_device_properties(device).multi_processor_count)
     if any(kernel.library() is None for kernel in NATIVE):
         return _plain(device, partial(OneDnnLinear, int8=int8))
     return Operations(
@@ -67,24 +96,43 @@ def choose(device: torch.device, *, int8: bool) -> Operations:
         rotary_=native_rotary.rotary_,
         kv_write=native_kv_write.kv_write,
         silu_mul=native_silu_mul.silu_mul,
+        planner=partial(_planner, device),
     )
 
 
-def _in_triton(device: torch.device) -> Operations:
-    # It takes a while to import, and is of no use to a CPU.
-    from weft.kernels.kv_write import triton as triton_kv_write
-    from weft.kernels.rms_norm import triton as triton_rms_norm
-    from weft.kernels.rotary import triton as triton_rotary
-    from weft.kernels.silu_mul import triton as triton_silu_mul
+def in_triton(device: torch.device, processors: int) -> Operations:
+    """Return what Triton compiles for a GPU of so many multiprocessors.
+
+    Or interprets on a CPU, which is for tests: where TRITON_INTERPRET was set before the import.
+    """
+    # Not everywhere is Triton installed, and importing it takes half a second.
+    from weft.kernels.kv_write import triton as kv_write
+    from weft.kernels.paged_attention import triton as attention
+    from weft.kernels.rms_norm import triton as rms_norm
+    from weft.kernels.rotary import triton as rotary
+    from weft.kernels.sample import triton as sample
+    from weft.kernels.silu_mul import triton as silu_mul
+
+    def planner(architecture: Architecture, page_tokens: int, _: torch.dtype) -> Planner:
+        return partial(
+            attention.Plan,
+            page_tokens=page_tokens,
+            heads=architecture.heads,
+            kv_heads=architecture.kv_heads,
+            device=device,
+            processors=processors,
+        )
 
     return Operations(
         device=device,
         linear=Linear,
-        rms_norm=triton_rms_norm.rms_norm,
-        add_rms_norm=triton_rms_norm.add_rms_norm,
-        rotary_=triton_rotary.rotary_,
-        kv_write=triton_kv_write.kv_write,
-        silu_mul=triton_silu_mul.silu_mul,
+        rms_norm=rms_norm.rms_norm,
+        add_rms_norm=rms_norm.add_rms_norm,
+        rotary_=rotary.rotary_,
+        kv_write=kv_write.kv_write,
+        silu_mul=silu_mul.silu_mul,
+        planner=planner,
+        sample=sample.sample,
     )
 
 
@@ -99,4 +147,19 @@ def _plain(
         rotary_=rotary.rotary_,
         kv_write=kv_write.kv_write,
         silu_mul=silu_mul.silu_mul,
+        planner=partial(_planner, device),
+    )
+
+
+def _planner(
+    device: torch.device, architecture: Architecture, page_tokens: int, dtype: torch.dtype
+) -> Planner:
+    if native_attention.serves(architecture.head_dim, device):
+        return native_attention.Plan
+    return partial(
+        padded.plan,
+        page_tokens=page_tokens,
+        windows=set(architecture.windows),
+        device=device,
+        dtype=dtype,
     )

@@ -119,6 +119,9 @@ class TorchEngine:
         executor = self._executor
         for load in step.loads:
             executor.load(load)
+        if step.loads:
+            # The files may be gone once rank 0 answers, so every rank must have read them.
+            self._group.all_reduce(torch.zeros(1))
         for row in step.leaves:
             executor.leave(row)
         self._rows.apply(step)

@@ -11,10 +11,13 @@ from collections import deque
 from collections.abc import Set
 from typing import assert_never
 
-from weft.actors.scheduler.composer import Composed, Composer
+from weft.actors.scheduler.composer import Composer
+from weft.actors.scheduler.draft import Composed
 from weft.actors.scheduler.group import agreed
 from weft.actors.scheduler.metrics import Metrics
+from weft.actors.scheduler.outbox import Outbox
 from weft.actors.scheduler.policy import NeverFits
+from weft.actors.scheduler.requests import Requests
 from weft.actors.scheduler.sequence import Request, Sequence
 from weft.runtime.actor import Send, Turn
 from weft.runtime.config import Config
@@ -28,11 +31,8 @@ from weft.runtime.messages import (
     FinishReason,
     Generate,
     Inspection,
-    Message,
-    Refused,
     Reject,
     RunnerReady,
-    Sampled,
     SchedulerInbox,
     StepDone,
     StopFound,
@@ -51,9 +51,8 @@ class Scheduler:
 
     ``runners`` are one model's, by rank: each gets every step, and the first one answers.
 
-    Invariants, checked by ``check``:
-      * every live sequence belongs to a live request, and a request without live ones is gone;
-      * those of ``Composer`` and what it owns.
+    Invariants, checked by ``check``: a sequence has a row if it lives and runs, and those of what
+    the parts own.
     """
 
     def __init__(self, config: Config, *, runners: list[str]) -> None:
@@ -61,21 +60,18 @@ class Scheduler:
         self._runners = runners
         self._ready: dict[str, RunnerReady] = {}  # by runner
         self._composer: Composer | None = None  # until every runner is ready
-        self._requests: dict[tuple[str, str], Request] = {}  # by client and label
-        self._sequences: dict[int, Sequence] = {}
-        self._next_sequence = 1
+        self._requests = Requests(queued_max=config.max_queued_requests)
         self._in_flight: deque[Composed] = deque()
         self._steps_sent = 0
         self._steps_done = 0
         self._compute_us = 0
-        self._outbox: deque[Message] = deque()  # to the detokenizer, when there is room
-        self._ends: list[End] = []
+        self._outbox = Outbox()
         self._metrics = Metrics()
 
     @property
     def is_idle(self) -> bool:
         """Whether no request is left and everybody has been told."""
-        return not (self._requests or self._in_flight or self._outbox or self._ends)
+        return not (self._requests or self._in_flight) and self._outbox.is_empty
 
     def drain(self) -> None:
         """Do nothing: the tokenizer stops first, and what it let in on its way out is served.
@@ -96,16 +92,16 @@ class Scheduler:
                 assert source == self._runners[0], f"{source} answers; only rank 0 does"
                 return self._finish_step(message, now_ns)
             case StopFound(number, output_tokens):
-                sequence = self._sequences.get(number)
+                sequence = self._requests.sequence(number)
                 if sequence is not None:
                     self._end(sequence, "stop", output_tokens=output_tokens)
                 return []
             case Abort(client, label):
-                request = self._requests.get((client, label))
+                request = self._requests.find(client, label)
                 self._cancel([request] if request else [])
                 return []
             case ClientGone(client):
-                self._cancel([r for r in self._requests.values() if r.generate.client == client])
+                self._cancel([r for r in self._requests if r.generate.client == client])
                 return []
             case Acquired():
                 self._note_adapter(message)
@@ -124,56 +120,39 @@ class Scheduler:
     def advance(self, turn: Turn) -> list[Send]:
         """Tell the detokenizer what is due, and send the next step if the runners can take it."""
         room = turn.room("detokenizer")
-        sends = []
-        while self._outbox and room:
-            sends.append(Send("detokenizer", self._outbox.popleft()))
-            room -= 1
-        if self._ends and not self._outbox and room:
-            sends.append(Send("detokenizer", Sampled([], [], self._take_ends())))
-            room -= 1
-        if self._composer is not None and room >= STEPS_IN_FLIGHT:
+        sends = self._outbox.flush(room)
+        if self._composer is not None and room - len(sends) >= STEPS_IN_FLIGHT:
             sends += self._send_step(self._composer, turn)
         return sends
 
     def check(self) -> None:
         """Assert the invariants of everything that a request can hold."""
-        for key, request in self._requests.items():
-            assert request.key == key
-            assert not request.is_over
-        live = [s for r in self._requests.values() for s in r.sequences if not s.is_over]
-        assert {s.number for s in live} == set(self._sequences)
+        self._requests.check()
         if self._composer is not None:
             self._composer.check()
-            running = sum(1 for s in live if s.row is not None)
+            running = sum(1 for s in self._requests.sequences if s.row is not None)
             assert running == len(self._composer.rows)
 
     # ---- requests -------------------------------------------------------------------------------
 
     def _accept(self, generate: Generate, now_ns: int) -> list[Send]:
-        refused = self._refusal(generate)
+        composer = self._composer
+        waiting = len(composer.waiting) if composer else self._requests.sequence_count
+        refused = self._requests.refusal(generate, waiting=waiting)
         if refused is not None:
             self._metrics.rejected += 1
             log.info("rejected: %s", refused.code, extra={"request": generate.request_id})
             return [Send("tokenizer", Reject(generate.client, refused))]
-        request = Request(generate, now_ns)
-        first = self._next_sequence
-        self._next_sequence += generate.choices
-        for choice in range(generate.choices):
-            sequence = Sequence(
-                first + choice, request, choice, list(generate.prompt), generate.max_tokens
-            )
-            request.sequences.append(sequence)
-            self._sequences[sequence.number] = sequence
-        self._requests[request.key] = request
+        request = self._requests.add(generate, now_ns)
         self._metrics.accepted(request)
         log.info(
             "accepted: %d prompt tokens, %d choices, model %s, %d requests",
             len(generate.prompt), generate.choices, generate.model, len(self._requests),
             extra={"request": generate.request_id},
         )  # fmt: skip
-        self._outbox.append(
+        self._outbox.begin(
             Begin(
-                first_sequence=first,
+                first_sequence=request.sequences[0].number,
                 choices=generate.choices,
                 request_id=generate.request_id,
                 client=generate.client,
@@ -185,42 +164,14 @@ class Scheduler:
                 skip_special_tokens=generate.skip_special_tokens,
             )
         )
-        if self._composer is not None:
+        if composer is not None:
             for sequence in request.sequences:
-                self._enqueue(sequence)
+                self._enqueue(sequence, composer)
         return []
 
-    def _refusal(self, generate: Generate) -> Refused | None:
-        if (generate.client, generate.label) in self._requests:
-            return Refused(
-                generate.label,
-                "duplicate_label",
-                f"a request labelled {generate.label!r} is running; use another label",
-                param="label",
-            )
-        queued_max = self._config.max_queued_requests
-        if generate.choices > queued_max:  # trying again would not help
-            return Refused(
-                generate.label,
-                "invalid_value",
-                f"n: {generate.choices} is more than may wait here ({queued_max}); lower it, or "
-                f"have max_queued_requests raised",
-                param="n",
-            )
-        waiting = len(self._composer.waiting) if self._composer else len(self._sequences)
-        if waiting + generate.choices > queued_max:
-            return Refused(
-                generate.label,
-                "queue_full",
-                f"{waiting} requests are waiting already; try again later",
-                retry_after_s=1.0,
-            )
-        return None
-
-    def _enqueue(self, sequence: Sequence) -> None:
-        assert self._composer is not None
-        self._composer.enqueue(sequence)
-        self._limit(sequence, self._composer)
+    def _enqueue(self, sequence: Sequence, composer: Composer) -> None:
+        composer.waiting.append(sequence)
+        self._limit(sequence, composer)
 
     def _limit(self, sequence: Sequence, composer: Composer) -> None:
         """Bound a sequence's output by what fits when it runs alone, or end it if nothing does."""
@@ -261,11 +212,9 @@ class Scheduler:
         error: str | None = None,
     ) -> None:
         """Free everything that a live sequence holds, and remember to say that it is over."""
-        assert not sequence.is_over
         if self._composer is not None:
             self._composer.remove(sequence)
-        sequence.is_over = True
-        del self._sequences[sequence.number]
+        self._requests.end(sequence)
         count = sequence.output_tokens if output_tokens is None else output_tokens
         end = End(
             sequence.number,
@@ -276,7 +225,7 @@ class Scheduler:
             sequence.first_step,
             sequence.last_step,
         )
-        self._ends.append(end)
+        self._outbox.end(end)
         request = sequence.request
         self._metrics.ended(request, end)
         log.info(
@@ -285,8 +234,6 @@ class Scheduler:
             request.waits, f", {error}" if error else "",
             extra={"request": request.generate.request_id},
         )  # fmt: skip
-        if request.is_over:
-            del self._requests[request.key]
 
     # ---- steps ----------------------------------------------------------------------------------
 
@@ -296,8 +243,8 @@ class Scheduler:
         if len(self._ready) < len(self._runners):
             return
         self._composer = Composer(self._config, agreed([self._ready[r] for r in self._runners]))
-        for sequence in list(self._sequences.values()):
-            self._enqueue(sequence)
+        for sequence in list(self._requests.sequences):
+            self._enqueue(sequence, self._composer)
 
     def _send_step(self, composer: Composer, turn: Turn) -> list[Send]:
         sends = []
@@ -354,13 +301,7 @@ class Scheduler:
                 numbers.append(sequence.number)
                 tokens.append(token)
         self._share_prompts(composed)
-        if not (numbers or self._ends):
-            return []
-        sampled = Sampled(numbers, tokens, self._take_ends(), kept)
-        if self._outbox:  # what began in the meantime must be known before
-            self._outbox.append(sampled)
-            return []
-        return [Send("detokenizer", sampled)]
+        return self._outbox.step(numbers, tokens, kept)
 
     def _take_token(self, sequence: Sequence, token: int, now_ns: int) -> bool:
         """Append a sampled token and end the sequence if it is the last: is it to be shown?"""
@@ -388,10 +329,6 @@ class Scheduler:
                 known = min(computed, sequence.computed)
                 self._composer.cache.share(sequence.holding, sequence.tokens, known)
 
-    def _take_ends(self) -> list[End]:
-        ends, self._ends = self._ends, []
-        return ends
-
     # ---- inspection -----------------------------------------------------------------------------
 
     def _inspect(self, source: str, inspection: Inspection) -> list[Send]:
@@ -399,9 +336,7 @@ class Scheduler:
             following = self._runners[self._runners.index(source) + 1]
             return [Send(following, inspection)]
         if source in self._runners:
-            if self._ends:  # so that the detokenizer reports what is true after them
-                self._outbox.append(Sampled([], [], self._take_ends()))
-            self._outbox.append(inspection)
+            self._outbox.inspection(inspection)
             return []
         self.check()
         resident: Set[str] = self._composer.slots.resident if self._composer else frozenset()
@@ -413,7 +348,7 @@ class Scheduler:
     def _counters(self) -> dict[str, float]:
         counters: dict[str, float] = {
             "requests": len(self._requests),
-            "sequences": len(self._sequences),
+            "sequences": self._requests.sequence_count,
             "rejected_total": self._metrics.rejected,
             "steps_total": self._steps_done,
             "compute_us_total": self._compute_us,

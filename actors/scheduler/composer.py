@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Collection
-from dataclasses import dataclass, field
-
 from weft.actors.scheduler import policy
+from weft.actors.scheduler.draft import Composed, Draft
 from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.pages import Pages
 from weft.actors.scheduler.policy import Candidate, Need, Room
 from weft.actors.scheduler.prefixes import PrefixCache
 from weft.actors.scheduler.sequence import Rows, Sequence
 from weft.actors.scheduler.slots import AdapterSlots
+from weft.actors.scheduler.waiting import Waiting
 from weft.runtime.config import Config
-from weft.runtime.messages import Acquire, AdapterLoad, Chunk, Join, Release, RunnerReady, Step
-
-
-@dataclass(slots=True)
-class Draft:
-    """A step in the making."""
-
-    number: int
-    tokens_left: int
-    loads: list[AdapterLoad] = field(default_factory=list)
-    joins: list[Join] = field(default_factory=list)
-    page_rows: list[int] = field(default_factory=list)
-    page_ids: list[int] = field(default_factory=list)
-    chunks: list[Chunk] = field(default_factory=list)
-    sampled: list[Sequence] = field(default_factory=list)
-    computed: list[Sequence] = field(default_factory=list)  # in this step, a prompt or part of it
-    admitted: list[Sequence] = field(default_factory=list)
-    preempted: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Composed:
-    """A step to send, and what its answer will mean."""
-
-    step: Step
-    sampled: list[Sequence]  # in the order of the answer's tokens
-    computed: list[tuple[Sequence, int]]  # prefilled sequences, and how far
-    admitted: list[Sequence]
+from weft.runtime.messages import Acquire, Chunk, Join, Release, RunnerReady
 
 
 class Composer:
@@ -65,19 +36,11 @@ class Composer:
             page_granules=ready.page_granules,
             policy=config.lora_eviction_policy,
         )
-        self._waiting: OrderedDict[int, Sequence] = (
-            OrderedDict()
-        )  # by number, in order of admission
+        self.waiting = Waiting()
         self.preemptions = 0
         self._config = config
         self._leaves: list[int] = []
-        self._waiting_for: Counter[str] = Counter()
         self._rotation: tuple[str, int] | None = None  # due at the start of the next step
-
-    @property
-    def waiting(self) -> Collection[Sequence]:
-        """Sequences without a row, the one to be admitted first first."""
-        return self._waiting.values()
 
     def output_max(self, sequence: Sequence) -> int:
         """Return how many tokens after the prompt fit if it runs alone. Raises ``NeverFits``.
@@ -91,25 +54,19 @@ class Composer:
             page_tokens=self.cache.page_tokens,
         )
 
-    def enqueue(self, sequence: Sequence) -> None:
-        """Let a sequence wait behind all others."""
-        self._waiting[sequence.number] = sequence
-        self._count(sequence, 1)
-
     def remove(self, sequence: Sequence) -> None:
         """Take back everything that a sequence has, whatever its state."""
         if sequence.row is not None:
             self._leave(sequence)
         elif sequence.holding is None:
-            del self._waiting[sequence.number]
-            self._count(sequence, -1)
+            self.waiting.remove(sequence)
         self._release(sequence)
 
     def host_messages(self, wanted: list[str], steps_done: int) -> list[Acquire | Release]:
         """Return what the adapter store must be told; ``steps_done`` as for ``compose``."""
         messages: list[Acquire | Release] = []
         if len(self.host):
-            needed = self._waiting_for.keys() - self.slots.resident
+            needed = self.waiting.adapters - self.slots.resident
             messages += self.host.release(needed, steps_done)
         for digest in wanted:
             messages += self.host.want(digest)
@@ -121,23 +78,18 @@ class Composer:
         self._rotate()
         self._decode(draft)
         self._prefill(draft)
-        wanted = self._admit(draft) if self._waiting and not draft.preempted else []
-        if not (draft.sampled or draft.chunks or draft.joins or self._leaves):
-            return None, wanted
-        draft.sampled.sort(key=_row)
-        leaves, self._leaves = self._leaves, []
-        step = Step(
-            number, draft.loads, leaves, draft.joins, draft.page_rows, draft.page_ids, draft.chunks
-        )
-        computed = [(sequence, sequence.computed) for sequence in draft.computed]
-        return Composed(step, draft.sampled, computed, draft.admitted), wanted
+        wanted = self._admit(draft) if self.waiting and not draft.preempted else []
+        composed = draft.finish(self._leaves)
+        if composed is not None:
+            self._leaves = []
+        return composed, wanted
 
     def counters(self) -> dict[str, float]:
         """Return what is free, and who holds the rest: pages add up to ``pages``."""
         pages, slots = self.pages, self.slots
         pinned = slots.pages_owned - slots.pages_idle
         return {
-            "waiting": len(self._waiting),
+            "waiting": len(self.waiting),
             "rows_running": len(self.rows),
             "rows": self.rows.count,
             "pages": pages.count,
@@ -164,10 +116,7 @@ class Composer:
         assert len(self.slots.pinned) <= self._config.max_loras_per_batch
         with_adapter = sum(1 for s in self.rows if s.request.generate.adapter is not None)
         assert self.slots.pin_count == with_adapter
-        assert all(s.row is None and s.holding is None for s in self.waiting)
-        assert self._waiting_for.total() == sum(
-            1 for s in self.waiting if s.request.generate.adapter is not None
-        )
+        self.waiting.check()
 
     def _decode(self, draft: Draft) -> None:
         """Every running sequence that has sampled feeds its last token."""
@@ -198,7 +147,7 @@ class Composer:
             if victim in draft.sampled:
                 victim.computed -= 1
                 victim.in_flight -= 1
-                _forget_pages(draft, victim)
+                draft.forget_pages(victim)
             self._preempt(victim)
             draft.preempted += 1
 
@@ -233,14 +182,14 @@ class Composer:
             pinned=self.slots.pinned,
         )
         admission = policy.admit(
-            map(self._candidate, self._waiting.values()),
+            map(self._candidate, self.waiting),
             room,
-            need=lambda number: self._need(self._waiting[number]),
+            need=lambda number: self._need(self.waiting[number]),
             is_at_hand=self._is_at_hand,
         )
         for number in admission.overtaken:
-            self._waiting[number].overtaken += 1
-        admitted = [self._waiting[number] for number in admission.admitted]
+            self.waiting[number].overtaken += 1
+        admitted = [self.waiting[number] for number in admission.admitted]
         slots = self._pin(admitted, draft)
         for sequence in admitted:
             self._start(sequence, slots.get(sequence.number), draft)
@@ -307,8 +256,7 @@ class Composer:
         sequence.holding = self.cache.hold(
             generate.salt, generate.adapter, found, len(sequence.tokens)
         )
-        del self._waiting[sequence.number]
-        self._count(sequence, -1)
+        self.waiting.remove(sequence)
         sequence.computed = len(found) * self.cache.page_tokens
         sequence.prefill_end = len(sequence.tokens)
         sequence.overtaken = 0
@@ -335,12 +283,12 @@ class Composer:
         if self._rotation is None:
             return
         (adapter, starving), self._rotation = self._rotation, None
-        if starving not in self._waiting:
+        if not self.waiting.has(starving):
             return
         running = [s for s in self.rows if s.request.generate.adapter == adapter]
         for sequence in reversed(running):
             self._preempt(sequence)
-        self._waiting.move_to_end(starving, last=False)
+        self.waiting.move_to_front(starving)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Send a running sequence back to the head of the queue; its KV is computed again later."""
@@ -348,9 +296,7 @@ class Composer:
         self._release(sequence)
         sequence.computed = 0
         sequence.prefill_end = 0
-        self._waiting[sequence.number] = sequence
-        self._waiting.move_to_end(sequence.number, last=False)
-        self._count(sequence, 1)
+        self.waiting.prepend(sequence)
         self.preemptions += 1
 
     def _leave(self, sequence: Sequence) -> None:
@@ -363,26 +309,3 @@ class Composer:
             known = min(sequence.computed, len(sequence.tokens))
             self.cache.release(sequence.holding, sequence.tokens, known)
             sequence.holding = None
-
-    def _count(self, sequence: Sequence, change: int) -> None:
-        adapter = sequence.request.generate.adapter
-        if adapter is not None:
-            self._waiting_for[adapter] += change
-            if self._waiting_for[adapter] == 0:
-                del self._waiting_for[adapter]
-
-
-def _row(sequence: Sequence) -> int:
-    assert sequence.row is not None
-    return sequence.row
-
-
-def _forget_pages(draft: Draft, victim: Sequence) -> None:
-    """Take out of a draft the page that a sequence got before it was preempted."""
-    kept = [
-        (row, page)
-        for row, page in zip(draft.page_rows, draft.page_ids, strict=True)
-        if row != victim.row
-    ]
-    draft.page_rows = [row for row, _ in kept]
-    draft.page_ids = [page for _, page in kept]

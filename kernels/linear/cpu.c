@@ -179,10 +179,11 @@ static void multiply(
 /* x: [rows, in], its rows x_stride apart; y: [rows, out]. */
 void weft_linear(const layer *l, const float *x, int64_t x_stride, int64_t rows, float *y)
 {
+    if (rows == 0)
+        return;
     int64_t panels = blocks(l->out, PANEL);
     if ((rows + 4) * l->in * l->out < WORTH_THREADS) {
-        if (rows)
-            multiply(l, 0, panels, rows, x, x_stride, y);
+        multiply(l, 0, panels, rows, x, x_stride, y);
         return;
     }
     int64_t row_blocks = blocks(rows, ROW_BLOCK);

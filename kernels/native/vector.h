@@ -94,6 +94,39 @@ static inline float sum_lanes(vec x)
     return (f[0] + f[2]) + (f[1] + f[3]);
 }
 
+/* The sum of each vector's lanes, in the same order as sum_lanes has. */
+static inline __attribute__((always_inline)) vec sums_of_lanes(const vec *x)
+{
+    /* Each step adds the halves of twice as many parts of vectors, into half as many vectors. */
+#if WIDTH == 16
+#define HALVES_OF_16(a, b)                                                                         \
+    (__builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)         \
+     + __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
+#define HALVES_OF_8(a, b)                                                                          \
+    (__builtin_shufflevector(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27)       \
+     + __builtin_shufflevector(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
+#define HALVES_OF_4(a, b)                                                                          \
+    (__builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)       \
+     + __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
+#define HALVES_OF_2(a, b)                                                                          \
+    (__builtin_shufflevector(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30)      \
+     + __builtin_shufflevector(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31))
+#define FOURS(i) HALVES_OF_8(HALVES_OF_16(x[i], x[i + 8]), HALVES_OF_16(x[i + 4], x[i + 12]))
+#else
+#define FOURS(i)                                                                                 \
+    (__builtin_shufflevector(x[i], x[i + 4], 0, 1, 2, 3, 8, 9, 10, 11)                             \
+     + __builtin_shufflevector(x[i], x[i + 4], 4, 5, 6, 7, 12, 13, 14, 15))
+#define HALVES_OF_4(a, b)                                                                          \
+    (__builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)                                       \
+     + __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15))
+#define HALVES_OF_2(a, b)                                                                          \
+    (__builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14)                                      \
+     + __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15))
+#endif
+    vec first = HALVES_OF_4(FOURS(0), FOURS(1)), second = HALVES_OF_4(FOURS(2), FOURS(3));
+    return HALVES_OF_2(first, second);
+}
+
 /* exp for x <= 0 within 2 units in the last place: 2^n by the exponent's bits, the rest by a
  * polynomial (coefficients of the Cephes library's expf). What is not finite becomes NaN. */
 static inline vec exp_lanes(vec x)

@@ -19,8 +19,14 @@ enum { QUERIES = 8, SUMS = 8 };
 /* Vectors of one head that are summed up together, at most. */
 enum { COLUMNS = 4 };
 
+/* Keys whose scores are computed together, for as many queries as fill a vector with scores. */
+enum { KEYS = 8, TOGETHER = WIDTH / KEYS };
+typedef float eight __attribute__((vector_size(KEYS * 4), aligned(4), may_alias));
+
+enum { LINE = 64 };
+
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLLED _Pragma("GCC unroll 8")
+#define UNROLLED _Pragma("GCC unroll 16")
 
 /* What all pieces of work share. */
 typedef struct {
@@ -45,42 +51,91 @@ INLINE vec cached(const int is_half, const char *cache, int64_t i)
     return is_half ? widen((const uint16_t *)cache + i) : load((const float *)cache + i);
 }
 
-/* Where the keys from ``key`` to ``last`` that follow each other begin, and how many they are. */
-INLINE int64_t run_of(
-    const work *w, const int64_t *pages, int64_t kv_head, int64_t key, int64_t last, int64_t *count)
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Keys up to ``last`` that follow each other in one page: a pass over all keys goes from run to run.
+ */
+typedef struct {
+    int64_t key, count;
+    int64_t place; /* of the first one of a head in a cache */
+    int64_t next;  /* of the next run; of this one if it is the last */
+    int64_t index; /* among the pages */
+} run;
+
+INLINE int64_t place_of(const work *w, int64_t page, int64_t offset, int64_t kv_head)
 {
-    int64_t page = pages[key / w->page_tokens], offset = key % w->page_tokens;
-    int64_t left = w->page_tokens - offset;
-    *count = last + 1 - key < left ? last + 1 - key : left;
     return page * w->page_stride + (offset * w->kv_heads + kv_head) * w->size;
 }
 
-/* scores[i][j] = scale * q[i] . k[first + j] for Q queries and all keys up to last. */
-INLINE void score(
-    const int is_half, const int Q, const work *w, const float *const *q, const int64_t *pages,
-    int64_t kv_head, int64_t first, int64_t last, float *scores, int64_t stride)
+INLINE run run_at(
+    const work *w, const int64_t *pages, int64_t kv_head, int64_t index, int64_t offset,
+    int64_t key, int64_t last)
 {
-    int64_t count, key_stride = w->kv_heads * w->size;
-    for (int64_t key = first; key <= last; key += count) {
-        int64_t k = run_of(w, pages, kv_head, key, last, &count);
-        for (int64_t j = key - first; j < key - first + count; j++, k += key_stride) {
-            /* A constant size, not Q: an array of variable length would lie in memory. */
-            vec sums[QUERIES];
-            UNROLLED for (int i = 0; i < Q; i++)
-                sums[i] = (vec){0};
-            for (int64_t d = 0; d < w->size; d += WIDTH) {
-                vec part = cached(is_half, w->k, k + d);
-                UNROLLED for (int i = 0; i < Q; i++)
-                    sums[i] += load(q[i] + d) * part;
-            }
-            UNROLLED for (int i = 0; i < Q; i++)
-                scores[i * stride + j] = w->scale * sum_lanes(sums[i]);
-        }
-    }
+    run r = {.key = key, .index = index};
+    if (key > last)
+        return r;
+    r.count = smaller(w->page_tokens - offset, last + 1 - key);
+    r.place = place_of(w, pages[index], offset, kv_head);
+    r.next = key + r.count <= last ? place_of(w, pages[index + 1], 0, kv_head) : r.place;
+    return r;
 }
 
-/* Turn the scores of the keys [begin, end) into weights that add up to one, all others into 0. */
-static void softmax(float *scores, int64_t begin, int64_t end, int64_t count)
+#define EACH_RUN(r)                                                                                \
+    run r = run_at(w, pages, kv_head, first / w->page_tokens, first % w->page_tokens, first, last); \
+    r.key <= last;                                                                                 \
+    r = run_at(w, pages, kv_head, r.index + 1, 0, r.key + r.count, last)
+
+/* Ask for what a pass over the keys reads next: pages lie anywhere, so the processor cannot. */
+INLINE void fetch(const int is_half, const work *w, const char *cache, int64_t place)
+{
+    const char *key = cache + place * (is_half ? 2 : 4);
+    for (int64_t byte = 0; byte < w->size * (is_half ? 2 : 4); byte += LINE)
+        __builtin_prefetch(key + byte);
+}
+
+/* scores[i][j] = scale * q[i] . k[first + j] for some queries and all keys up to last. As many as
+ * fill a whole number of blocks of KEYS are written. */
+INLINE void score(
+    const int is_half, const work *w, const float *const *q, int64_t queries, const int64_t *pages,
+    int64_t kv_head, int64_t first, int64_t last, float *scores, int64_t stride)
+{
+    const int64_t key_stride = w->kv_heads * w->size;
+    for (EACH_RUN(r))
+        for (int64_t j = 0; j < r.count; j += KEYS) {
+            int64_t at[KEYS]; /* of the block's keys; the last one stands for those it lacks */
+            for (int k = 0; k < KEYS; k++)
+                at[k] = r.place + smaller(j + k, r.count - 1) * key_stride;
+            for (int k = 0; k < KEYS; k++)
+                fetch(is_half, w, w->k, r.next + smaller(j + k, r.count - 1) * key_stride);
+            for (int64_t i = 0; i < queries; i += TOGETHER) {
+                const float *one = q[i], *other = q[smaller(i + 1, queries - 1)];
+                vec sums[WIDTH];
+                UNROLLED for (int k = 0; k < WIDTH; k++)
+                    sums[k] = (vec){0};
+                for (int64_t d = 0; d < w->size; d += WIDTH)
+                    UNROLLED for (int k = 0; k < KEYS; k++) {
+                        vec key = cached(is_half, w->k, at[k] + d);
+                        sums[k] += load(one + d) * key;
+                        if (TOGETHER == 2)
+                            sums[WIDTH - KEYS + k] += load(other + d) * key;
+                    }
+                float *place = scores + i * stride + r.key - first + j;
+                vec some = w->scale * sums_of_lanes(sums);
+#if WIDTH == 16
+                *(eight *)place = __builtin_shufflevector(some, some, 0, 1, 2, 3, 4, 5, 6, 7);
+                if (i + 1 < queries)
+                    *(eight *)(place + stride) =
+                        __builtin_shufflevector(some, some, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+                *(vec *)place = some;
+#endif
+            }
+        }
+}
+
+/* Turn the scores of the keys [begin, end) into weights, all others into 0. Returns by what the
+ * weights add up to one. */
+static float softmax(float *scores, int64_t begin, int64_t end, int64_t count)
 {
     vec mosts = (vec){0} - INFINITY;
     int64_t j = begin;
@@ -110,87 +165,81 @@ static void softmax(float *scores, int64_t begin, int64_t end, int64_t count)
         for (int64_t i = j; i < end; i++)
             sum += scores[i] = rest[i - j];
     }
-    float factor = 1.0f / (sum + sum_lanes(sums));
     for (int64_t i = 0; i < begin; i++)
         scores[i] = 0;
-    for (int64_t i = begin; i < end; i++)
-        scores[i] *= factor;
     for (int64_t i = end; i < count; i++)
         scores[i] = 0;
+    return 1.0f / (sum + sum_lanes(sums));
 }
 
-/* out[i] = sum over keys of weights[i][j] * v[first + j] for Q queries, D vectors of each. */
+/* out[i] = factors[i] * sum over keys of weights[i][j] * v[first + j]: D vectors of Q queries. */
 INLINE void weigh_columns(
     const int is_half, const int Q, const int D, const work *w, const float *weights,
     int64_t stride, const int64_t *pages, int64_t kv_head, int64_t first, int64_t last,
-    int64_t column, float *const *out)
+    int64_t column, const float *factors, float *const *out)
 {
     vec sums[QUERIES][COLUMNS];
     UNROLLED for (int i = 0; i < Q; i++)
         UNROLLED for (int d = 0; d < D; d++)
             sums[i][d] = (vec){0};
-    int64_t count, key_stride = w->kv_heads * w->size;
-    for (int64_t key = first; key <= last; key += count) {
-        int64_t v = run_of(w, pages, kv_head, key, last, &count) + column;
-        for (int64_t j = key - first; j < key - first + count; j++, v += key_stride) {
+    const int64_t key_stride = w->kv_heads * w->size;
+    for (EACH_RUN(r)) {
+        const float *own = weights + r.key - first;
+        for (int64_t j = 0, v = r.place + column; j < r.count; j++, v += key_stride) {
+            if (column == 0)
+                fetch(is_half, w, w->v, r.next + j * key_stride);
             vec parts[COLUMNS];
             UNROLLED for (int d = 0; d < D; d++)
                 parts[d] = cached(is_half, w->v, v + d * WIDTH);
             UNROLLED for (int i = 0; i < Q; i++)
                 UNROLLED for (int d = 0; d < D; d++)
-                    sums[i][d] += weights[i * stride + j] * parts[d];
+                    sums[i][d] += own[i * stride + j] * parts[d];
         }
     }
     UNROLLED for (int i = 0; i < Q; i++)
         UNROLLED for (int d = 0; d < D; d++)
-            *(vec *)(out[i] + column + d * WIDTH) = sums[i][d];
+            *(vec *)(out[i] + column + d * WIDTH) = factors[i] * sums[i][d];
 }
 
 INLINE void weigh(
     const int is_half, const int Q, const work *w, const float *weights, int64_t stride,
-    const int64_t *pages, int64_t kv_head, int64_t first, int64_t last, float *const *out)
+    const int64_t *pages, int64_t kv_head, int64_t first, int64_t last, const float *factors,
+    float *const *out)
 {
     /* As many sums as leave registers for what is added to them. */
     const int D = SUMS / Q >= COLUMNS ? COLUMNS : SUMS / Q >= 2 ? 2 : 1;
     int64_t d = 0;
     for (; d + D * WIDTH <= w->size; d += D * WIDTH)
-        weigh_columns(is_half, Q, D, w, weights, stride, pages, kv_head, first, last, d, out);
+        weigh_columns(
+            is_half, Q, D, w, weights, stride, pages, kv_head, first, last, d, factors, out);
     for (; D > 1 && d < w->size; d += WIDTH)
-        weigh_columns(is_half, Q, 1, w, weights, stride, pages, kv_head, first, last, d, out);
+        weigh_columns(
+            is_half, Q, 1, w, weights, stride, pages, kv_head, first, last, d, factors, out);
 }
 
-/* One tile's scores, or its weighted values, for so many queries. */
-#define FUNCTIONS(is_half, Q)                                                                      \
-    static void score_##is_half##_##Q(                                                             \
-        const work *w, const float *const *q, const int64_t *pages, int64_t kv_head,               \
-        int64_t first, int64_t last, float *scores, int64_t stride)                                \
-    {                                                                                              \
-        score(is_half, Q, w, q, pages, kv_head, first, last, scores, stride);                      \
-    }                                                                                              \
+typedef void weigh_function(
+    const work *w, const float *weights, int64_t stride, const int64_t *pages, int64_t kv_head,
+    int64_t first, int64_t last, const float *factors, float *const *out);
+
+#define WEIGH_FUNCTION(is_half, Q)                                                                 \
     static void weigh_##is_half##_##Q(                                                             \
-        const work *w, float *const *out, const int64_t *pages, int64_t kv_head, int64_t first,    \
-        int64_t last, const float *weights, int64_t stride)                                        \
+        const work *w, const float *weights, int64_t stride, const int64_t *pages,                 \
+        int64_t kv_head, int64_t first, int64_t last, const float *factors, float *const *out)     \
     {                                                                                              \
-        weigh(is_half, Q, w, weights, stride, pages, kv_head, first, last, out);                   \
+        weigh(is_half, Q, w, weights, stride, pages, kv_head, first, last, factors, out);          \
     }
 #define EACH_COUNT(do, is_half)                                                                    \
     do(is_half, 1) do(is_half, 2) do(is_half, 3) do(is_half, 4)                                    \
     do(is_half, 5) do(is_half, 6) do(is_half, 7) do(is_half, 8)
 
-EACH_COUNT(FUNCTIONS, 0)
-EACH_COUNT(FUNCTIONS, 1)
+EACH_COUNT(WEIGH_FUNCTION, 0)
+EACH_COUNT(WEIGH_FUNCTION, 1)
 
-typedef void score_function(
-    const work *w, const float *const *q, const int64_t *pages, int64_t kv_head, int64_t first,
-    int64_t last, float *scores, int64_t stride);
-typedef void weigh_function(
-    const work *w, float *const *out, const int64_t *pages, int64_t kv_head, int64_t first,
-    int64_t last, const float *weights, int64_t stride);
-
-#define SCORE(is_half, Q) score_##is_half##_##Q,
-#define WEIGH(is_half, Q) weigh_##is_half##_##Q,
-static score_function *const scores_of[2][QUERIES] = {{EACH_COUNT(SCORE, 0)}, {EACH_COUNT(SCORE, 1)}};
-static weigh_function *const weigh_of[2][QUERIES] = {{EACH_COUNT(WEIGH, 0)}, {EACH_COUNT(WEIGH, 1)}};
+#define NAME(is_half, Q) weigh_##is_half##_##Q,
+static weigh_function *const weigh_functions[2][QUERIES] = {
+    {EACH_COUNT(NAME, 0)},
+    {EACH_COUNT(NAME, 1)},
+};
 
 /* One tile of tokens with all heads that share the keys of one. */
 static void attend(const work *w, const int64_t *tile, int64_t kv_head, float *scores, int64_t stride)
@@ -204,32 +253,36 @@ static void attend(const work *w, const int64_t *tile, int64_t kv_head, float *s
     for (int64_t begin = 0; begin < queries; begin += QUERIES) {
         int64_t count = queries - begin < QUERIES ? queries - begin : QUERIES;
         const float *q[QUERIES];
-        float *out[QUERIES];
+        float *out[QUERIES], factors[QUERIES];
         for (int64_t i = 0; i < count; i++) {
             int64_t token = tile[0] + (begin + i) / fold;
             int64_t head = kv_head * fold + (begin + i) % fold;
             q[i] = w->q + token * w->q_stride + head * w->size;
             out[i] = w->out + (token * w->heads + head) * w->size;
         }
-        scores_of[w->is_half][count - 1](
-            w, q, pages, kv_head, first, last, scores, stride);
+        if (w->is_half)
+            score(1, w, q, count, pages, kv_head, first, last, scores, stride);
+        else
+            score(0, w, q, count, pages, kv_head, first, last, scores, stride);
         for (int64_t i = 0; i < count; i++) {
             int64_t position = w->positions[tile[0] + (begin + i) / fold];
             int64_t own = w->window && position - w->window + 1 > first ? position - w->window + 1 : first;
-            softmax(scores + i * stride, own - first, position + 1 - first, last + 1 - first);
+            factors[i] = softmax(scores + i * stride, own - first, position + 1 - first, last + 1 - first);
         }
-        weigh_of[w->is_half][count - 1](w, out, pages, kv_head, first, last, scores, stride);
+        weigh_functions[w->is_half][count - 1](
+            w, scores, stride, pages, kv_head, first, last, factors, out);
     }
 }
 
 /* Returns 0, or -1 if there is no memory. keys_max: the most keys that any tile sees. */
 int weft_paged_attention(const work *w, int64_t tiles, int64_t keys_max)
 {
+    const int64_t stride = keys_max + KEYS; /* with room for the last block of keys */
     int64_t pieces = tiles * w->kv_heads;
     int failed = 0;
 #pragma omp parallel if (pieces > 1)
     {
-        float *scores = malloc(sizeof(float) * QUERIES * keys_max);
+        float *scores = malloc(sizeof(float) * QUERIES * stride);
         if (scores == NULL) {
 #pragma omp atomic write
             failed = -1;
@@ -237,7 +290,7 @@ int weft_paged_attention(const work *w, int64_t tiles, int64_t keys_max)
 #pragma omp for schedule(dynamic, 1)
         for (int64_t piece = 0; piece < pieces; piece++)
             if (scores != NULL)
-                attend(w, w->tiles + 3 * (piece / w->kv_heads), piece % w->kv_heads, scores, keys_max);
+                attend(w, w->tiles + 3 * (piece / w->kv_heads), piece % w->kv_heads, scores, stride);
         free(scores);
     }
     return failed;

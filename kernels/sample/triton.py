@@ -45,7 +45,7 @@ def sample(
         logits: [R, V] float32, after bias and penalties; left as it is.
         temperature: [R] float32; 0: the first of the most likely tokens.
         min_p: [R] float32 in 0 .. 1.
-        k: [R] int32; 0: all tokens.
+        k: [R] int64; 0: all tokens.
         p: [R] float32 in 0 .. 1, not 0.
         seeds: [R] int64.
         choices: [R] int64.

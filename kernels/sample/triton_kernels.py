@@ -238,7 +238,7 @@ def sample_kernel(
         temperature = tl.maximum(temperature, _TEMPERATURE_MIN)
         edge, edge_tokens, total = _filter(
             chosen_ptr + row * CHOSEN, row_ptr, highest, temperature,
-            tl.load(floor_ptr + row), tl.load(k_ptr + row), tl.load(p_ptr + row),
+            tl.load(floor_ptr + row), tl.load(k_ptr + row).to(tl.int32), tl.load(p_ptr + row),
             CHOSEN, VOCABULARY, BLOCK,
         )  # fmt: skip
         bits = noise(

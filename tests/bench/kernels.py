@@ -41,7 +41,7 @@ KINDS = {
 
 @torch.inference_mode()
 def linear_table(shape, *, rounds, threads):
-    """Return a row for each count of tokens and kind: the best of rounds in which all take turns."""
+    """Return a row for each count of tokens and kind: the best of rounds, all taking turns."""
     torch.set_num_threads(threads)
     projections = PROJECTIONS[shape]
     weights = sum(features * outputs for features, outputs in projections)

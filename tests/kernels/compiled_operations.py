@@ -86,9 +86,9 @@ def draw(vocabulary: int) -> None:
     rows = 64
     floats = [meta(rows, dtype=torch.float32) for _ in range(3)]
     temperature, min_p, p = floats
-    longs = [meta(rows, dtype=torch.int64) for _ in range(3)]
+    k, *streams = (meta(rows, dtype=torch.int64) for _ in range(4))
     logits = meta(rows, vocabulary, dtype=torch.float32)
-    sample(logits, temperature, min_p, meta(rows, dtype=torch.int32), p, *longs)
+    sample(logits, temperature, min_p, k, p, *streams)
 
 
 def _cases() -> dict[str, Callable[[], None]]:

@@ -124,7 +124,7 @@ def adapters(
     weights_dtype: torch.dtype | None = None,
     tokens: int = 512,
     row_adapters: int = 1,
-    rank_max: int = 64,
+    rank_max: int = 32,
     page_granules: int = 3,
     processors: int = 1,
 ) -> Adapters:

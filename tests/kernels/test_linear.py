@@ -163,6 +163,7 @@ def test_a_row_of_nan_stays_a_row_of_nan_alone(kind, dtype, int8):
 
 @kinds
 @storages
-def test_no_rows_give_no_rows(kind, dtype, int8):
-    packed = kind(*layer(61, 97, dtype=dtype), int8=int8)
-    assert packed(torch.empty(0, 61)).shape == (0, 97)
+@pytest.mark.parametrize(("features", "outputs"), [(61, 97), (256, 4096)], ids=["small", "large"])
+def test_no_rows_give_no_rows(kind, features, outputs, dtype, int8):
+    packed = kind(*layer(features, outputs, dtype=dtype), int8=int8)
+    assert packed(torch.empty(0, features)).shape == (0, outputs)

@@ -15,10 +15,10 @@ def planner(**changes):
 
 
 def laid_out(made, starts, slots, groups, weights=None):
-    ints = np.full(made.bounds.ints + 100, -7, dtype=np.int32)
+    ints = np.full(made.bounds.ints + 100, 10**6, dtype=np.int32)
     starts, slots = np.array(starts), np.array(slots, dtype=np.int64)
     counts = made.lay_out(ints, starts, slots, np.array(groups), weights)
-    assert (ints[counts.ints :] == -7).all()
+    assert (ints[counts.ints :] == 10**6).all()
     return ints, counts
 
 

@@ -13,7 +13,7 @@ if DEVICE == "cuda":
     pytestmark = pytest.mark.gpu
 
 # Ranks by slot and part. The last slots lack parts; one has nothing.
-RANKS = [[8, 16, 3], [1, 1, 1], [64, 24, 5], [40, None, 9], [None, 2, None], [None, None, None]]
+RANKS = [[8, 16, 3], [1, 1, 1], [32, 24, 5], [30, None, 9], [None, 2, None], [None, None, None]]
 # Output columns of each part.
 SITES = {"qkv": (144, 16, 30), "gate-up": (61, 61), "one": (97,)}
 # Rows of each segment, and their slots.
@@ -72,12 +72,13 @@ def check(rows, slots, columns, features, **options):
     assert bits(actual[outside]).equal(bits(y[outside]))
 
 
+@pytest.mark.parametrize("rank_max", [32, 64], ids=["one block of ranks", "several"])
 @pytest.mark.parametrize(("rows", "slots"), BATCHES.values(), ids=BATCHES.keys())
-def test_updates_agree_with_the_reference(rows, slots):
-    check(rows, slots, SITES["qkv"], 200)
+def test_updates_agree_with_the_reference(rows, slots, rank_max):
+    check(rows, slots, SITES["qkv"], 200, rank_max=rank_max)
 
 
-@pytest.mark.parametrize("features", [1, 128, 1100])
+@pytest.mark.parametrize("features", [1, 128, 3200])
 def test_updates_agree_with_the_reference_for_other_inputs(features):
     check([2, 20], [2, 0], SITES["gate-up"], features)
 
@@ -86,7 +87,7 @@ def test_updates_agree_with_the_reference_for_other_inputs(features):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(("rows", "slots"), BATCHES.values(), ids=BATCHES.keys())
 @pytest.mark.parametrize("columns", SITES.values(), ids=SITES.keys())
-@pytest.mark.parametrize("features", [1, 61, 2500])
+@pytest.mark.parametrize("features", [1, 61, 3200])
 def test_updates_agree_with_the_reference_at_large(features, columns, rows, slots, dtype):
     check(rows, slots, columns, features, dtype=dtype)
 
@@ -123,6 +124,14 @@ def test_adapters_of_larger_rank_than_a_block_agree_with_the_reference():
     torch.testing.assert_close(actual.cpu(), made.expected(y, x, [0, 2, 4], [0, 1]))
 
 
+def test_an_adapter_may_have_as_many_ranks_as_are_configured():
+    made = adapters([[24, 24, 24], [23, 8, 24]], (140, 20, 30), 60, rank_max=24)
+    x, y = made.batch(8)
+    actual = made.add(y, x, [0, 5, 8], [0, 1])
+    expected = made.expected(y, x, [0, 5, 8], [0, 1])
+    torch.testing.assert_close(actual.cpu(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_an_adapter_may_have_other_ranks_and_parts_in_another_layer():
     layers = [[[40, None], [8, 8]], [[None, 3], [None, None]], [[70, 16], [1, None]]]
     made = adapters(layers, (140, 30), 60, rank_max=128)
@@ -136,8 +145,9 @@ def test_an_adapter_may_have_other_ranks_and_parts_in_another_layer():
             assert bits(actual[4:]).equal(bits(y[4:]))
 
 
-def test_a_part_without_an_adapter_stays_bit_equal():
-    made = adapters(RANKS, SITES["qkv"], 40)
+@pytest.mark.parametrize("rank_max", [32, 64], ids=["one block of ranks", "several"])
+def test_a_part_without_an_adapter_stays_bit_equal(rank_max):
+    made = adapters(RANKS, SITES["qkv"], 40, rank_max=rank_max)
     x, y = made.batch(5)
     y.fill_(-0.0)  # which 0 added to it would turn into 0
     actual = made.add(y, x, [0, 5], [3])  # has no second part
@@ -190,10 +200,10 @@ def test_splits_are_summed_alike_by_one_program_and_by_many(dots_row_by_row):
     results = []
     for processors in (100, 1):  # one has enough to do without splitting
         torch.manual_seed(0)
-        made = adapters(RANKS, SITES["one"], 2500, processors=processors)
+        made = adapters(RANKS, SITES["one"], 3200, processors=processors)
         x, y = made.batch(24)
         results.append(made.add(y, x, [0, 20, 24], [2, 0], tokens_max=200))
-    assert splits_of(2500) == (3, 7)
+    assert splits_of(3200) == (4, 7)
     assert bits(results[0]).equal(bits(results[1]))
 
 

@@ -50,7 +50,7 @@ def rules(rows, *, temperature=1.0, min_p=0.0, k=0, p=1.0, seed=1):
     return [
         column(temperature, torch.float32),
         column(min_p, torch.float32),
-        column(k, torch.int32),
+        column(k, torch.int64),
         column(p, torch.float32),
         column(seed, torch.int64),
         torch.arange(rows) % 3,

@@ -52,10 +52,12 @@ class Flow:
     """One simulated weft, and the clients of one test."""
 
     def __init__(
-        self, seed, model, folder, *, pages=96, page_granules=2, window_max=None, ranks=1, **options
-    ):
+        self, seed, model, folder, *, pages=96, page_granules=2, window_max=None, ranks=1,
+        lora_ranks=RANKS, **options,
+    ):  # fmt: skip
         """``model`` is the TextModel of ``folder``; ``window_max`` narrows every link.
 
+        ``lora_ranks`` are those of the adapters that can be used, by name.
         Ranks beyond the first compute the same tokens, and nobody waits for them.
         """
         values = {
@@ -63,7 +65,8 @@ class Flow:
             "max_loras_per_batch": 2, "max_loaded_loras": 3, "max_queued_requests": 1000,
             "max_model_len": model.max_model_len,
         }  # fmt: skip
-        names = (*ADAPTERS, "alias", "gone", "broken")
+        lora_ranks = lora_ranks | {"alias": lora_ranks["a0"]}
+        names = (*lora_ranks, "gone", "broken")
         self.config = Config(
             model=str(folder),
             served_model_name="base",
@@ -71,7 +74,7 @@ class Flow:
             **(values | options),
         )
         folders = {
-            f"/{name}": adapter_folder(number, rank=RANKS.get(name, 2))
+            f"/{name}": adapter_folder(number, rank=lora_ranks.get(name, 2))
             for number, name in enumerate(names)
         }
         folders["/alias"] = folders["/a0"]
@@ -110,8 +113,7 @@ class Flow:
             self.config,
             pages=pages,
             adapter_pages={
-                name: -(-2 * -(-rank // 8) // page_granules)
-                for name, rank in (RANKS | {"alias": RANKS["a0"]}).items()
+                name: -(-2 * -(-rank // 8) // page_granules) for name, rank in lora_ranks.items()
             },
             digest=self._digest,
             vanished={"gone"},

@@ -190,6 +190,35 @@ def test_adapters_and_the_base_share_batches(model, folder):
     assert flow.engine.distinct_adapters_max == 3
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_many_adapters_come_and_go_in_little_memory(seed, model, folder):
+    """Thirty adapters, of which about eight fit at once, and now and then a long answer."""
+    rng = random.Random(seed)
+    lora_ranks = {f"a{number}": rng.choice((1, 8, 16, 33, 64)) for number in range(30)}
+    flow = Flow(
+        seed, model, folder, pages=40, lora_ranks=lora_ranks,
+        max_loras_per_batch=rng.choice((1, 4, 8)), max_loaded_loras=rng.choice((8, 12, 30)),
+        lora_eviction_policy=rng.choice(("lru", "fifo")),
+    )  # fmt: skip
+    names = ["base", *lora_ranks]
+    for client in ("ann", "bob"):
+        made = [
+            simple(
+                f"r{number}",
+                rng.choice((*names, *names[:5], *names[:5])),
+                after_ns=rng.randrange(500_000_000),
+                max_tokens=rng.choice((1, 5, 9, 70)),
+                seed=number,
+            )
+            for number in range(50)
+        ]
+        flow.join(client, made)
+    flow.run()
+    flow.assert_all_are_answered()
+    flow.assert_all_is_back()
+    assert flow.sections()["scheduler"]["adapter_evictions_total"] > 20
+
+
 @pytest.mark.parametrize("is_full", [False, True], ids=["changed", "disk full"])
 def test_an_adapter_that_cannot_be_loaded_fails_its_requests_alone(model, folder, is_full):
     flow = Flow(2, model, folder)

@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+import httpx
 import pytest
 
 from tests.system.chats import (
@@ -12,7 +13,7 @@ from tests.system.chats import (
     gather_over_zmq,
     kill_while_answering,
 )
-from tests.system.runs import Server
+from tests.system.runs import TIMEOUT_S, Server
 
 pytestmark = pytest.mark.system
 
@@ -63,6 +64,18 @@ def test_when_a_runner_is_killed_the_run_ends_and_leaves_nobody(pair, role):
         # The launcher sees the one that was killed, or the other one first, which names it.
         told = (f"the process {role} was killed by SIGKILL", f"RankLost: rank {rank} (process")
         assert any(text in pair.log.read_text() for text in told)
+
+
+def test_without_a_compiler_runners_find_each_other_too(serve, monkeypatch):
+    monkeypatch.setenv("CC", "/no/compiler")
+    pair = serve(lines=ONE_LINE)
+    body = {"model": "math", "prompt": "The", "max_tokens": 8, "ignore_eos": True, "n": 3}
+    answer = httpx.post(f"{pair.url}/v1/completions", json=body, timeout=TIMEOUT_S).json()
+    assert answer["usage"]["completion_tokens"] == 24
+    pair.assert_all_is_back()
+    pair.stop()
+    assert pair.end()[0] == 0, pair.log.read_text()
+    pair.assert_nothing_is_left()
 
 
 def test_a_size_that_the_model_does_not_divide_by_is_one_line(place):

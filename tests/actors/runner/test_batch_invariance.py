@@ -21,12 +21,19 @@ PROMPT = [random.Random(1).randrange(160) for _ in range(45)]
 TOKENS = 12
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
-def model(request, tmp_path_factory):
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "float16", "int8"])
+def storage(request):
+    """How weights lie in memory."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(storage, tmp_path_factory):
     """A model wide enough for kernels to split their work, in each type of weights."""
-    folder = tmp_path_factory.mktemp(request.param) / "model"
+    folder = tmp_path_factory.mktemp(storage) / "model"
     wide = SMALL | {"hidden_size": 256, "intermediate_size": 2300, "num_attention_heads": 4}
-    random_model(Qwen2Config(**wide), dtype=getattr(torch, request.param)).save_pretrained(folder)
+    dtype = torch.bfloat16 if storage == "int8" else getattr(torch, storage)
+    random_model(Qwen2Config(**wide), dtype=dtype).save_pretrained(folder)
     return folder
 
 
@@ -54,17 +61,19 @@ def told(harness, label):
 
 
 @pytest.mark.parametrize("adapter", DIGESTS, ids=["base", "a", "b", "c"])
-def test_log_probabilities_are_bit_equal_alone_and_in_a_full_batch(model, paths, adapter):
+def test_log_probabilities_are_bit_equal_alone_and_in_a_full_batch(storage, model, paths, adapter):
+    options = {"kv_cache_memory_mib": 16, "quantization": "int8" if storage == "int8" else None}
+
     def ask(harness, label, prompt, digest):
         sampling = RowSampling(0.8, 1.0, 0, 0.0, 7, logprobs=2)
         harness.generate(
             label, prompt, adapter=digest, max_tokens=TOKENS, stop_token_ids=[], sampling=sampling
         )
 
-    alone = harness_of(model, paths, kv_cache_memory_mib=16)
+    alone = harness_of(model, paths, **options)
     ask(alone, "me", PROMPT, adapter)
     alone.run()
-    crowd = harness_of(model, paths, kv_cache_memory_mib=16)
+    crowd = harness_of(model, paths, **options)
     rng = random.Random(2)
     for index in range(30):
         if index == 17:

@@ -101,6 +101,15 @@ def test_log_probabilities_are_those_of_the_whole_model(model, size):
         )
 
 
+def test_a_rows_bits_do_not_depend_on_its_neighbours(model):
+    prompts = prompts_of(9)
+    crowd = prefill(engine_of(model, tensor_parallel_size=2, **MEMORY), prompts, sampling=LOGPROBS)
+    for prompt, among in zip(prompts, crowd.logprobs, strict=True):
+        engine = engine_of(model, tensor_parallel_size=2, **MEMORY)
+        [alone] = prefill(engine, [prompt], sampling=LOGPROBS).logprobs
+        assert (alone.top_tokens, alone.top) == (among.top_tokens, among.top)
+
+
 @pytest.mark.parametrize("tokens", [64, 40], ids=["whole-prompts", "chunks"])
 def test_sampled_rows_of_all_kinds_get_the_tokens_of_the_whole_model(model, paths, tokens):
     """Noise, penalties, minimum lengths, and a neighbour that is not finite."""
