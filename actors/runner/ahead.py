@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,11 +70,13 @@ class Ahead:
         self._under_way: deque[Running] = deque()
 
     def load(self, load: AdapterLoad) -> None:
-        """Have an adapter's weights put into its pages, after the steps that are under way."""
-        fill = partial(
-            self._parts.lora.fill, load.slot, load.digest, Path(load.path), list(load.pages)
-        )
-        self._stream.run(fill)
+        """Put an adapter's weights into its pages, once nothing under way reads them.
+
+        Copies from memory that is not pinned would wait for the device anyway.
+        """
+        for other in self._under_way:
+            other.collect()
+        self._parts.lora.fill(load.slot, load.digest, Path(load.path), load.pages)
 
     def leave(self, row: int) -> None:
         """Forget how a row is sampled."""

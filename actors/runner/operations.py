@@ -82,9 +82,7 @@ def choose(device: torch.device, *, int8: bool) -> Operations:
         if int8:
             raise UnsupportedModel("quantization is int8, which only a CPU computes: leave it out")
         if find_spec("triton") is None:
-            raise UnsupportedModel(
-                "a GPU needs triton: install it, or let device be cpu"
-            )
+            raise UnsupportedModel("a GPU needs triton: install it, or let device be cpu")
         return in_triton(device, torch.cuda.get_device_properties(device).multi_processor_count)
     if any(kernel.library() is None for kernel in NATIVE):
         return _plain(device, partial(OneDnnLinear, int8=int8))
