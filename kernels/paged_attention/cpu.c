@@ -103,10 +103,11 @@ INLINE void score(
     for (EACH_RUN(r))
         for (int64_t j = 0; j < r.count; j += KEYS) {
             int64_t at[KEYS]; /* of the block's keys; the last one stands for those it lacks */
+            at[0] = r.place + j * key_stride;
+            for (int k = 1; k < KEYS; k++)
+                at[k] = at[k - 1] + (j + k < r.count ? key_stride : 0);
             for (int k = 0; k < KEYS; k++)
-                at[k] = r.place + smaller(j + k, r.count - 1) * key_stride;
-            for (int k = 0; k < KEYS; k++)
-                fetch(is_half, w, w->k, r.next + smaller(j + k, r.count - 1) * key_stride);
+                fetch(is_half, w, w->k, at[k] + r.next - r.place);
             for (int64_t i = 0; i < queries; i += TOGETHER) {
                 const float *one = q[i], *other = q[smaller(i + 1, queries - 1)];
                 vec sums[WIDTH];

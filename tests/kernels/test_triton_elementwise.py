@@ -14,6 +14,8 @@ from weft.kernels.rotary.triton import rotary_
 from weft.kernels.silu_mul.triton import silu_mul
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cuda":
+    pytestmark = pytest.mark.gpu
 NAN = float("nan")
 # One rounding of each type, and another since the interpreter rounds bfloat16 towards zero.
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}

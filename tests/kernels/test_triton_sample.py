@@ -15,6 +15,8 @@ from weft.kernels.sample import triton as device_sampling
 from weft.kernels.sample.triton_kernels import noise
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cuda":
+    pytestmark = pytest.mark.gpu
 INFINITY = float("inf")
 NAN = float("nan")
 
