@@ -67,7 +67,7 @@ class Drain:
 def turn(actor: Actor[Any], mailbox: Mailbox, clock: Callable[[], int], wait_s: float) -> bool:
     """Let the actor work once, then take in what has arrived; return whether anything happened.
 
-    Waits only if the actor had nothing to do. ``clock`` returns nanoseconds. An exception is a bug
+    Waits only if the actor had nothing to do, and nothing under way. ``clock`` returns nanoseconds. An exception is a bug
     in the actor, and ends the process.
     """
     produced = actor.advance(Turn(clock(), mailbox.room))

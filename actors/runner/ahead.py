@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ class AheadMeans(NamedTuple):
     """What a device that works beside the host has for it."""
 
     stream: Stream
-    record: Record | None  # None: no graphs
+    record: Callable[[], Record] | None  # None: no graphs
 
 
 class Staged(NamedTuple):
@@ -66,7 +67,8 @@ class Ahead:
         size += parts.lora.kernel.staged_bytes() + parts.attention.staged_bytes()
         self._staging = Staging(size + _ARRAYS * ALIGNMENT, device)
         self._last_tokens = torch.zeros(limits.rows, dtype=torch.int64, device=device)
-        self.graphs = Graphs(self.compute, limits.rows, means.record)
+        record = None if means.record is None else means.record()
+        self.graphs = Graphs(self.compute, limits.rows, record)
         self._under_way: deque[Running] = deque()
 
     def load(self, load: AdapterLoad) -> None:

@@ -70,7 +70,7 @@ def choose(config: Config, device: torch.device) -> Backend:
     if device.type == "cpu":
         return host(chosen)
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    record = None if config.enforce_eager else CudaRecord()
+    record = None if config.enforce_eager else CudaRecord
     return in_triton(chosen, processors, AheadMeans(CudaStream(), record))
 
 

@@ -125,7 +125,8 @@ class TritonLora:
 
     def staged_bytes(self) -> int:
         """Return how much of the staging a step takes at most."""
-        return 4 * self._planner(self._limits.tokens).bounds.ints
+        sizes = {self._tokens(count) for count in (1, self._limits.tokens)}
+        return 4 * max(self._planner(tokens).bounds.ints for tokens in sizes)
 
     def _tokens(self, count: int) -> int:
         """Return for how many tokens to plan a step that is not in a graph."""

@@ -69,13 +69,13 @@ def replay(compute, batch):
 
 def on_host(record=call, stream=None):
     """Kernels for CPUs, driven as a GPU's are."""
-    means = AheadMeans(stream or LateStream(), record)
+    means = AheadMeans(stream or LateStream(), record and (lambda: record))
     return backend.host(operations.choose(CPU, int8=False), means)
 
 
 def interpreted(record=replay, stream=None):
     """A GPU's kernels, in Triton's interpreter."""
-    means = AheadMeans(stream or LateStream(), record)
+    means = AheadMeans(stream or LateStream(), record and (lambda: record))
     return backend.in_triton(operations.in_triton(CPU, processors=2), 2, means)
 
 
