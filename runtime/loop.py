@@ -67,8 +67,8 @@ class Drain:
 def turn(actor: Actor[Any], mailbox: Mailbox, clock: Callable[[], int], wait_s: float) -> bool:
     """Let the actor work once, then take in what has arrived; return whether anything happened.
 
-    Waits only if the actor had nothing to do, and nothing under way. ``clock`` returns nanoseconds. An exception is a bug
-    in the actor, and ends the process.
+    Waits only if the actor had nothing to do, and nothing under way. ``clock`` returns nanoseconds.
+    An exception is a bug in the actor, and ends the process.
     """
     produced = actor.advance(Turn(clock(), mailbox.room))
     for send in produced or ():
