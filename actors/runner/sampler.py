@@ -67,6 +67,8 @@ class Sampler:
             rows: [R], each has joined.
             positions: [R], which the drawn tokens will take in their sequences.
         """
+        if not rows:  # part of a prompt, and nothing else
+            return Drawn(torch.empty(0, dtype=torch.int64), [], [])
         rules = [self._rules[row] for row in rows]
         highest, tokens = logits.max(dim=-1)
         failed = _not_finite(highest)
