@@ -56,7 +56,8 @@ class Bench:
     def decode(self, rows, adapters, steps):
         """Return the median seconds from step to step while ``rows`` rows decode.
 
-        A step is launched before the one before is waited for, as the runner does. Row i has adapter ``i % adapters``; without adapters all are the base's.
+        A step is launched before the one before is waited for, as the runner does. Row i has
+        adapter ``i % adapters``; without adapters all are the base's.
         """
         self._prefill(rows, adapters, steps)
         for _ in range(WARM_STEPS):
