@@ -105,7 +105,8 @@ class Ahead:
         kind = self.kind_of(host)
         staged = self._lay_out(host, kind)
         send = self._staging.sender()
-        running = Running(number, self._sampler, staged.wanted, started_ns)
+        before = self._under_way[-1] if self._under_way else None
+        running = Running(number, self._sampler, staged.wanted, started_ns, before)
 
         def work() -> None:
             send()
@@ -176,12 +177,20 @@ class Running:
     """A step that the device computes."""
 
     def __init__(
-        self, number: int, sampler: DeviceSampler, wanted: Wanted, started_ns: int
+        self,
+        number: int,
+        sampler: DeviceSampler,
+        wanted: Wanted,
+        started_ns: int,
+        before: Running | None,
     ) -> None:
+        """``before`` is the step that the device computes first."""
         self._number = number
         self._sampler = sampler
         self._wanted = wanted
         self._started_ns = started_ns
+        self._before = before
+        self._ended_ns = 0
         self._answer: StepDone | None = None
         self.told: Tensor | None = None  # in host memory, once ``mark`` is past
         self.mark: Mark | None = None
@@ -204,7 +213,11 @@ class Running:
             self.mark.wait()
             assert self.told is not None
             told = self._sampler.told(self.told.numpy(), self._wanted)
-            elapsed_us = (time.perf_counter_ns() - self._started_ns) // 1000
+            self._ended_ns = time.perf_counter_ns()
+            if self._before is not None:
+                self._started_ns = max(self._started_ns, self._before._ended_ns)
+                self._before = None
+            elapsed_us = (self._ended_ns - self._started_ns) // 1000
             self._answer = StepDone(
                 self._number, told.tokens, told.failed, told.logprobs, elapsed_us
             )

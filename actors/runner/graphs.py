@@ -17,6 +17,9 @@ from torch import Tensor
 
 from weft.actors.runner.model import Batch
 
+# Up to here sizes are 8 apart, from here 32.
+FINE_ROWS = 256
+
 # Logits of a batch: None on all ranks of a group but the first.
 Compute = Callable[[Batch], Tensor | None]
 
@@ -70,9 +73,13 @@ class Graphs:
 
 
 def sizes(rows_max: int) -> list[int]:
-    """Return the numbers of rows that have a graph, ascending, up to the most of a step."""
-    few = [rows for rows in (1, 2, 4) if rows < rows_max]
-    return [*few, *range(8, rows_max, 8), rows_max]
+    """Return the numbers of rows that have a graph, ascending, up to the most of a step.
+
+    Each takes a moment at start and some memory; a step computes at most 7 rows more than it has,
+    beyond 256 rows at most 31, which costs little beside reading the weights.
+    """
+    found = [1, 2, 4, *range(8, FINE_ROWS, 8), *range(FINE_ROWS, rows_max, 32)]
+    return [*(rows for rows in found if rows < rows_max), rows_max]
 
 
 class CudaRecord:

@@ -52,12 +52,15 @@ class LateMark:
 
 
 def call(compute, batch):
-    """What a graph is by definition."""
+    """What a graph is by definition. Like a GPU's, its first batch is computed when it is made."""
+    compute(batch)
     return compute
 
 
 def replay(compute, batch):
     """What a graph does: it computes the same memory again, whatever it is given."""
+
+    compute(batch)
 
     def again(other):
         for one, two in ((batch.tokens, other.tokens), (batch.sampled, other.sampled)):

@@ -1,6 +1,7 @@
 """Steps that are launched before the one before is computed give the tokens of those that wait."""
 
 import random
+import time
 
 import msgspec
 import pytest
@@ -159,6 +160,14 @@ def test_more_steps_than_there_is_memory_for_are_an_assertion(model):
     with pytest.raises(AssertionError, match="2 steps are under way"):
         engine.launch(Step(3))
     assert len(under_way) == 2
+
+
+def test_time_that_two_steps_share_counts_once(model, monkeypatch):
+    engine = begun(model, LateStream(), [[1]])
+    times_us = iter([0, 10, 100, 150])  # of two launches and two answers
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: next(times_us) * 1000)
+    under_way = [engine.launch(Step(n)) for n in (1, 2)]
+    assert [step.collect().compute_us for step in under_way] == [100, 50]
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5, 9])

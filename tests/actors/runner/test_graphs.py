@@ -11,6 +11,7 @@ from weft.actors.runner.graphs import Graphs, Kind, sizes
         (6, [1, 2, 4, 6]),
         (8, [1, 2, 4, 8]),
         (30, [1, 2, 4, 8, 16, 24, 30]),
+        (300, [1, 2, 4, *range(8, 257, 8), 288, 300]),
     ],
 )
 def test_sizes_go_up_in_steps_to_the_most_rows(most, expected):
