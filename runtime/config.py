@@ -48,6 +48,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     block_size: int = 16  # tokens whose KV fills a page
     kv_cache_memory_mib: int = 512  # for KV and adapters, on CPU
     gpu_memory_utilization: float = 0.9  # on CUDA, weights included
+    enforce_eager: bool = False  # on CUDA: no graphs of decode steps
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     max_queued_requests: int = 1024  # beyond it: 429
