@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weft.actors.scheduler import policy
+from weft.actors.scheduler import fair, policy
 from weft.actors.scheduler.draft import Composed, Draft
 from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.pages import Pages
@@ -36,7 +36,7 @@ class Composer:
             page_granules=ready.page_granules,
             policy=config.lora_eviction_policy,
         )
-        self.waiting = Waiting()
+        self.waiting = Waiting(config.scheduling_policy)
         self.preemptions = 0
         self._config = config
         self._leaves: list[int] = []
@@ -173,6 +173,8 @@ class Composer:
             draft.sampled.append(sequence)
 
     def _admit(self, draft: Draft) -> list[str]:
+        if self.rows.free == 0 or draft.tokens_left <= 0:
+            return []
         reserve = len(self.rows) // 2  # pages that running sequences will soon grow by
         room = Room(
             rows=self.rows.free,
@@ -181,10 +183,21 @@ class Composer:
             adapters=self._config.max_loras_per_batch,
             pinned=self.slots.pinned,
         )
+        needs: dict[int, Need] = {}  # of those that were looked at and may start
+
+        def need(number: int) -> Need:
+            needs[number] = self._need(self.waiting[number])
+            return needs[number]
+
+        def cost(sequence: Sequence) -> float:
+            needed = needs.get(sequence.number)
+            tokens = len(sequence.tokens) if needed is None else needed.tokens
+            return fair.INPUT_COST * tokens
+
         admission = policy.admit(
-            map(self._candidate, self.waiting),
+            map(self._candidate, self.waiting.in_order(cost)),
             room,
-            need=lambda number: self._need(self.waiting[number]),
+            need=need,
             is_at_hand=self._is_at_hand,
         )
         for number in admission.overtaken:
@@ -261,7 +274,9 @@ class Composer:
         sequence.prefill_end = len(sequence.tokens)
         sequence.overtaken = 0
         if sequence.cached_tokens is None:
+            # What is computed again after a preemption is no service.
             sequence.cached_tokens = sequence.computed
+            sequence.request.tenant.serve(input_tokens=sequence.prefill_end - sequence.computed)
         draft.joins.append(
             Join(
                 row=self.rows.take(sequence),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from weft.actors.scheduler.accounts import Account
 from weft.actors.scheduler.prefixes import Holding
 from weft.runtime.messages import Generate
 
@@ -56,6 +57,8 @@ class Request:
 
     generate: Generate
     accepted_ns: int
+    tenant: Account
+    adapter: Account | None  # if adapters are limited
     sequences: list[Sequence] = field(default_factory=list)
     admitted_ns: int | None = None
     first_token_ns: int | None = None
@@ -64,6 +67,12 @@ class Request:
     def key(self) -> tuple[str, str]:
         """What a client cancels by."""
         return (self.generate.client, self.generate.label)
+
+    def spend(self, tokens: int, now_ns: int) -> None:
+        """Pay for tokens, whoever's are limited."""
+        for account in (self.tenant, self.adapter):
+            if account is not None and account.limits.max_tokens_per_minute is not None:
+                account.spend(tokens, now_ns)
 
     @property
     def is_over(self) -> bool:

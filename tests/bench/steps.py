@@ -28,7 +28,7 @@ def scheduler_table():
 def _measure(count):
     harness = Harness(
         pages=count * 80, max_num_seqs=count, max_num_batched_tokens=max(count, 32),
-        block_size=16, max_queued_requests=count,
+        block_size=16, max_queued_requests=2 * count,
     )  # fmt: skip
     for index in range(count):
         harness.generate(
