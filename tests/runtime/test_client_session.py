@@ -172,9 +172,7 @@ def test_more_requests_than_credit_wait_and_arrive_in_order(weft):
     window = next(edge for edge in TOPOLOGY.edges if edge.connects == CLIENT).forward_window
     prompts = [str(number) for number in range(5 * window)]
     for prompt in prompts:
-        weft.session.submit(
-            lambda: None, model=None, messages=None, prompt=prompt, sampling={}
-        )
+        weft.session.submit(lambda: None, model=None, messages=None, prompt=prompt, sampling={})
     assert not weft.session.tokenizer.is_flushed
     weft.settle()
     assert weft.session.tokenizer.is_flushed
