@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.bench import kernels, latency, log_lines, pool, ranks, steps, throughput
+from tests.bench import kernels, latency, log_lines, pool, ranks, steps, tenants, throughput
 from tests.bench.models import SHAPES
 from tests.bench.throughput import Load
 
-SECTIONS = ("throughput", "latency", "steps", "logging", "kernels", "pool", "ranks")
+SECTIONS = ("throughput", "latency", "steps", "logging", "kernels", "pool", "ranks", "tenants")
 
 
 def main():
@@ -64,6 +64,11 @@ def _tables(section, options):
         case "steps":
             yield "The scheduler's part of a steady decode step", steps.scheduler_table()
             yield (
+                f"A decode step of {steps.BACKLOG_ROWS} rows while others wait that cannot start, "
+                "microseconds by scheduling_policy",
+                steps.backlog_table(),
+            )
+            yield (
                 "A step of the running demonstration: what is not the model's computing",
                 steps.share_table(threads=threads),
             )
@@ -90,6 +95,12 @@ def _tables(section, options):
                 )
         case "pool":
             yield from pool.tables()
+        case "tenants":
+            yield (
+                "Milliseconds to the first token of a tenant that asks now and then, alone and "
+                f"beside one that sends {tenants.FLOOD_PER_S} requests a second",
+                tenants.run(threads=threads, rounds=rounds),
+            )
 
 
 def _machine(options):
