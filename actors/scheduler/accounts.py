@@ -28,7 +28,8 @@ class Account:
 
     name: str
     limits: Limits
-    weight: float
+    input_price: float  # what a token adds to the counter
+    output_price: float
     budget: Budget
     counter: float = 0.0  # service so far, divided by the weight
     live: int = 0  # sequences that are not over
@@ -41,11 +42,6 @@ class Account:
             budget = refilled(self.budget, now_ns, per_minute)
             found = rate_excess(budget, len(generate.prompt), per_minute)
         return found
-
-    def serve(self, *, input_tokens: int = 0, output_tokens: int = 0) -> None:
-        """Count service."""
-        cost = INPUT_COST * input_tokens + OUTPUT_COST * output_tokens
-        self.counter += cost / self.weight
 
     def spend(self, tokens: int, now_ns: int) -> None:
         """Pay for tokens, where they are limited."""
@@ -78,7 +74,7 @@ class Accounts:
             limits = self._limits.get(name) or self._limits.get(ANY_OTHER) or Limits()
             weight = limits.weight if isinstance(limits, TenantLimits) else 1.0
             full = Budget(float(limits.max_tokens_per_minute or 0), now_ns)
-            account = Account(name, limits, weight, full)
+            account = Account(name, limits, INPUT_COST / weight, OUTPUT_COST / weight, full)
         return account
 
     def take(self, account: Account, sequences: int) -> None:

@@ -321,8 +321,10 @@ class Scheduler:
         request = sequence.request
         generate = request.generate
         sequence.tokens.append(token)
-        request.tenant.serve(output_tokens=1)
-        request.spend(1, now_ns)
+        tenant = request.tenant
+        tenant.counter += tenant.output_price
+        for account in request.metered:
+            account.spend(1, now_ns)
         if request.first_token_ns is None:
             self._metrics.first_token(request, now_ns)
             log.debug(

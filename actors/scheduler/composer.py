@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from weft.actors.scheduler import fair, policy
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from weft.actors.scheduler import policy
 from weft.actors.scheduler.draft import Composed, Draft
 from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.pages import Pages
@@ -189,13 +192,15 @@ class Composer:
             needs[number] = self._need(self.waiting[number])
             return needs[number]
 
-        def cost(sequence: Sequence) -> float:
+        def tokens(sequence: Sequence) -> int:
             needed = needs.get(sequence.number)
-            tokens = len(sequence.tokens) if needed is None else needed.tokens
-            return fair.INPUT_COST * tokens
+            return len(sequence.tokens) if needed is None else needed.tokens
 
+        order = self.waiting.in_order(tokens)
+        if len(self.waiting) > policy.LOOK_AHEAD:
+            order = self._without_gaps(order, tokens)
         admission = policy.admit(
-            map(self._candidate, self.waiting.in_order(cost)),
+            map(self._candidate, order),
             room,
             need=need,
             is_at_hand=self._is_at_hand,
@@ -211,6 +216,23 @@ class Composer:
             if adapter is not None:
                 self._rotation = (adapter, admission.starving)
         return admission.wanted
+
+    def _without_gaps(
+        self, order: Iterator[Sequence], tokens: Callable[[Sequence], int]
+    ) -> Iterator[Sequence]:
+        """Yield the first of all, and then the first of those that lack no adapter's slot.
+
+        Or, where more tenants are first whose adapters must wait than are looked at, rows would
+        stay empty that others could have.
+        """
+        seen = set()
+        for sequence in islice(order, policy.LOOK_AHEAD // 2):
+            seen.add(sequence.number)
+            yield sequence
+        usable = [*self.slots.pinned, None]
+        for sequence in self.waiting.in_order(tokens, adapters=usable):
+            if sequence.number not in seen:
+                yield sequence
 
     def _candidate(self, sequence: Sequence) -> Candidate:
         return Candidate(
@@ -276,7 +298,8 @@ class Composer:
         if sequence.cached_tokens is None:
             # What is computed again after a preemption is no service.
             sequence.cached_tokens = sequence.computed
-            sequence.request.tenant.serve(input_tokens=sequence.prefill_end - sequence.computed)
+            tenant = sequence.request.tenant
+            tenant.counter += tenant.input_price * (sequence.prefill_end - sequence.computed)
         draft.joins.append(
             Join(
                 row=self.rows.take(sequence),

@@ -27,7 +27,7 @@ class Lane(NamedTuple):
     """A tenant's waiting sequences, the first first."""
 
     counter: float
-    price: float  # what a cost of 1 adds to the counter: the reciprocal of the tenant's weight
+    price: float  # what a token of a prompt adds to the counter: its cost, divided by the weight
     sequences: Iterable[int]
 
 
@@ -49,25 +49,31 @@ def lifted(counter: float, others: Iterable[float], last_left: float) -> float:
     return max(counter, min(others, default=last_left))
 
 
-def merge(lanes: Iterable[Lane], cost: Callable[[int], float]) -> Iterator[int]:
+def merge(lanes: Iterable[Lane], tokens: Callable[[int], float]) -> Iterator[int]:
     """Yield every sequence once, each time of the lane whose counter is the least.
 
-    ``cost`` is asked about a sequence when the next one is wanted, and says by how much it has
-    raised its lane's counter: that of its start, or, if it was passed over, what it would have
-    been. So a tenant whose sequences cannot start does not keep the others from being looked at.
+    ``lanes`` come in the order of their counters; a lane is looked at when it is its turn.
+    ``tokens`` is asked about a sequence when the next one is wanted: how many of its prompt are
+    computed, now that it starts, or would be, if it was passed over. So a tenant whose sequences
+    cannot start does not keep the others from being looked at.
     """
-    heap = [
-        (lane.counter, place, lane.price, iter(lane.sequences)) for place, lane in enumerate(lanes)
-    ]
-    heapq.heapify(heap)
-    while heap:
-        counter, place, price, sequences = heap[0]
+    closed = iter(lanes)
+    following = next(closed, None)
+    heap: list[tuple[float, int, float, Iterator[int]]] = []
+    place = 0
+    while heap or following:
+        if following and not (heap and heap[0][0] <= following.counter):
+            entry = (following.counter, place, following.price, iter(following.sequences))
+            heapq.heappush(heap, entry)
+            place += 1
+            following = next(closed, None)
+        counter, at, price, sequences = heap[0]
         number = next(sequences, None)
         if number is None:
             heapq.heappop(heap)
             continue
         yield number
-        heapq.heapreplace(heap, (counter + cost(number) * price, place, price, sequences))
+        heapq.heapreplace(heap, (counter + tokens(number) * price, at, price, sequences))
 
 
 def service_gap_max(*, input_tokens_max: int, batch_tokens_max: int) -> float:

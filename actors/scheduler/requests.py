@@ -79,7 +79,8 @@ class Requests:
         if adapter is not None:
             self._payers.adapters.take(adapter, generate.choices)
         request = Request(generate, now_ns, tenant, adapter)
-        request.spend(len(generate.prompt), now_ns)
+        for account in request.metered:
+            account.spend(len(generate.prompt), now_ns)
         for choice in range(generate.choices):
             sequence = Sequence(
                 self._next_sequence, request, choice, list(generate.prompt), generate.max_tokens

@@ -62,17 +62,16 @@ class Request:
     sequences: list[Sequence] = field(default_factory=list)
     admitted_ns: int | None = None
     first_token_ns: int | None = None
+    metered: list[Account] = field(init=False)  # who pays for tokens by the minute
+
+    def __post_init__(self) -> None:
+        accounts = [self.tenant] if self.adapter is None else [self.tenant, self.adapter]
+        self.metered = [a for a in accounts if a.limits.max_tokens_per_minute is not None]
 
     @property
     def key(self) -> tuple[str, str]:
         """What a client cancels by."""
         return (self.generate.client, self.generate.label)
-
-    def spend(self, tokens: int, now_ns: int) -> None:
-        """Pay for tokens, whoever's are limited."""
-        for account in (self.tenant, self.adapter):
-            if account is not None and account.limits.max_tokens_per_minute is not None:
-                account.spend(tokens, now_ns)
 
     @property
     def is_over(self) -> bool:

@@ -6,10 +6,12 @@ from bisect import bisect_left, insort
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 from weft.actors.scheduler import fair
 from weft.actors.scheduler.accounts import Account
+from weft.actors.scheduler.policy import LOOK_AHEAD
 from weft.actors.scheduler.sequence import Sequence
 
 
@@ -29,7 +31,7 @@ class Waiting:
     comes next.
 
     Invariants, checked by ``check``: nobody in it holds a row or pages; everyone is in one line or
-    was put first; an adapter is counted as often as a sequence waits for it.
+    was put first; everyone is noted under their adapter.
     """
 
     def __init__(self, policy: Literal["vtc", "fcfs"] = "vtc") -> None:
@@ -39,12 +41,13 @@ class Waiting:
         self._lines: dict[str, _Line] = {}  # by tenant
         self._last: Account | None = None  # whose line was the last to end
         self._waits_of: Counter[str] = Counter()  # sequences by tenant
-        self._adapters: Counter[str] = Counter()
+        # Those in lines and those put first, by adapter; a dict keeps the order of arrival.
+        self._of_adapter: dict[str | None, dict[int, None]] = {}
 
     @property
     def adapters(self) -> Set[str]:
         """Those that some sequence waits for."""
-        return self._adapters.keys()
+        return {adapter for adapter in self._of_adapter if adapter is not None}
 
     @property
     def tenants(self) -> Set[str]:
@@ -69,16 +72,20 @@ class Waiting:
         """Return how many of a tenant's sequences wait."""
         return self._waits_of[tenant]
 
-    def in_order(self, cost: Callable[[Sequence], float]) -> Iterator[Sequence]:
-        """Whoever is to be admitted first comes first; ``cost`` as for ``fair.merge``."""
-        for number in self._first:
-            yield self._sequences[number]
+    def in_order(
+        self, tokens: Callable[[Sequence], int], *, adapters: list[str | None] | None = None
+    ) -> Iterator[Sequence]:
+        """Whoever is to be admitted first comes first; of those with ``adapters`` alone, if given.
+
+        ``tokens`` says how many a sequence has to compute; it is asked as ``fair.merge`` asks.
+        """
         sequences = self._sequences
-        lanes = [
-            fair.Lane(line.tenant.counter, 1 / line.tenant.weight, (n for _, n in line.entries))
-            for line in self._lines.values()
-        ]
-        for number in fair.merge(lanes, lambda number: cost(sequences[number])):
+        for number in self._first:
+            if adapters is None or sequences[number].request.generate.adapter in adapters:
+                yield sequences[number]
+        lines = self._lines if adapters is None else self._lines_with(adapters)
+        lanes = map(_lane, sorted(lines.values(), key=_counter))
+        for number in fair.merge(lanes, lambda number: tokens(sequences[number])):
             yield sequences[number]
 
     def append(self, sequence: Sequence) -> None:
@@ -112,16 +119,20 @@ class Waiting:
             del self._first[sequence.number]
         else:
             self._leave_line(sequence)
-        _less(self._waits_of, sequence.request.tenant.name)
-        if (adapter := sequence.request.generate.adapter) is not None:
-            _less(self._adapters, adapter)
+        tenant, adapter = sequence.request.tenant.name, sequence.request.generate.adapter
+        self._waits_of[tenant] -= 1
+        if self._waits_of[tenant] == 0:
+            del self._waits_of[tenant]
+        del self._of_adapter[adapter][sequence.number]
+        if not self._of_adapter[adapter]:
+            del self._of_adapter[adapter]
 
     def check(self) -> None:
         """Assert the invariants."""
         assert all(s.row is None and s.holding is None for s in self)
-        wanted = Counter(s.request.generate.adapter for s in self)
-        del wanted[None]
-        assert wanted == self._adapters
+        found = {n: adapter for adapter, numbers in self._of_adapter.items() for n in numbers}
+        assert found == {s.number: s.request.generate.adapter for s in self}
+        assert all(self._of_adapter.values())
         assert Counter(s.request.tenant.name for s in self) == self._waits_of
         lined = [number for line in self._lines.values() for _, number in line.entries]
         assert sorted([*lined, *self._first]) == sorted(self._sequences)
@@ -134,8 +145,8 @@ class Waiting:
     def _note(self, sequence: Sequence) -> None:
         self._sequences[sequence.number] = sequence
         self._waits_of[sequence.request.tenant.name] += 1
-        if (adapter := sequence.request.generate.adapter) is not None:
-            self._adapters[adapter] += 1
+        adapter = sequence.request.generate.adapter
+        self._of_adapter.setdefault(adapter, {})[sequence.number] = None
 
     def _put_first(self, number: int) -> None:
         self._first[number] = None
@@ -149,6 +160,19 @@ class Waiting:
             self._last = line.tenant
             del self._lines[key]
 
+    def _lines_with(self, adapters: list[str | None]) -> dict[str, _Line]:
+        """Return lines of those alone that have one of these adapters; some of each, if many."""
+        lines: dict[str, _Line] = {}
+        for adapter in adapters:
+            some = islice(self._of_adapter.get(adapter, ()), LOOK_AHEAD // len(adapters) + 1)
+            for sequence in map(self._sequences.__getitem__, some):
+                if sequence.number not in self._first:
+                    line = lines.setdefault(self._line_of(sequence), _Line(sequence.request.tenant))
+                    line.entries.append(_entry(sequence))
+        for line in lines.values():
+            line.entries.sort()
+        return lines
+
     def _line_of(self, sequence: Sequence) -> str:
         return sequence.request.tenant.name if self._is_fair else ""
 
@@ -158,7 +182,10 @@ def _entry(sequence: Sequence) -> tuple[int, int]:
     return fair.urgency_ns(request.accepted_ns, request.generate.priority), sequence.number
 
 
-def _less(counts: Counter[str], name: str) -> None:
-    counts[name] -= 1
-    if counts[name] == 0:
-        del counts[name]
+def _lane(line: _Line) -> fair.Lane:
+    tenant = line.tenant
+    return fair.Lane(tenant.counter, tenant.input_price, (number for _, number in line.entries))
+
+
+def _counter(line: _Line) -> float:
+    return line.tenant.counter

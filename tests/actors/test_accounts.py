@@ -3,6 +3,7 @@ import pytest
 from tests.actors.scheduler_harness import Harness
 from weft.actors.scheduler import accounts
 from weft.actors.scheduler.accounts import Accounts
+from weft.actors.scheduler.policy import LOOK_AHEAD
 from weft.runtime.config import Limits, TenantLimits
 from weft.runtime.messages import Abort
 
@@ -192,3 +193,20 @@ def test_counts_are_by_tenant_and_made_up_names_share_one(monkeypatch):
     assert (ann.requests, ann.rejected, ann.prompt_tokens, ann.output_tokens) == (1, 1, 6, 4)
     assert (sum(ann.queue_s), ann.counter) == (1, 6 + 2 * 4)
     assert (others.requests, others.output_tokens, others.counter) == (2, 8, 0.0)
+
+
+def test_a_row_is_not_left_empty_for_hundreds_whose_adapters_must_wait():
+    harness = Harness(max_loras_per_batch=1, max_num_seqs=4, pages=256, max_queued_requests=4096)
+    ask(harness, "endless", "ann", adapter="own", max_tokens=400, stop_token_ids=[])
+    while not harness.tokens:
+        harness.run_step()
+    for number in range(LOOK_AHEAD + 50):
+        ask(harness, f"cold{number}", f"t{number}", adapter=f"a{number % 4}", max_tokens=1)
+    for label, adapter in (("base", None), ("warm", "own")):
+        ask(harness, label, "ann", adapter=adapter, max_tokens=3)
+    for _ in range(8):
+        harness.run_step()
+    assert harness.end("base").output_tokens > 0
+    assert harness.end("warm").output_tokens > 0
+    harness.run()
+    harness.assert_all_is_back()

@@ -32,6 +32,7 @@ def lanes(draw):
         Lane(draw(COUNTERS), 1 / draw(st.floats(0.1, 10)), [next(numbers) for _ in range(length)])
         for length in draw(st.lists(st.integers(0, 8), max_size=6))
     ]
+    made.sort(key=lambda lane: lane.counter)
     total = next(numbers)
     costs = draw(st.lists(st.floats(0, 1e6), min_size=total, max_size=total))
     return made, costs
@@ -128,17 +129,12 @@ def test_two_tenants_who_both_wait_stay_within_the_papers_bound(drawn):
     places, counters, gaps = [0, 0], [0.0, 0.0], [0.0]
     running = []  # [tenant, answer tokens left]
     while all(place < len(queue) for place, queue in zip(places, queues, strict=True)):
-        made = [
-            Lane(counters[who], 1 / weights[who], [who * 1000 + n for n in range(places[who], 60)])
-            for who in (0, 1)
-        ]
-        made = [
-            lane._replace(
-                sequences=[n for n in lane.sequences if n % 1000 < len(queues[n // 1000])]
-            )
-            for lane in made
-        ]
-        order = merge(made, lambda n: INPUT_COST * queues[n // 1000][n % 1000][0])
+        made = []
+        for who, queue in enumerate(queues):
+            sequences = range(who * 1000 + places[who], who * 1000 + len(queue))
+            made.append(Lane(counters[who], INPUT_COST / weights[who], sequences))
+        made.sort(key=lambda lane: lane.counter)
+        order = merge(made, lambda n: queues[n // 1000][n % 1000][0])
         for _, number in zip(range(rows - len(running)), order, strict=False):
             who, place = divmod(number, 1000)
             prompt, answer = queues[who][place]

@@ -56,7 +56,7 @@ def _measure(count, *, waiting=0, free=0, **options):
             f"{index}", [5, 6, index % 900 + 10], max_tokens=STEPS * 3, stop_token_ids=[],
             adapter="own" if waiting and index == 0 else None,
         )  # fmt: skip
-    for _ in range(4):
+    while waiting and harness.scheduler._counters()["waiting"]:
         harness.run_step()
     for index in range(waiting):
         harness.generate(f"w{index}", [5, 6, 7], tenant=f"t{index}", adapter=f"a{index % 4}")
