@@ -44,10 +44,11 @@ class Runner:
             case Step():
                 self._steps.append(message)
                 return []
-            case Inspection(client, label, sections, adapters):
+            case Inspection(client, label, sections, adapters, tenants):
                 self.check()
                 sections = {**sections, self._role: self._engine.counters()}
-                return [Send("scheduler", Inspection(client, label, sections, adapters))]
+                inspection = Inspection(client, label, sections, adapters, tenants)
+                return [Send("scheduler", inspection)]
             case _:
                 assert_never(message)
 
