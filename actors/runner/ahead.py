@@ -68,7 +68,7 @@ class Ahead:
         self._staging = Staging(size + _ARRAYS * ALIGNMENT, device)
         self._last_tokens = torch.zeros(limits.rows, dtype=torch.int64, device=device)
         record = None if means.record is None else means.record()
-        self.graphs = Graphs(self.compute, limits.rows, record)
+        self.graphs = Graphs(self._compute, limits.rows, record)
         self._under_way: deque[Running] = deque()
 
     def load(self, load: AdapterLoad) -> None:
@@ -102,7 +102,7 @@ class Ahead:
         if self._sampler.needs_history(host.sampled_rows):
             for other in self._under_way:
                 other.collect()
-        kind = self.kind_of(host)
+        kind = self._kind(host)
         staged = self._lay_out(host, kind)
         send = self._staging.sender()
         before = self._under_way[-1] if self._under_way else None
@@ -124,7 +124,7 @@ class Ahead:
         self._staging.sender()()
         self.graphs.record(kind, staged.batch)
 
-    def kind_of(self, host: HostBatch) -> Kind | None:
+    def _kind(self, host: HostBatch) -> Kind | None:
         """Return which graph computes a step; None: none does."""
         if not host.is_decode:
             return None
@@ -148,7 +148,7 @@ class Ahead:
         )
         return Staged(batch, wanted, sampled_rows)
 
-    def compute(self, batch: Batch) -> Tensor | None:
+    def _compute(self, batch: Batch) -> Tensor | None:
         """Return the logits of a staged step, whose decodes feed the rows' last tokens."""
         staged = batch.tokens
         tokens = torch.where(staged < 0, self._last_tokens[(~staged).clamp_(min=0)], staged)

@@ -97,8 +97,8 @@ class TorchEngine:
             self._executor = ahead = Ahead(parts, limits, self._device, self._backend.ahead)
             scratch = warmup.Scratch(pages, config.block_size)
             with torch.inference_mode():
-                seconds = warmup.capture(ahead, scratch)
-            log.info("%d graphs of decode steps in %.1f s", len(seconds), sum(seconds))
+                seconds = warmup.capture(ahead, scratch, ahead.graphs.kinds)
+            log.info("%d graphs of decode steps in %.1f s", len(ahead.graphs.kinds), seconds)
         self._ready = RunnerReady(
             group.rank, pages, config.block_size, config.max_loaded_loras, shape.granules
         )
@@ -186,6 +186,7 @@ class TorchEngine:
             return config.kv_cache_memory_mib * MIB // config.tensor_parallel_size
         assert self._backend.ahead is not None
         ahead = self._backend.ahead
+        torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self._device)
         with torch.inference_mode():
             needed = warmup.memory_needed(

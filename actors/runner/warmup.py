@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from weft.actors.runner.ahead import Ahead
+from weft.actors.runner.graphs import Kind
 from weft.actors.runner.limits import Limits
 from weft.actors.runner.rows import HostBatch
 from weft.runtime.messages import Join, RowSampling
@@ -30,7 +31,7 @@ _SAMPLING = RowSampling(
     temperature=0.7, top_p=0.9, top_k=20, min_p=0.1, seed=0, logprobs=LOGPROBS
 )  # fmt: skip
 
-# Graphs captured to learn what one takes, after the first, which also takes what they share.
+# Graphs captured to learn what one takes.
 GRAPHS_MEASURED = 4
 
 
@@ -60,14 +61,17 @@ def run_largest(ahead: Ahead, limits: Limits, scratch: Scratch) -> None:
                 ahead.leave(row)
 
 
-def capture(ahead: Ahead, scratch: Scratch, graphs_max: int | None = None) -> list[float]:
-    """Make all graphs, or the first ones; return how many seconds each took."""
-    seconds = []
-    for kind in ahead.graphs.kinds[:graphs_max]:
-        started = time.perf_counter()
-        ahead.capture(kind, blank([1], 0, scratch, has_adapters=kind.has_adapters, samples=False))
-        seconds.append(time.perf_counter() - started)
-    return seconds
+def capture(ahead: Ahead, scratch: Scratch, kinds: Sequence[Kind]) -> float:
+    """Make graphs of these kinds; return how many seconds it took."""
+    started = time.perf_counter()
+    # torch collects garbage before each: what exists already need not be looked at every time.
+    gc.collect()
+    gc.freeze()
+    for kind in kinds:
+        host = blank([1], 0, scratch, has_adapters=kind.has_adapters, samples=False)
+        ahead.capture(kind, host)
+    gc.unfreeze()
+    return time.perf_counter() - started
 
 
 def memory_needed(build: Callable[[], Ahead], limits: Limits, scratch: Scratch) -> int:
@@ -78,12 +82,15 @@ def memory_needed(build: Callable[[], Ahead], limits: Limits, scratch: Scratch) 
     at_first = _free()
     ahead = build()
     run_largest(ahead, limits, scratch)
-    capture(ahead, scratch, graphs_max=1)
-    first = _free()
-    capture(ahead, scratch, graphs_max=GRAPHS_MEASURED)
-    measured = min(GRAPHS_MEASURED, len(ahead.graphs.kinds))
-    each = (first - _free()) / max(1, measured)
-    needed = at_first - first + each * max(0, len(ahead.graphs.kinds) - 1)
+    # The first also takes what all of them share.
+    kinds = ahead.graphs.kinds
+    capture(ahead, scratch, kinds[:1])
+    with_one = _free()
+    measured = kinds[1 : 1 + GRAPHS_MEASURED]
+    capture(ahead, scratch, measured)
+    with_some = _free()
+    each = (with_one - with_some) / max(1, len(measured))
+    needed = at_first - with_some + each * len(kinds[1 + len(measured) :])
     del ahead
     gc.collect()
     torch.cuda.empty_cache()
