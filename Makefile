@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/demo.yaml
 ARGS ?=
+# Where other engines are installed, outside the repository.
+PEERS ?= $(HOME)/.cache/weft-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test check bench test-gpu clean
+.PHONY: help serve demo test check bench peers bench-peers bench-kernels bench-gpu test-gpu clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 serve: $(VENV)/serve.stamp  ## serve CONFIG (configs/demo.yaml); ARGS="--port 9000" overrides options
 	$(BIN)/weft serve $(CONFIG) $(ARGS)
@@ -18,7 +20,8 @@ demo: $(VENV)/dev.stamp  ## ask every adapter the same things at once, show the 
 	$(BIN)/python -m configs.demo.ask $(ARGS)
 
 test: $(VENV)/dev.stamp check  ## everything that runs without a GPU
-	$(BIN)/python -m pytest -m "(slow or system) and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n auto -m "slow and not system and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "system and not gpu" $(ARGS)
 
 check: $(VENV)/dev.stamp  ## format, lint, types, fast tests
 	$(BIN)/ruff format --check .
@@ -28,6 +31,18 @@ check: $(VENV)/dev.stamp  ## format, lint, types, fast tests
 
 bench: $(VENV)/dev.stamp  ## measure; results go to stdout
 	$(BIN)/python -m tests.bench $(ARGS)
+
+peers: $(VENV)/bench.stamp  ## install vLLM's build for CPUs and llama.cpp into PEERS (3.5 GB)
+	$(BIN)/python -m tests.bench.peers.install $(PEERS)
+
+bench-peers: $(VENV)/bench.stamp  ## measure weft beside vLLM, llama.cpp and PEFT on this CPU (20 minutes)
+	$(BIN)/python -m tests.bench peers --peers $(PEERS) $(ARGS)
+
+bench-kernels: $(VENV)/bench.stamp  ## measure LoRA's kernels on a GPU, beside torch and peers' kernels
+	$(BIN)/python -m tests.bench lora $(ARGS)
+
+bench-gpu: $(VENV)/bench.stamp  ## bench-kernels, and whole decode steps of 0.5 and 8 billion parameters
+	$(BIN)/python -m tests.bench gpu $(ARGS)
 
 test-gpu: $(VENV)/dev.stamp  ## what needs a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
@@ -61,3 +76,7 @@ $(VENV)/serve.stamp: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@ $(VENV)/serve.stamp
+
+$(VENV)/bench.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench]"
+	@touch $@ $(VENV)/dev.stamp $(VENV)/serve.stamp

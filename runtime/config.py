@@ -10,6 +10,9 @@ from typing import Any, Literal
 import msgspec
 import yaml
 
+# More than any machine has devices; that a model cannot be split so is only known once it is read.
+RANKS_MAX = 64
+
 
 class ConfigError(Exception):
     """The configuration cannot be used; the message says what to change."""
@@ -127,6 +130,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             self.max_loaded_loras >= self.max_loras_per_batch,
             f"max_loaded_loras ({self.max_loaded_loras}) must not be less than max_loras_per_batch "
             f"({self.max_loras_per_batch}): what runs together is on the device together",
+        )
+        need(
+            self.tensor_parallel_size <= RANKS_MAX,
+            f"tensor_parallel_size is {self.tensor_parallel_size}: each is a process on this "
+            f"machine, at most {RANKS_MAX}",
         )
         need(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization is a share: 0 to 1")
         need(0 <= self.port < 65536, f"port is {self.port}: it must be 0 (any free one) to 65535")

@@ -124,6 +124,8 @@ class Sampler:
             rows: [R], each has joined.
             positions: [R], which the drawn tokens will take in their sequences.
         """
+        if not rows:  # part of a prompt, and nothing else
+            return Drawn(torch.empty(0, dtype=torch.int64), [], [])
         rules = [self._rules[row] for row in rows]
         if self._sample is None:
             tokens, failed, logprobs = self._with_torch(logits, rules, positions)
@@ -171,7 +173,7 @@ class Sampler:
         ]
         k, *streams = self._tensor(np.array(integers, dtype=np.int64).T.copy())
         tokens, finite = sample(logits, temperature, min_p, k, p, *streams)
-        return tokens, (~finite).nonzero().flatten().tolist()
+        return tokens, (~finite.cpu()).nonzero().flatten().tolist()
 
     def _adjust(self, logits: Tensor, rules: list[Rules], positions: Sequence[int]) -> list[int]:
         """Apply bias, bans and penalties to the rows that have any, and return these."""

@@ -134,7 +134,7 @@ class TorchEngine:
             "rows": self._rows.joined,
             "page_references": self._rows.pages,
             "adapter_slots_used": len(used),
-            "adapters_resident": sum(digest is not None for digest in self._lora.digests),
+            "adapter_slots_filled": sum(digest is not None for digest in self._lora.digests),
         }
 
     def _batch(self, host: HostBatch) -> Batch:

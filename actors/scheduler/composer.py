@@ -66,7 +66,7 @@ class Composer:
         self._release(sequence)
 
     def host_messages(self, wanted: list[str], steps_done: int) -> list[Acquire | Release]:
-        """Return what the adapter store must be told; ``steps_done`` as for ``compose``."""
+        """Return what the adapter store must be told; ``steps_done`` is the first not answered."""
         messages: list[Acquire | Release] = []
         if len(self.host):
             needed = self.waiting.adapters - self.slots.resident

@@ -48,7 +48,6 @@ class Draft:
         """Return the step, in which ``leaves`` are the rows that leave; None: nothing is to do."""
         if not (self.sampled or self.chunks or self.joins or leaves):
             return None
-        assert self.chunks or not self.loads, "only to compute do runners wait for each other"
         step = Step(
             self.number,
             self.loads,

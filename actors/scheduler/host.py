@@ -21,8 +21,7 @@ class HostPins:
 
     An adapter is acquired when a waiting sequence needs it on a device, and released when the step
     that loads it has been answered: from then on the device's copy is enough. If the device gives
-    it up, it is acquired again. (Of several runners one answers; but a step that loads computes as
-    well, for which they wait for each other.)
+    it up, it is acquired again. (Of several runners one answers, once all have read the file.)
 
     Invariant, checked by ``check``: there are at most ``held_max``.
     """

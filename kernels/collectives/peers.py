@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from weft.kernels.collectives.reference import RankLost
 
+# A process closes its connections before it has ended for all to see: how long that may take.
+ENDING_S = 1.0
+
 
 class Peers:
     """Handles of the ranks' processes, which tell of an end even before it is noticed by others."""
@@ -33,6 +36,6 @@ class Peers:
         )
 
     def first_ended(self) -> RankLost | None:
-        """Return the error for a rank that has ended, None if all live."""
-        ended, _, _ = select.select(self.fds, [], [], 0)
+        """Return the error for a rank that has ended or is ending, None if all go on living."""
+        ended, _, _ = select.select(self.fds, [], [], ENDING_S)
         return self.ended(self.fds.index(ended[0])) if ended else None

@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 enum {
-    SPIN_NS = 50000,     /* a sleep and a waking take about as long */
+    SPIN_NS = 50000,     /* a sleep and a waking took 5000 to 100000, half of them up to 30000 */
     SPINS_PER_LOOK = 16, /* at the clock, which takes as long as a few spins */
     SLEEP_MS = 20,       /* between two looks at whether the other still lives */
     BLOCK = 1024,        /* floats that are summed at a time, in the first-level cache */

@@ -4,8 +4,8 @@
  * the result does not change with the other rows, the tiling or the number of threads.
  */
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
-#include <stdlib.h>
 
 #include "vector.h"
 
@@ -25,6 +25,10 @@ typedef float eight __attribute__((vector_size(KEYS * 4), aligned(4), may_alias)
 
 enum { LINE = 64 };
 
+/* Multiplications, of queries with keys, that take one thread as long as it takes to wake the
+ * others, some 20 us. */
+enum { WORTH_THREADS = 1 << 19 };
+
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLLED _Pragma("GCC unroll 16")
 
@@ -42,6 +46,9 @@ typedef struct {
     int64_t page_tokens, heads, kv_heads, size;
     int64_t window;          /* keys that a query sees, itself included; 0: all before it */
     int64_t is_half;         /* pages hold bfloat16, not float32 */
+    int64_t threads;
+    int64_t scores_stride;   /* the most keys that any tile sees, and KEYS more */
+    float *scores;           /* scratch: [threads, QUERIES, scores_stride] */
     float scale;
 } work;
 
@@ -53,8 +60,7 @@ INLINE vec cached(const int is_half, const char *cache, int64_t i)
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Keys up to ``last`` that follow each other in one page: a pass over all keys goes from run to run.
- */
+/* Keys that follow each other in one page: a pass over all keys goes from run to run. */
 typedef struct {
     int64_t key, count;
     int64_t place; /* of the first one of a head in a cache */
@@ -80,8 +86,10 @@ INLINE run run_at(
     return r;
 }
 
+/* All keys from first to last. */
 #define EACH_RUN(r)                                                                                \
-    run r = run_at(w, pages, kv_head, first / w->page_tokens, first % w->page_tokens, first, last); \
+    run r = run_at(                                                                                \
+        w, pages, kv_head, first / w->page_tokens, first % w->page_tokens, first, last);           \
     r.key <= last;                                                                                 \
     r = run_at(w, pages, kv_head, r.index + 1, 0, r.key + r.count, last)
 
@@ -103,10 +111,11 @@ INLINE void score(
     for (EACH_RUN(r))
         for (int64_t j = 0; j < r.count; j += KEYS) {
             int64_t at[KEYS]; /* of the block's keys; the last one stands for those it lacks */
+            at[0] = r.place + j * key_stride;
+            for (int k = 1; k < KEYS; k++)
+                at[k] = at[k - 1] + (j + k < r.count ? key_stride : 0);
             for (int k = 0; k < KEYS; k++)
-                at[k] = r.place + smaller(j + k, r.count - 1) * key_stride;
-            for (int k = 0; k < KEYS; k++)
-                fetch(is_half, w, w->k, r.next + smaller(j + k, r.count - 1) * key_stride);
+                fetch(is_half, w, w->k, at[k] + r.next - r.place);
             for (int64_t i = 0; i < queries; i += TOGETHER) {
                 const float *one = q[i], *other = q[smaller(i + 1, queries - 1)];
                 vec sums[WIDTH];
@@ -242,8 +251,9 @@ static weigh_function *const weigh_functions[2][QUERIES] = {
 };
 
 /* One tile of tokens with all heads that share the keys of one. */
-static void attend(const work *w, const int64_t *tile, int64_t kv_head, float *scores, int64_t stride)
+static void attend(const work *w, const int64_t *tile, int64_t kv_head, float *scores)
 {
+    const int64_t stride = w->scores_stride;
     int64_t fold = w->heads / w->kv_heads, queries = tile[1] * fold;
     const int64_t *pages = w->pages + tile[2] * w->pages_max;
     int64_t last = w->positions[tile[0] + tile[1] - 1];
@@ -266,32 +276,22 @@ static void attend(const work *w, const int64_t *tile, int64_t kv_head, float *s
             score(0, w, q, count, pages, kv_head, first, last, scores, stride);
         for (int64_t i = 0; i < count; i++) {
             int64_t position = w->positions[tile[0] + (begin + i) / fold];
-            int64_t own = w->window && position - w->window + 1 > first ? position - w->window + 1 : first;
-            factors[i] = softmax(scores + i * stride, own - first, position + 1 - first, last + 1 - first);
+            int64_t own = w->window ? position - w->window + 1 : first;
+            factors[i] = softmax(scores + i * stride, own > first ? own - first : 0,
+                                 position + 1 - first, last + 1 - first);
         }
         weigh_functions[w->is_half][count - 1](
             w, scores, stride, pages, kv_head, first, last, factors, out);
     }
 }
 
-/* Returns 0, or -1 if there is no memory. keys_max: the most keys that any tile sees. */
-int weft_paged_attention(const work *w, int64_t tiles, int64_t keys_max)
+/* keys: those that all tokens see, together. */
+void weft_paged_attention(const work *w, int64_t tiles, int64_t keys)
 {
-    const int64_t stride = keys_max + KEYS; /* with room for the last block of keys */
     int64_t pieces = tiles * w->kv_heads;
-    int failed = 0;
-#pragma omp parallel if (pieces > 1)
-    {
-        float *scores = malloc(sizeof(float) * QUERIES * stride);
-        if (scores == NULL) {
-#pragma omp atomic write
-            failed = -1;
-        }
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t piece = 0; piece < pieces; piece++)
-            if (scores != NULL)
-                attend(w, w->tiles + 3 * (piece / w->kv_heads), piece % w->kv_heads, scores, stride);
-        free(scores);
-    }
-    return failed;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(w->threads)                              \
+    if (keys * w->heads * w->size > WORTH_THREADS)
+    for (int64_t piece = 0; piece < pieces; piece++)
+        attend(w, w->tiles + 3 * (piece / w->kv_heads), piece % w->kv_heads,
+               w->scores + omp_get_thread_num() * QUERIES * w->scores_stride);
 }

@@ -19,6 +19,9 @@ WIDTH_MAX = 16
 # Queries of a prompt that read the same keys together.
 TILE_TOKENS = 4
 
+# As in cpu.c: how many queries' scores a thread keeps, and what there is room for behind the last.
+QUERIES, KEYS = 8, 8
+
 
 class _Work(ctypes.Structure):
     """``work`` in cpu.c."""
@@ -29,17 +32,15 @@ class _Work(ctypes.Structure):
             (name, NUMBER)
             for name in (
                 "q_stride", "pages_max", "page_stride", "page_tokens", "heads", "kv_heads", "size",
-                "window", "is_half",
+                "window", "is_half", "threads", "scores_stride",
             )
         ),
+        ("scores", POINTER),
         ("scale", FLOAT),
     ]  # fmt: skip
 
 
-library = beside(
-    __file__,
-    weft_paged_attention=[ctypes.c_int, ctypes.POINTER(_Work), NUMBER, NUMBER],
-)
+library = beside(__file__, weft_paged_attention=[None, ctypes.POINTER(_Work), NUMBER, NUMBER])
 
 
 def serves(head_dim: int, device: torch.device) -> bool:
@@ -61,7 +62,10 @@ class Plan:
         self._tiles = np.stack((firsts, tokens, entries), axis=1).astype(np.int64)
         self._positions = np.ascontiguousarray(positions)
         self._pages = np.ascontiguousarray(page_table)
-        self._keys_max = int(positions.max()) + 1
+        self._keys = int(positions.sum()) + len(positions)
+        self._threads = torch.get_num_threads()
+        self._scores_stride = int(positions.max()) + 1 + KEYS
+        self._scores = torch.empty(self._threads * QUERIES * self._scores_stride)
 
     def attend(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, *, scale: float, window: int | None
@@ -83,10 +87,10 @@ class Plan:
             out.data_ptr(), q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(),
             self._tiles.ctypes.data, self._positions.ctypes.data, self._pages.ctypes.data,
             q.stride(0), self._pages.shape[1], k_cache.stride(0), page_tokens, q.shape[1], kv_heads,
-            size, window or 0, k_cache.dtype == torch.bfloat16, scale,
+            size, window or 0, k_cache.dtype == torch.bfloat16, self._threads, self._scores_stride,
+            self._scores.data_ptr(), scale,
         )  # fmt: skip
         kernel = library()
         assert kernel is not None
-        if kernel.weft_paged_attention(ctypes.byref(work), len(self._tiles), self._keys_max):
-            raise MemoryError(f"no memory for the scores of {self._keys_max} keys")
+        kernel.weft_paged_attention(ctypes.byref(work), len(self._tiles), self._keys)
         return out

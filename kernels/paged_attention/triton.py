@@ -65,7 +65,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 class Room(NamedTuple):
     """What a plan that is captured in a CUDA graph must hold in any step."""
 
-    rows: int  # of one query each, or few enough for narrow tiles
+    rows: int  # of one query each
     pages: int  # of the longest row
 
 
@@ -240,6 +240,9 @@ def launch_options(rows: int, block_d: int, element_bytes: int) -> dict[str, int
     Where keys' places are themselves read from memory, 3 stages are one tile ahead, 5 are two.
     """
     options = {"num_warps": 8, "num_stages": 5 if block_d * element_bytes <= 128 else 3}
-    if rows == NARROW_ROWS and block_d <= 128 and element_bytes == 2:
-        options["maxnreg"] = 128  # the compiler would take more, and needs none of them
+    # Left to itself, ptxas spills to save registers, or takes more than are needed.
+    if element_bytes == 4:  # multiplied without matrix instructions
+        options |= {"num_warps": rows // 2, "maxnreg": 128}
+    elif rows == NARROW_ROWS and block_d <= 128:
+        options["maxnreg"] = 128
     return options

@@ -142,6 +142,7 @@ def attend_kernel(
             )  # fmt: skip
             top, total, sums = _merge(top, total, sums, split_top, split_total, split_sums)
 
+        # Not read before the loop, which needs every register.
         partial = tl.load(item_ptr + 6).to(tl.int64)
         if partial < 0:
             # Rows that pad the tile may have seen nothing.

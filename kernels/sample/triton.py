@@ -15,8 +15,9 @@ from torch import Tensor
 
 from weft.kernels.sample.triton_kernels import sample_kernel
 
-# Tokens of a tile.
-BLOCK = 2048
+# Tokens of a tile: 8 for each thread of 16 warps. More would not fit in registers, fewer leave a
+# processor waiting for memory.
+BLOCK = 4096
 
 # A search that is left with so many tokens gets by without reading the row again.
 CHOSEN = 4096
@@ -62,6 +63,6 @@ def sample(
         sample_kernel[(rows,)](
             tokens, finite, chosen, logits,
             temperature, min_p.log(), k, p, seeds, choices, positions, logits.stride(0),
-            CHOSEN=CHOSEN, VOCABULARY=vocabulary, BLOCK=BLOCK, num_warps=8,
+            CHOSEN=CHOSEN, VOCABULARY=vocabulary, BLOCK=BLOCK, num_warps=16,
         )  # fmt: skip
     return Sampled(tokens, finite)

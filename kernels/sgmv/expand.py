@@ -8,13 +8,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from weft.kernels.sgmv import granules, plan
-
-_HEADER_INTS = tl.constexpr(plan.HEADER_INTS)
-_UNIT_INTS = tl.constexpr(plan.UNIT_INTS)
-_PARTS = tl.constexpr(granules.PARTS_MAX)
-_G_RANKS = tl.constexpr(granules.RANKS)
-_G_COLUMNS = tl.constexpr(granules.COLUMNS)
+from weft.kernels.sgmv.constants import (
+    CHUNKS,
+    G_COLUMNS,
+    G_RANKS,
+    HEADER_INTS,
+    NEXT,
+    PARTS,
+    ROW,
+    ROW_COUNT,
+    SLOT,
+    UNIT_INTS,
+    V_ROW,
+    WEIGHT,
+)
 
 
 @triton.jit
@@ -25,14 +32,14 @@ def _choose(part, first, second, third):
 @triton.jit
 def _adapter(unit_ptr, groups_ptr, b_start_ptr, scales_ptr, place, places, part):
     """Return of a unit's adapter at one part: slot, groups, first rank in v, b_start, factor."""
-    slot = tl.load(unit_ptr + 2)
-    weight = tl.load(unit_ptr + 4).to(tl.float32, bitcast=True)
-    entry = (slot * places + place) * _PARTS
+    slot = tl.load(unit_ptr + SLOT)
+    weight = tl.load(unit_ptr + WEIGHT).to(tl.float32, bitcast=True)
+    entry = (slot * places + place) * PARTS
     groups_0 = tl.load(groups_ptr + entry)
     groups_1 = tl.load(groups_ptr + entry + 1)
     groups_2 = tl.load(groups_ptr + entry + 2)
     groups = _choose(part, groups_0, groups_1, groups_2)
-    v_rank = _choose(part, 0, groups_0, groups_0 + groups_1) * _G_RANKS
+    v_rank = _choose(part, 0, groups_0, groups_0 + groups_1) * G_RANKS
     b_start = tl.load(b_start_ptr + entry + part)
     factor = weight * tl.load(scales_ptr + entry + part)
     return slot, groups, v_rank, b_start, factor
@@ -51,8 +58,8 @@ def _b_tile(arena_ptr, slot_pages, granule, rank, ok, page_stride, PAGE_GRANULES
     """Load [R, 128] of B^T: of each rank its row of a granule."""
     page = tl.load(slot_pages + granule // PAGE_GRANULES, mask=ok, other=0)
     at = page.to(tl.int64) * page_stride
-    at += granule % PAGE_GRANULES * (_G_RANKS * _G_COLUMNS) + rank % _G_RANKS * _G_COLUMNS
-    n = tl.arange(0, _G_COLUMNS)
+    at += granule % PAGE_GRANULES * (G_RANKS * G_COLUMNS) + rank % G_RANKS * G_COLUMNS
+    n = tl.arange(0, G_COLUMNS)
     return tl.load(arena_ptr + at[:, None] + n[None, :], mask=ok[:, None], other=0.0)
 
 
@@ -64,31 +71,31 @@ def _sum_of_adapters(
     PAGE_GRANULES: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Return what all adapters of a chunk add to one tile, and the most groups of any of them."""
-    update = tl.zeros((ROWS, _G_COLUMNS), dtype=tl.float32)
-    product = tl.zeros((ROWS, _G_COLUMNS), dtype=tl.float32)
+    update = tl.zeros((ROWS, G_COLUMNS), dtype=tl.float32)
+    product = tl.zeros((ROWS, G_COLUMNS), dtype=tl.float32)
     groups_most = 0
     first_rank = 0
     unit = chunk
     # One loop over the blocks of ranks of all adapters: nested ones cost more registers.
     while unit >= 0:
-        unit_ptr = units_ptr + unit * _UNIT_INTS
+        unit_ptr = units_ptr + unit * UNIT_INTS
         slot, groups, v_rank, b_start, factor = _adapter(
             unit_ptr, groups_ptr, b_start_ptr, scales_ptr, place, places, part
         )
         rank = first_rank + tl.arange(0, RANKS)
-        ok = rank // _G_RANKS < groups
-        v = _v_tile(v_ptr, tl.load(unit_ptr + 3), v_rank, v_stride, m_ok, rank, ok, ROWS)
-        granule = b_start + tile * groups + rank // _G_RANKS
+        ok = rank // G_RANKS < groups
+        v = _v_tile(v_ptr, tl.load(unit_ptr + V_ROW), v_rank, v_stride, m_ok, rank, ok, ROWS)
+        granule = b_start + tile * groups + rank // G_RANKS
         slot_pages = pages_ptr + slot * pages_max
         b = _b_tile(arena_ptr, slot_pages, granule, rank, ok, page_stride, PAGE_GRANULES)
         product = tl.dot(v.to(DOT), b.to(DOT), product, input_precision="ieee")
         groups_most = tl.maximum(groups_most, groups)
         first_rank += RANKS
-        is_last = first_rank >= groups * _G_RANKS
+        is_last = first_rank >= groups * G_RANKS
         update += tl.where(is_last, product * factor, 0.0)
         product = tl.where(is_last, 0.0, product)
         first_rank = tl.where(is_last, 0, first_rank)
-        unit = tl.where(is_last, tl.load(unit_ptr + 5), unit)
+        unit = tl.where(is_last, tl.load(unit_ptr + NEXT), unit)
     return update, groups_most
 
 
@@ -109,16 +116,16 @@ def expand_kernel(
     part at most ``RANKS`` ranks: the loads of the next tile then overlap the sums of this one.
     """
     tl.static_assert(IS_SIMPLE or TILES == 1)
-    WORK_COLUMNS: tl.constexpr = TILES * _G_COLUMNS
+    WORK_COLUMNS: tl.constexpr = TILES * G_COLUMNS
     WORKS_0: tl.constexpr = (WIDTH_0 + WORK_COLUMNS - 1) // WORK_COLUMNS
     WORKS_1: tl.constexpr = (WIDTH_1 + WORK_COLUMNS - 1) // WORK_COLUMNS
     WORKS_2: tl.constexpr = (WIDTH_2 + WORK_COLUMNS - 1) // WORK_COLUMNS
     WORKS: tl.constexpr = WORKS_0 + WORKS_1 + WORKS_2
 
     m = tl.arange(0, ROWS)
-    n = tl.arange(0, _G_COLUMNS)
+    n = tl.arange(0, G_COLUMNS)
     r = tl.arange(0, RANKS)
-    work_count = tl.load(plan_ptr) * WORKS
+    work_count = tl.load(plan_ptr + CHUNKS) * WORKS
     work = tl.program_id(0)
     while work < work_count:
         chunk = work // WORKS
@@ -128,10 +135,10 @@ def expand_kernel(
         width = _choose(part, WIDTH_0, WIDTH_1, WIDTH_2)
         y_column = _choose(part, 0, WIDTH_0, WIDTH_0 + WIDTH_1)
 
-        units_ptr = plan_ptr + _HEADER_INTS
-        unit_ptr = units_ptr + chunk * _UNIT_INTS
-        m_ok = m < tl.load(unit_ptr + 1)
-        y_row = (tl.load(unit_ptr) + m).to(tl.int64)
+        units_ptr = plan_ptr + HEADER_INTS
+        unit_ptr = units_ptr + chunk * UNIT_INTS
+        m_ok = m < tl.load(unit_ptr + ROW_COUNT)
+        y_row = (tl.load(unit_ptr + ROW) + m).to(tl.int64)
         y_rows = y_ptr + y_row[:, None] * y_stride + y_column  # [M, 1]
         # Where no adapter has this part, y is not touched: not even -0 becomes 0.
         if IS_SIMPLE:
@@ -139,24 +146,24 @@ def expand_kernel(
                 unit_ptr, groups_ptr, b_start_ptr, scales_ptr, place, places, part
             )
             slot_pages = pages_ptr + slot * pages_max
-            v_ok = r // _G_RANKS < groups
-            v = _v_tile(v_ptr, tl.load(unit_ptr + 3), v_rank, v_stride, m_ok, r, v_ok, ROWS)
+            v_ok = r // G_RANKS < groups
+            v = _v_tile(v_ptr, tl.load(unit_ptr + V_ROW), v_rank, v_stride, m_ok, r, v_ok, ROWS)
             if groups > 0:
                 for j in range(TILES):
                     tile = first_tile + j
-                    column = tile * _G_COLUMNS + n
+                    column = tile * G_COLUMNS + n
                     y_ptrs = y_rows + column[None, :]  # [M, N]
                     y_ok = m_ok[:, None] & (column < width)[None, :]
                     # Asked for first: it arrives while the weights do.
                     y = tl.load(y_ptrs, mask=y_ok, other=0.0)
-                    ok = r // _G_RANKS < tl.where(tile * _G_COLUMNS < width, groups, 0)
-                    granule = b_start + tile * groups + r // _G_RANKS
+                    ok = r // G_RANKS < tl.where(tile * G_COLUMNS < width, groups, 0)
+                    granule = b_start + tile * groups + r // G_RANKS
                     b = _b_tile(arena_ptr, slot_pages, granule, r, ok, page_stride, PAGE_GRANULES)
                     update = tl.dot(v.to(DOT), b.to(DOT), input_precision="ieee") * factor
                     y = (y.to(tl.float32) + update).to(y_ptr.dtype.element_ty)
                     tl.store(y_ptrs, y, mask=y_ok)
         else:
-            column = first_tile * _G_COLUMNS + n
+            column = first_tile * G_COLUMNS + n
             update, groups = _sum_of_adapters(
                 chunk, first_tile, part, m_ok,
                 v_ptr, arena_ptr, units_ptr, pages_ptr, groups_ptr, b_start_ptr, scales_ptr,

@@ -25,12 +25,15 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int32]
 
+# Places in the header; those of a site's items are two further for each site before it.
+CHUNKS, UNITS, ITEMS_AT, ITEMS = range(4)
 HEADER_INTS = 16
-UNIT_INTS = 8  # two are unused: a unit does not straddle sectors of 32 bytes
-BLOCKS = 256  # of ranks, of one unit
+# Places in a unit. Two are unused: a unit does not straddle the 32 bytes that memory is read by.
+ROW, ROW_COUNT, SLOT, V_ROW, WEIGHT, NEXT = range(6)
+UNIT_INTS = 8
+# Of ranks, of one unit, at most.
+BLOCKS = 256
 
-# Places in the header, of the first site; those of the next site are two further.
-_ITEMS_AT, _ITEMS = 2, 3
 _ONE = np.float32(1).view(np.int32)
 
 
@@ -63,7 +66,7 @@ class Planner:
         units = chunks * row_adapters_max
         blocks = [-(-most // ranks) for most, ranks in zip(ranks_max, block_ranks, strict=True)]
         assert max(blocks) <= BLOCKS, f"{max(blocks)} blocks of ranks"
-        assert _ITEMS_AT + 2 * len(blocks) <= HEADER_INTS
+        assert ITEMS_AT + 2 * len(blocks) <= HEADER_INTS
         items = tuple(units * count for count in blocks)
         self.bounds = Counts(
             ints=HEADER_INTS + UNIT_INTS * units + sum(items),
@@ -99,32 +102,32 @@ class Planner:
         chunks = len(slots)
         units = chunks if slots.shape[1] == 1 else int(np.count_nonzero(slots >= 0))
         table = out[HEADER_INTS : HEADER_INTS + UNIT_INTS * units].reshape(units, UNIT_INTS)
-        table[:chunks, 0] = row
-        table[:chunks, 1] = rows
-        table[:chunks, 2] = slots[:, 0]
-        table[:, 4] = _ONE
-        table[:, 5] = -1
+        table[:chunks, ROW] = row
+        table[:chunks, ROW_COUNT] = rows
+        table[:chunks, SLOT] = slots[:, 0]
+        table[:, WEIGHT] = _ONE
+        table[:, NEXT] = -1
         bits = None
         if weights is not None:
             assert weights.dtype == np.float32
             bits = weights.view(np.int32).reshape(shape)[segment]
-            table[:chunks, 4] = bits[:, 0]
+            table[:chunks, WEIGHT] = bits[:, 0]
         if units > chunks:
             _put_further(table, slots, bits)
-        v_ends = np.cumsum(table[:, 1])
-        table[:, 3] = v_ends - table[:, 1]
+        v_ends = np.cumsum(table[:, ROW_COUNT])
+        table[:, V_ROW] = v_ends - table[:, ROW_COUNT]
 
         header = out[:HEADER_INTS]
-        header[0] = chunks
-        header[1] = units
+        header[CHUNKS] = chunks
+        header[UNITS] = units
         end = HEADER_INTS + UNIT_INTS * units
         # [units, sites], rounded up.
-        blocks = (groups[table[:, 2]] + (self._blocks_groups - 1)) // self._blocks_groups
+        blocks = (groups[table[:, SLOT]] + (self._blocks_groups - 1)) // self._blocks_groups
         items = []
         for site in range(blocks.shape[1]):
             packed = _items(blocks[:, site])
-            header[_ITEMS_AT + 2 * site] = end
-            header[_ITEMS + 2 * site] = len(packed)
+            header[ITEMS_AT + 2 * site] = end
+            header[ITEMS + 2 * site] = len(packed)
             out[end : end + len(packed)] = packed
             end += len(packed)
             items.append(len(packed))
@@ -155,11 +158,12 @@ def _put_further(table: Ints, slots: NDArray[np.integer], bits: Ints | None) -> 
     for adapter in range(1, slots.shape[1]):
         chunk = np.flatnonzero(slots[:, adapter] >= 0)
         unit = np.arange(free, free + len(chunk))
-        table[unit, :2] = table[chunk, :2]
-        table[unit, 2] = slots[chunk, adapter]
+        table[unit, ROW] = table[chunk, ROW]
+        table[unit, ROW_COUNT] = table[chunk, ROW_COUNT]
+        table[unit, SLOT] = slots[chunk, adapter]
         if bits is not None:
-            table[unit, 4] = bits[chunk, adapter]
-        table[last[chunk], 5] = unit
+            table[unit, WEIGHT] = bits[chunk, adapter]
+        table[last[chunk], NEXT] = unit
         last[chunk] = unit
         free += len(chunk)
 

@@ -10,14 +10,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from weft.kernels.sgmv import granules, plan
-
-_HEADER_INTS = tl.constexpr(plan.HEADER_INTS)
-_UNIT_INTS = tl.constexpr(plan.UNIT_INTS)
-_BLOCKS = tl.constexpr(plan.BLOCKS)
-_PARTS = tl.constexpr(granules.PARTS_MAX)
-_G_RANKS = tl.constexpr(granules.RANKS)
-_G_COLUMNS = tl.constexpr(granules.COLUMNS)
+from weft.kernels.sgmv.constants import (
+    BLOCKS,
+    G_COLUMNS,
+    G_RANKS,
+    HEADER_INTS,
+    ITEMS,
+    ITEMS_AT,
+    PARTS,
+    ROW,
+    ROW_COUNT,
+    SLOT,
+    UNIT_INTS,
+    V_ROW,
+)
 
 
 @triton.jit(do_not_specialize=["place"])
@@ -38,51 +44,51 @@ def shrink_kernel(
     tl.static_assert(SPLIT_PROGRAMS == 1 or SPLIT_PROGRAMS == SPLITS)
     # Of one tile a compiler could turn a sum of splits into one longer dot, which rounds otherwise.
     tl.static_assert(SPLITS == 1 or SPLIT_TILES > 1)
-    items_ptr = plan_ptr + tl.load(plan_ptr + 2 + 2 * SITE)
-    work_count = tl.load(plan_ptr + 3 + 2 * SITE) * SPLIT_PROGRAMS
+    items_ptr = plan_ptr + tl.load(plan_ptr + ITEMS_AT + 2 * SITE)
+    work_count = tl.load(plan_ptr + ITEMS + 2 * SITE) * SPLIT_PROGRAMS
     work = tl.program_id(0)
     while work < work_count:
         item = work // SPLIT_PROGRAMS
         split = work % SPLIT_PROGRAMS
         packed = tl.load(items_ptr + item)
-        unit_ptr = plan_ptr + _HEADER_INTS + packed // _BLOCKS * _UNIT_INTS
-        row = tl.load(unit_ptr)
-        rows = tl.load(unit_ptr + 1)
-        slot = tl.load(unit_ptr + 2)
-        v_row = tl.load(unit_ptr + 3)
+        unit_ptr = plan_ptr + HEADER_INTS + packed // BLOCKS * UNIT_INTS
+        row = tl.load(unit_ptr + ROW)
+        rows = tl.load(unit_ptr + ROW_COUNT)
+        slot = tl.load(unit_ptr + SLOT)
+        v_row = tl.load(unit_ptr + V_ROW)
         entry = slot * places + place
-        groups = tl.load(groups_ptr + entry * _PARTS)
-        groups += tl.load(groups_ptr + entry * _PARTS + 1)
-        groups += tl.load(groups_ptr + entry * _PARTS + 2)
+        groups = tl.load(groups_ptr + entry * PARTS)
+        groups += tl.load(groups_ptr + entry * PARTS + 1)
+        groups += tl.load(groups_ptr + entry * PARTS + 2)
         a_start = tl.load(a_start_ptr + entry)
 
-        first_rank = packed % _BLOCKS * RANKS
+        first_rank = packed % BLOCKS * RANKS
         rank = first_rank + tl.arange(0, RANKS)
-        group = rank // _G_RANKS
+        group = rank // G_RANKS
         m = tl.arange(0, ROWS)
-        k = tl.arange(0, _G_COLUMNS)
+        k = tl.arange(0, G_COLUMNS)
         m_ok = m < rows
         rank_ok = group < groups
         slot_pages = pages_ptr + slot * pages_max
         x_rows = x_ptr + (row + m).to(tl.int64)[:, None] * x_stride  # [M, 1]
-        in_granule = (rank % _G_RANKS)[None, :] * _G_COLUMNS + k[:, None]  # [K, R]
+        in_granule = (rank % G_RANKS)[None, :] * G_COLUMNS + k[:, None]  # [K, R]
 
         # An adapter may have fewer ranks in this layer than the plan foresees.
-        if first_rank < groups * _G_RANKS:
+        if first_rank < groups * G_RANKS:
             total = tl.zeros((ROWS, RANKS), dtype=tl.float32)
             sums = tl.zeros((ROWS, RANKS), dtype=tl.float32)
             first = split * SPLIT_TILES
             for i in range(SPLITS // SPLIT_PROGRAMS * SPLIT_TILES):
                 tile = first + i
-                column = tile * _G_COLUMNS + k
+                column = tile * G_COLUMNS + k
                 x_ok = m_ok[:, None] & (column < FEATURES)[None, :]
                 x = tl.load(x_rows + column[None, :], mask=x_ok, other=0.0)  # [M, K]
                 # The last split may reach past K. (A block & a scalar is no mask: so a `where`.)
-                a_ok = group < tl.where(tile * _G_COLUMNS < FEATURES, groups, 0)
+                a_ok = group < tl.where(tile * G_COLUMNS < FEATURES, groups, 0)
                 granule = a_start + tile * groups + group
                 page = tl.load(slot_pages + granule // PAGE_GRANULES, mask=a_ok, other=0)
                 a_ptrs = page.to(tl.int64) * page_stride
-                a_ptrs += granule % PAGE_GRANULES * (_G_RANKS * _G_COLUMNS)
+                a_ptrs += granule % PAGE_GRANULES * (G_RANKS * G_COLUMNS)
                 a_ptrs = arena_ptr + a_ptrs[None, :] + in_granule
                 a = tl.load(a_ptrs, mask=a_ok[None, :], other=0.0)  # [K, R]
                 sums = tl.dot(x.to(DOT), a.to(DOT), sums, input_precision="ieee")

@@ -1,7 +1,5 @@
 """How the scheduler divides pages between adapters and sequences. A page holds two granules."""
 
-import random
-
 import pytest
 
 from tests.actors.scheduler_harness import Harness
@@ -214,31 +212,3 @@ def test_pages_are_counted_by_their_owners():
     assert found["pages_cached"] >= 2
     owners = ("free", "sequences", "cached", "adapters")
     assert sum(found[f"pages_{owner}"] for owner in owners) == found["pages"] == 32
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_many_adapters_and_few_pages_get_every_token_right(seed):
-    rng = random.Random(seed)
-    sizes = {f"x{number}": rng.randint(1, 20) for number in range(30)}
-    harness = Harness(
-        pages=rng.choice([16, 24]),
-        granules=sizes,
-        max_num_seqs=rng.choice([3, 8]),
-        max_loras_per_batch=rng.choice([1, 3, 8]),
-        max_loaded_loras=rng.choice([8, 30]),
-        lora_eviction_policy=rng.choice(["lru", "fifo"]),
-    )
-    asked = {}
-    for number in range(80):
-        adapter = rng.choice([None, *sizes])
-        tokens = prompt(rng.randint(1, 14), rng.randint(0, 3))
-        limit = rng.randint(1, 10)
-        asked[f"r{number}"] = generate(adapter, tokens, max_tokens=limit, stop=())
-        harness.generate(f"r{number}", tokens, adapter=adapter, max_tokens=limit, stop_token_ids=[])
-        for _ in range(rng.choice([0, 0, 2])):
-            harness.run_step()
-    harness.run(20_000)
-    for label, tokens in asked.items():
-        assert harness.output(label) == tokens, label
-    assert counters(harness)["adapter_evictions_total"] > 10
-    harness.assert_all_is_back()

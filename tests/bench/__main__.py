@@ -1,9 +1,9 @@
 """`python -m tests.bench [SECTION ...]`: measure, and print tables. `--help` lists the sections."""
 
-import argparse
 import logging
 import os
 import platform
+import signal
 import sys
 import time
 import warnings
@@ -13,31 +13,22 @@ import torch
 import transformers
 
 from tests.bench import kernels, latency, log_lines, pool, ranks, steps, tenants, throughput
-from tests.bench.models import SHAPES
-from tests.bench.throughput import Load
-
-SECTIONS = ("throughput", "latency", "steps", "logging", "kernels", "pool", "ranks", "tenants")
+from tests.bench.gpu import decode, device, sweep
+from tests.bench.load import Load
+from tests.bench.options import parse
+from tests.bench.peers import compare
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {SECTIONS}")
-    parser.add_argument("--shapes", nargs="+", default=SHAPES, choices=SHAPES)
-    parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    options = parser.parse_args()
-    sections = options.sections or SECTIONS
-    if unknown := set(sections) - set(SECTIONS):
-        parser.error(f"no section is called {unknown.pop()}; there are {', '.join(SECTIONS)}")
+    options = parse()
+    # As an exception, so that servers under measurement are stopped.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     print(_machine(options), end="\n\n", flush=True)
-    for section in sections:
+    for section in options.sections:
         for title, table in _tables(section, options):
             print(f"{title}\n\n{table}\n", flush=True)
 
@@ -101,6 +92,46 @@ def _tables(section, options):
                 f"beside one that sends {tenants.FLOOD_PER_S} requests a second",
                 tenants.run(threads=threads, rounds=rounds),
             )
+        case "peers":
+            yield from _peers(options, load, what)
+        case "lora":
+            yield from _lora(options)
+        case "decode":
+            yield from _decode(options)
+
+
+def _peers(options, load, what):
+    for shape in options.shapes:
+        for dtype in options.dtypes:
+            yield (
+                f"Output tokens a second, best round, {shape}, {dtype}: {what}",
+                compare.run(
+                    shape, load, engines=options.engines, dtype=dtype, rounds=options.rounds,
+                    threads=options.threads, peers=options.peers.expanduser().resolve(),
+                ),
+            )  # fmt: skip
+
+
+def _lora(options):
+    todo = sweep.cases(options.tokens, options.adapters, options.distributions)
+    for name in options.models:
+        results = sweep.run(name, todo)
+        notes = [*results.notes, *sweep.draw(name, results, options.plots)]
+        yield (
+            f"LoRA of a layer, {name}, {device.name(device.find())}: copies "
+            f"{results.copy_rate / 1e9:.0f} GB/s, multiplies "
+            f"{results.matrix_rate / 1e12:.0f} TFLOP/s in bfloat16",
+            "\n\n".join([sweep.table(results), *notes]),
+        )
+
+
+def _decode(options):
+    batches = decode.pairs(options.rows, options.row_adapters)
+    for name in options.checkpoints:
+        yield (
+            f"A decode step, {name}, adapters of ranks 8 to 64: median of {options.steps} steps",
+            decode.run(name, batches, steps=options.steps, device=options.device),
+        )
 
 
 def _machine(options):

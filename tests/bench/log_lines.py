@@ -4,9 +4,9 @@ import statistics
 import time
 
 from tests.bench import models
+from tests.bench.load import make_prompts
 from tests.bench.serving import generate, serve
 from tests.bench.table import markdown
-from tests.bench.throughput import make_prompts
 
 LEVELS = ("warning", "info")
 

@@ -36,20 +36,20 @@ def _name_every_token(folder, count):
     tokenizer.save_pretrained(folder)
 
 
-def adapter_folders(folder, place, count):
-    """Random adapters of a model, by name: ranks 4 to 64 on every linear layer."""
+def adapter_folders(folder, place, count, *, ranks=RANKS, std=0.02):
+    """Random adapters of a model, by name: of these ranks in turn on every linear layer."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     folders = {}
     for index in range(count):
         torch.manual_seed(index)
-        rank = RANKS[index % len(RANKS)]
+        rank = ranks[index % len(ranks)]
         config = LoraConfig(
             r=rank, lora_alpha=rank, target_modules=list(MODULES), task_type="CAUSAL_LM"
         )
         adapted = get_peft_model(model, config)
         for name, parameter in adapted.named_parameters():
             if "lora_" in name:
-                torch.nn.init.normal_(parameter, std=0.02)
+                torch.nn.init.normal_(parameter, std=std)
         path = place / f"adapter{index}"
         adapted.save_pretrained(path, save_embedding_layers=False)
         model = adapted.unload()

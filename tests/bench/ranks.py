@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from tests.bench import models
+from tests.bench.load import make_prompts
 from tests.bench.serving import generate, serve
 from tests.bench.table import markdown
-from tests.bench.throughput import make_prompts
 from weft.kernels.collectives import process_group, shared_memory
 from weft.runtime.launch import OMP_SPINS
 
@@ -107,7 +107,7 @@ def throughput_table(shape, load, *, rounds, threads):
         folders = models.adapter_folders(folder, place, max(ADAPTERS))
         servers = {}
         for size in sizes:
-            options = {"threads": threads // size, "kv_cache_memory_mib": 1024}
+            options = {"threads": threads // size, "kv_cache_memory_mib": 3072}
             served = serve(folder, folders, tensor_parallel_size=size, **options)
             servers[size] = stack.enter_context(served)
             generate(servers[size], make_prompts(load, list(folders)), tokens=4)

@@ -127,19 +127,23 @@ def adapters(
     rank_max: int = 32,
     page_granules: int = 3,
     processors: int = 1,
+    pages_before: int = 0,
 ) -> Adapters:
     """Fill slots with adapters of the given ``[slot][part]`` ranks, or ``[layer][slot][part]``.
 
-    ``rank_max`` is what is configured. Whatever no adapter owns of the arena is NaN.
+    ``rank_max`` is what is configured. Whatever no adapter owns of the arena is NaN, but for
+    ``pages_before`` at its front.
     """
     layers = ranks if ranks and ranks[0] and isinstance(ranks[0][0], Sequence) else [ranks]
     weights_dtype = weights_dtype or dtype
     slots = len(layers[0])
     pages_each = 2 + _granules_max(layers, widths, features) // page_granules
     pages = slots * pages_each + 5
-    # Every byte 255: NaN in every type.
-    arena = torch.full((len(layers), pages, page_granules * 1024 * weights_dtype.itemsize), 255)
-    typed = granules.typed(arena.to(torch.uint8), weights_dtype).to(DEVICE)
+    page_bytes = page_granules * granules.RANKS * granules.COLUMNS * weights_dtype.itemsize
+    # Zeros of numpy take no memory until they are written.
+    raw = np.zeros((len(layers), pages_before + pages, page_bytes), dtype=np.uint8)
+    raw[:, pages_before:] = 255  # NaN in every type
+    typed = granules.typed(torch.from_numpy(raw), weights_dtype).to(DEVICE)
     tables = Tables(slots, len(layers), 1, pages_each)
     lora = PagedLora(
         typed,
@@ -151,7 +155,7 @@ def adapters(
     )
     parts: list[list[list[Part]]] = [[[] for _ in range(slots)] for _ in layers]
     made = Adapters(lora, tables, typed, parts, widths, features, dtype)
-    free = torch.randperm(pages).tolist()
+    free = (pages_before + torch.randperm(pages)).tolist()
     for slot in range(slots):
         own = [free.pop() for _ in range(pages_each)]
         made.fill(slot, [layer[slot] for layer in layers], own)

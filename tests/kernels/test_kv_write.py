@@ -4,7 +4,7 @@ import torch
 from weft.kernels.kv_write import cpu, reference
 
 NAN = float("nan")
-PAGES, PAGE_TOKENS = 40, 3
+PAGES, PAGE_TOKENS = 50, 3
 DTYPES = [torch.float32, torch.bfloat16]
 
 needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
@@ -37,7 +37,7 @@ def caches(heads, size, dtype):
 @kernels
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("tokens", "heads", "size"), [(0, 2, 8), (1, 1, 1), (4, 2, 7), (70, 2, 64), (90, 8, 128)]
+    ("tokens", "heads", "size"), [(0, 2, 8), (1, 1, 1), (4, 2, 7), (70, 2, 64), (140, 8, 128)]
 )
 def test_tokens_come_to_their_places_and_nothing_else_is_touched(
     kernel, tokens, heads, size, dtype, threads

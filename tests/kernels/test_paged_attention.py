@@ -180,6 +180,20 @@ def test_native_agrees_with_the_definition_and_a_row_is_bit_equal_alone(rows, sh
         assert with_native(case, window, [row]).equal(together[own])
 
 
+@needs_compiler
+def test_the_number_of_threads_changes_no_bit():
+    case, before = (
+        made([(1, 400), (30, 300), (1, 17)] * 3, heads=14, size=64),
+        torch.get_num_threads(),
+    )
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(with_native(case, None))
+    torch.set_num_threads(before)
+    assert all(result.equal(results[0]) for result in results)
+
+
 @pytest.mark.parametrize("attend", ATTEND)
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
 def test_bfloat16_pages_are_attended_to_as_the_numbers_they_hold(rows, attend):

@@ -88,9 +88,9 @@ def test_parts_of_a_wider_projection_are_turned_where_they_lie(kernel, tokens, s
 @kernels
 @pytest.mark.parametrize("size", SIZES)
 def test_a_token_is_bit_equal_alone_and_among_others(kernel, size, two_threads):
-    x, positions = torch.randn(300, 8, size), torch.randint(CONTEXT, (300,))
+    x, positions = torch.randn(600, 8, size), torch.randint(CONTEXT, (600,))
     together = rotated(kernel, x, *tables(size), positions)
-    for i in (0, 1, 36, 299):
+    for i in (0, 1, 36, 599):
         alone = rotated(kernel, x[i : i + 1], *tables(size), positions[i : i + 1])
         assert alone[0].equal(together[i])
 

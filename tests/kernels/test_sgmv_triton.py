@@ -117,6 +117,14 @@ def test_pages_may_have_any_size(page_granules):
     check([5, 1], [2, 0], SITES["gate-up"], 200, page_granules=page_granules)
 
 
+def test_pages_may_lie_past_the_reach_of_32_bits():
+    pages_before = 2**31 // (64 * 1024)
+    check(
+        [5, 1], [2, 0], SITES["gate-up"], 200,
+        weights_dtype=torch.bfloat16, page_granules=64, pages_before=pages_before,
+    )  # fmt: skip
+
+
 def test_adapters_of_larger_rank_than_a_block_agree_with_the_reference():
     made = adapters([[100], [8]], (140,), 60, rank_max=128)
     x, y = made.batch(4)

@@ -64,8 +64,11 @@ def test_native_silu_mul_keeps_its_limits():
 
 
 @needs_compiler
-def test_a_row_of_native_silu_mul_is_bit_equal_alone():
-    gate_up = torch.randn(70, 2 * 2300)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_of_native_silu_mul_is_bit_equal_alone(threads):
+    gate_up, before = torch.randn(70, 2 * 2300), torch.get_num_threads()
+    torch.set_num_threads(threads)
     together = cpu.silu_mul(gate_up)
+    torch.set_num_threads(before)
     for row in range(len(gate_up)):
         assert cpu.silu_mul(gate_up[row : row + 1])[0].equal(together[row])

@@ -1,5 +1,11 @@
 """paged_attention in Triton against the definition: interpreted, or on a GPU if there is one."""
 
+import json
+import os
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -16,9 +22,18 @@ from weft.kernels.paged_attention import reference
 from weft.kernels.paged_attention.schedule import SPLIT_TOKENS, cut, tile
 
 pytest.importorskip("triton")
+import triton
+
 from weft.kernels.paged_attention.triton import PARTIALS_MAX, Plan, Room
 
+VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cuda":
+    pytestmark = pytest.mark.gpu
+else:
+    pytestmark = pytest.mark.skipif(
+        VERSION < (3, 7), reason="its interpreter cannot loop to a bound that a kernel computes"
+    )
 # Chunks and decodes, of which some span several splits.
 LONG = [(1, 1100), (3, 600), (12, 520), (1, 20)]
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 3e-2}
@@ -58,8 +73,11 @@ def test_a_mixed_step_agrees_with_the_definition(shape, window):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("window", [None, 1, 6, 64], ids="window-{}".format)
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "window"),
+    [(torch.float32, None), (torch.float32, 6), (torch.float16, 1), (torch.bfloat16, 64)],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "shape",
     [
@@ -68,14 +86,14 @@ def test_a_mixed_step_agrees_with_the_definition(shape, window):
         {"heads": 4, "kv_heads": 1, "size": 80, "page_tokens": 16},
         {"heads": 2, "kv_heads": 2, "size": 96, "page_tokens": 32},
         {"heads": 4, "kv_heads": 2, "size": 256, "page_tokens": 16},
-        {"heads": 71, "kv_heads": 1, "size": 20},
+        {"heads": 37, "kv_heads": 1, "size": 20},
         {"heads": 40, "kv_heads": 2, "size": 16},
     ],
     ids=str,
 )
-@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+@pytest.mark.parametrize("rows", ["decode", "mixed"])
 def test_every_shape_agrees_and_a_row_is_bit_equal_alone(rows, shape, dtype, window):
-    case = made(rows, **shape)
+    case = made(ROWS[rows], **shape)
     for x in (case.q, case.k_cache, case.v_cache, *case.keys, *case.values):
         x.copy_(x.to(dtype))
     together = attended(case, window, dtype=dtype)
@@ -89,6 +107,16 @@ def test_every_shape_agrees_and_a_row_is_bit_equal_alone(rows, shape, dtype, win
 def test_half_precision_is_near(dtype):
     case = made(ROWS["chunks-after-prefixes"], **SHAPES["grouped"])
     assert_near(attended(case, dtype=dtype), definition(case, None))
+
+
+def test_keys_may_be_kept_in_another_type_than_queries():
+    case = made(ROWS["chunks-after-prefixes"])
+    for x in (case.k_cache, case.v_cache, *case.keys, *case.values):
+        x.copy_(x.half())
+    plan, _ = plan_of(case)
+    caches = (x.to(DEVICE, torch.float16) for x in (case.k_cache, case.v_cache))
+    seen = plan.attend(case.q.to(DEVICE), *caches, scale=case.scale, window=None).cpu()
+    assert_near(seen, definition(case, None))
 
 
 @pytest.mark.parametrize("window", [None, 600], ids="window-{}".format)
@@ -176,6 +204,17 @@ def test_a_row_of_nan_reaches_no_other_row():
     assert actual[: case.starts[2]].equal(expected[: case.starts[2]])
 
 
+def test_what_lies_before_the_window_is_not_read():
+    case = made([(1, 700), (5, 90), (1, 3)])
+    expected = attended(case, 20)
+    for row, (count, length) in enumerate(zip(case.counts, case.lengths, strict=True)):
+        # Positions that not even the row's first query sees.
+        gone = max(0, length - count - 19) // case.page_tokens
+        case.k_cache[case.page_table[row, :gone]] = NAN
+        case.v_cache[case.page_table[row, :gone]] = NAN
+    assert attended(case, 20).equal(expected)
+
+
 def test_large_scores_are_exact_enough():
     case = made([(1, 40), (9, 30)])
     case.q *= 100
@@ -194,6 +233,32 @@ def test_a_plan_with_room_serves_one_step_after_another_from_the_same_memory():
         assert seen[: len(case.q)].equal(attended(case))
         places.append([section.data_ptr() for section in plan._sections])
     assert places[0] == places[1]
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="captures a CUDA graph")
+def test_a_captured_launch_attends_for_whatever_step_is_filled_in():
+    first, second = made([(1, 700), (1, 5), (1, 90)]), made([(1, 9), (1, 1030), (1, 30)])
+    plan, _ = plan_of(first, room=Room(rows=3, pages=300))
+    pages = max(len(first.k_cache), len(second.k_cache))
+    q, *caches = (
+        torch.zeros(size, *x.shape[1:], device=DEVICE)
+        for size, x in ((3, first.q), (pages, first.k_cache), (pages, first.v_cache))
+    )
+
+    def attend():
+        return plan.attend(q, *caches, scale=first.scale, window=None)
+
+    attend()  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        seen = attend()
+    for case in (first, second):
+        plan.fill(case.page_table, case.starts, case.positions)
+        for static, x in zip((q, *caches), (case.q, case.k_cache, case.v_cache), strict=True):
+            static[: len(x)].copy_(x)
+        graph.replay()
+        assert seen.cpu().equal(attended(case))
 
 
 def test_a_step_that_does_not_fit_its_room_is_a_bug():
@@ -256,3 +321,22 @@ def test_tiles_that_would_finish_last_are_divided_while_there_is_room():
     assert 0 < little.partials <= longest
     lengths = little.items[:, 5] - little.items[:, 4]
     assert lengths.tolist() == sorted(lengths, reverse=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+def test_compiled_narrow_and_wide_tiles_sum_over_keys_in_the_same_order(capability):
+    """Which rows share a tile's keys, and which warps compute them, may differ."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.kernels.attention_layouts", str(capability)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    found = {}
+    for line in run.stdout.splitlines():
+        model, dtype, rows, layouts = json.loads(line)
+        assert len(layouts) == 2  # of the maximum and of the sum
+        along_keys = [re.sub(r"warpsPerCTA = \[\d+,", "warpsPerCTA = [", x) for x in layouts]
+        found.setdefault((model, dtype), {})[rows] = along_keys
+    assert len(found) == 6
+    for tiles in found.values():
+        assert tiles[16] == tiles[32]

@@ -14,6 +14,8 @@ from weft.kernels.rotary.triton import rotary_
 from weft.kernels.silu_mul.triton import silu_mul
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cuda":
+    pytestmark = pytest.mark.gpu
 NAN = float("nan")
 # One rounding of each type, and another since the interpreter rounds bfloat16 towards zero.
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -67,6 +69,7 @@ def test_add_rms_norm_adds_in_place_and_norms_the_sum(hidden, dtype):
     expected_sum = x + delta
     actual = add_rms_norm(x, delta, weight, 1e-5)
     assert_near(x, expected_sum)
+    assert actual.equal(rms_norm(x, weight, 1e-5))  # of the sum as it was rounded
     assert_near(actual, rms_norm_reference.rms_norm(expected_sum, weight, 1e-5))
     torch.testing.assert_close(wide, kept, rtol=0, atol=0, equal_nan=True)
 

@@ -62,6 +62,8 @@ def test_the_command_line_overrides_the_file(folder):
         ("model: base\nport: 70000\n", "port is 70000"),
         ("model: base\ndrain_timeout_s: -1\n", "cannot be negative"),
         ("model: base\nthreads: 0\n", "threads must be positive"),
+        ("model: base\ntensor_parallel_size: 0\n", "tensor_parallel_size is 0: it must be"),
+        ("model: base\ntensor_parallel_size: 65\n", "each is a process .* at most 64"),
         ("model: nowhere\n", "no config.json in"),
         ("model: base\nadapters: {base: x}\n", "'base' is the base model's own name"),
     ],

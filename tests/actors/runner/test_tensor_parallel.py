@@ -6,10 +6,11 @@ import threading
 import msgspec
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from tests.actors.runner.engines import engine_of, harness_of, prefill, save_adapter
 from tests.actors.scheduler_harness import GREEDY
-from tests.checkpoints import save_model
+from tests.checkpoints import SMALL, random_model, save_model
 from weft.actors.runner import architecture, weights
 from weft.kernels.collectives import shared_memory
 from weft.runtime.config import ConfigError
@@ -96,6 +97,24 @@ def test_log_probabilities_are_those_of_the_whole_model(model, size):
     assert split.tokens == whole.tokens
     for one, other in zip(whole.logprobs, split.logprobs, strict=True):
         assert one.top_tokens == other.top_tokens
+        torch.testing.assert_close(
+            torch.tensor(one.top), torch.tensor(other.top), rtol=0, atol=2e-5
+        )
+
+
+def test_a_rank_may_have_no_token_of_a_small_vocabulary(tmp_path):
+    config = LlamaConfig(**SMALL | {"vocab_size": 40}, tie_word_embeddings=False)
+    random_model(config).save_pretrained(tmp_path)
+    assert [len(part["lm_head.weight"]) for part in parts_of(tmp_path, 4)] == [16, 16, 8, 0]
+    prompts = [[1, 39, 5], [20, 31], [17] * 9]
+    whole, split = (
+        prefill(
+            engine_of(tmp_path, tensor_parallel_size=size, **MEMORY), prompts, sampling=LOGPROBS
+        )
+        for size in (1, 4)
+    )
+    assert split.tokens == whole.tokens
+    for one, other in zip(whole.logprobs, split.logprobs, strict=True):
         torch.testing.assert_close(
             torch.tensor(one.top), torch.tensor(other.top), rtol=0, atol=2e-5
         )

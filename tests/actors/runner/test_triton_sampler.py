@@ -11,6 +11,8 @@ pytest.importorskip("triton")
 from weft.kernels.sample.triton import sample
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cuda":
+    pytestmark = pytest.mark.gpu
 INFINITY, NAN = float("inf"), float("nan")
 
 ROWS = [
