@@ -86,19 +86,18 @@ def _tables(section, options):
                 )
         case "pool":
             yield from pool.tables()
-        case "peers":
-            yield from _peers(options, load, what)
-        case "lora":
-            yield from _lora(options)
-        case "decode":
-            yield from _decode(options)
-
         case "tenants":
             yield (
                 "Milliseconds to the first token of a tenant that asks now and then, alone and "
                 f"beside one that sends {tenants.FLOOD_PER_S} requests a second",
                 tenants.run(threads=threads, rounds=rounds),
             )
+        case "peers":
+            yield from _peers(options, load, what)
+        case "lora":
+            yield from _lora(options)
+        case "decode":
+            yield from _decode(options)
 
 
 def _peers(options, load, what):
