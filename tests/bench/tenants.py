@@ -31,19 +31,20 @@ SETTINGS = {
 
 
 def run(*, threads, rounds):
-    """Return the table. Alone and flooded take turns within each round."""
+    """Return the table. Alone and flooded take turns, and each round has ratios of its own."""
     rows = []
     for name, options in SETTINGS.items():
-        alone, flooded = [], []
+        alone, flooded = [], []  # (median, 99th percentile) of each round
         with serve(models.DEMO, {}, threads=threads, max_num_seqs=64, **options) as server:
             _ask(server)
             for _ in range(rounds):
-                alone += _ask(server)
+                alone.append(_quantiles(_ask(server)))
                 with _flood(server):
-                    flooded += _ask(server)
+                    flooded.append(_quantiles(_ask(server)))
         rows.append((name, *_cells(alone), *_cells(flooded), *_ratios(alone, flooded)))
     header = (
-        "policy", "alone: median", "p99", "flooded: median", "p99", "median ratio", "p99 ratio",
+        "medians of rounds", "alone: median", "p99", "flooded: median", "p99", "median ratio",
+        "p99 ratio",
     )  # fmt: skip
     return markdown(header, rows)
 
@@ -52,13 +53,16 @@ def _quantiles(times):
     return statistics.median(times), statistics.quantiles(times, n=100)[-1]
 
 
-def _cells(times):
-    return [f"{each * 1e3:.1f}" for each in _quantiles(times)]
+def _cells(rounds):
+    return [f"{statistics.median(values) * 1e3:.1f}" for values in zip(*rounds, strict=True)]
 
 
 def _ratios(alone, flooded):
-    pairs = zip(_quantiles(alone), _quantiles(flooded), strict=True)
-    return [f"{with_flood / without:.2f}" for without, with_flood in pairs]
+    by_round = [
+        [with_flood / without for without, with_flood in zip(before, beside, strict=True)]
+        for before, beside in zip(alone, flooded, strict=True)
+    ]
+    return [f"{statistics.median(values):.2f}" for values in zip(*by_round, strict=True)]
 
 
 def _ask(server):
