@@ -25,10 +25,6 @@ LORA = {
         {"modules_to_save": ["lm_head"]},
         r"modules_to_save: \['lm_head'\] .*without whole modules",
     ),
-    "layers": (
-        {"layers_to_transform": [0]},
-        r"layers_to_transform: \[0\] .*name the layers in target_modules",
-    ),
     "repeated-layers": (
         {"layer_replication": [(0, 2), (1, 2)]},
         r"layer_replication: .*train the adapter without it",
@@ -67,12 +63,13 @@ OTHER_TYPES = {
 # Fields of PEFT's LoRA that leave the sum of the base and scale B A as it is.
 HARMLESS = {
     "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config",
-    "exclude_modules", "inference_mode", "layers_pattern", "lora_dropout", "megatron_core",
-    "peft_version", "qalora_group_size", "revision", "runtime_config",
+    "inference_mode", "lora_dropout", "megatron_core", "peft_version",
+    "qalora_group_size", "revision", "runtime_config",
 }  # fmt: skip
 COMPUTED = {
     "peft_type", "task_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
-    "target_modules", "init_lora_weights", "bias",
+    "target_modules", "init_lora_weights", "bias", "exclude_modules", "layers_to_transform",
+    "layers_pattern",
 }  # fmt: skip
 FIELDS = {field.name for field in dataclasses.fields(LoraConfig)}
 
@@ -104,7 +101,10 @@ def test_a_field_that_may_change_the_result_is_refused_if_it_says_anything(field
         build(folder({field: value}))
 
 
-@pytest.mark.parametrize("field", [*sorted(FIELDS - COMPUTED), "of_a_later_version"])
+EMPTY_TOO = {"exclude_modules", "layers_to_transform", "layers_pattern"}
+
+
+@pytest.mark.parametrize("field", [*sorted(FIELDS - COMPUTED | EMPTY_TOO), "of_a_later_version"])
 @pytest.mark.parametrize("value", [None, False, [], {}, ""], ids=repr)
 def test_a_field_that_says_nothing_is_no_reason_to_refuse(field, value):
     assert build(folder({field: value})) == build(folder())
@@ -113,6 +113,40 @@ def test_a_field_that_says_nothing_is_no_reason_to_refuse(field, value):
 @pytest.mark.parametrize("field", sorted(HARMLESS & FIELDS))
 def test_a_field_without_effect_is_no_reason_to_refuse(field):
     assert build(folder({field: ["x"]})) == build(folder())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"layers_to_transform": [0], "target_modules": ".*q_proj|.*down_proj"},
+            "layers_to_transform: .*list the modules by name",
+        ),
+        ({"layers_pattern": "layers"}, "layers_pattern: .*leave it out"),
+        ({"layers_to_transform": 0, "layers_pattern": "("}, "layers_pattern: .*no regular exp"),
+        ({"layers_to_transform": 0, "layers_pattern": ["x"] * 33}, "layers_pattern: 33 entries"),
+        ({"layers_to_transform": [0.5]}, "layers_to_transform"),
+        ({"exclude_modules": "("}, "exclude_modules: .*no regular expression"),
+    ],
+)
+def test_what_peft_itself_would_not_load_is_refused(fields, message):
+    with pytest.raises(BadAdapter, match=message):
+        build(folder(fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"exclude_modules": ["q_proj"]},
+        {"exclude_modules": r".*\.1\..*"},
+        {"layers_to_transform": [0]},
+        {"layers_to_transform": 1, "layers_pattern": ["blocks", "layers"]},
+        {"layers_to_transform": [0, 1], "layers_pattern": "h"},
+    ],
+)
+def test_a_tensor_of_a_module_that_peft_would_leave_alone_is_refused(fields):
+    with pytest.raises(BadAdapter, match="target_modules does not cover it"):
+        build(folder(fields))
 
 
 @pytest.mark.parametrize("init", ["corda", "loftq", "lora_ga", "mini", 2, ["pissa"], {"a": 1}])
