@@ -30,6 +30,7 @@ _READ_OR_HARMLESS = frozenset(
     {
         "peft_type", "task_type", "bias", "init_lora_weights",
         "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
+        "use_dora", "lora_bias",
         "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
         "exclude_modules", "layers_to_transform", "layers_pattern",
         "lora_dropout", "eva_config", "megatron_core", "qalora_group_size", "runtime_config",
@@ -42,7 +43,6 @@ _MAY_BE_EMPTY = frozenset({"exclude_modules", "layers_to_transform", "layers_pat
 
 # What to do about a field that asks for more than weft computes.
 _ADVICE = {
-    "use_dora": "train it without DoRA",
     "modules_to_save": "train it without whole modules",
     "fan_in_fan_out": "it is for Conv1D layers, which the base does not have",
 }
@@ -69,6 +69,8 @@ class AdapterConfig(msgspec.Struct, frozen=True):
     lora_alpha: float
     target_modules: str | frozenset[str]
     use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
     exclude_modules: str | frozenset[str] = frozenset()
@@ -157,6 +159,11 @@ def parse(file: bytes) -> AdapterConfig:
         if isinstance(modules, str):
             _check_pattern(name, modules, modules)
     _check_layers(config)
+    _need(
+        not (config.use_dora and config.lora_bias),
+        "lora_bias",
+        "PEFT does not take it together with use_dora; train the adapter without it",
+    )
     _check_patterns("rank_pattern", config.rank_pattern)
     _check_patterns("alpha_pattern", config.alpha_pattern)
     return config

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from safetensors import safe_open
 from torch import Tensor
 
+from weft.actors.runner.affine import BaseSite, of_bias, of_magnitude
 from weft.actors.runner.architecture import Architecture
-from weft.actors.shards import Shard, Span
+from weft.actors.shards import Span
+from weft.kernels.collectives.reference import Collectives
 from weft.kernels.sgmv import cpu, granules, segments
-from weft.kernels.sgmv.granules import COLUMNS, RANKS, Module, Tables
+from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Module, Tables
 from weft.kernels.sgmv.segments import Segments
 
 # Modules that share an input are one site: their A matrices are multiplied together.
@@ -38,10 +40,27 @@ class LoraSlots:
     """Which adapter each slot holds, and in which pages of the arena its weights lie."""
 
     def __init__(
-        self, architecture: Architecture, arena: Tensor, *, slots: int, pages_max: int
+        self,
+        architecture: Architecture,
+        arena: Tensor,
+        base: Sequence[Mapping[str, BaseSite]],
+        group: Collectives,
+        *,
+        slots: int,
+        pages_max: int,
     ) -> None:
-        """``arena`` as ``granules.typed`` returns it; no adapter has more than ``pages_max``."""
+        """
+        Args:
+            architecture: the rank's part of the model.
+            arena: as ``granules.typed`` returns it.
+            base: the model's sites, by layer and name.
+            group: of the ranks, which fill the same slots at the same time.
+            slots: how many adapters there may be.
+            pages_max: of an adapter.
+        """
         self._architecture = architecture
+        self._base = base
+        self._group = group
         self._arena = arena
         self._tables = Tables(slots, architecture.layers, len(SITES), pages_max)
         widths = [
@@ -56,8 +75,9 @@ class LoraSlots:
     def fill(self, slot: int, digest: str, path: Path, pages: Sequence[int]) -> None:
         """Replace what a slot holds by an adapter, whose weights are written into ``pages``.
 
-        ``path`` is the adapter store's normalised file: ``layers.{i}.{module}.A`` [rank, in] and
-        ``.B`` [out, rank], with each module's scale in the metadata.
+        ``path`` is the adapter store's normalised file: ``layers.{i}.{module}.A`` [rank, in],
+        ``.B`` [out, rank], and perhaps ``.bias`` of B or DoRA's ``.magnitude``, [out]; with each
+        module's scale in the metadata.
         """
         self._tables.clear(slot, pages)
         with safe_open(path, framework="pt") as file:
@@ -65,13 +85,42 @@ class LoraSlots:
             assert metadata["digest"] == digest, f"{path} is not {digest}"
             scales: dict[str, float] = json.loads(metadata["scales"])
             for layer in range(self._architecture.layers):
-                sites = [
-                    _modules(file, scales, layer, modules, self._architecture.shard)
-                    for modules in SITES.values()
-                ]
+                sites = [self._modules(file, scales, layer, site) for site in SITES]
                 laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
                 granules.write(self._arena, layer, pages, laid)
         self.digests[slot] = digest
+
+    def _modules(
+        self, file: _File, scales: dict[str, float], layer: int, site: str
+    ) -> list[Module]:
+        """Read a site's modules; of one rank, A by the inputs or B by the outputs that are here."""
+        shard = self._architecture.shard
+        names = file.keys()
+        read = []
+        column = 0
+        for part, module in enumerate(SITES[site]):
+            name = f"layers.{layer}.{module}"
+            columns = slice(column, column + self._architecture.module_shape(module)[0])
+            column = columns.stop
+            if name not in scales:
+                continue
+            inputs = shard.inputs(module) if shard else None
+            outputs = _slice(shard.outputs(module) if shard else None)
+            a = file.get_slice(f"{name}.A")[:, _slice(inputs)]
+            b = file.get_slice(f"{name}.B")[outputs, :]
+            found = Module(part, a, b, scales[name])
+            # Added once to the sum of the ranks, like the base's own.
+            if f"{name}.bias" in names and (inputs is None or self._group.rank == 0):
+                bias = file.get_tensor(f"{name}.bias")[outputs]
+                found = found._replace(affine=of_bias(bias, found.scale))
+            if f"{name}.magnitude" in names:
+                magnitude = file.get_tensor(f"{name}.magnitude")[outputs]
+                others = None if inputs is None else self._group
+                base = self._base[layer][site]
+                affine = of_magnitude(magnitude, found, base, columns, others)
+                found = found._replace(affine=affine)
+            read.append(found)
+        return read
 
     def add(self, y: Tensor, x: Tensor, site: str, layer: int, segments: Segments) -> None:
         """Add the updates of a sorted batch: y [T, out of the site], x [T, in]."""
@@ -84,33 +133,22 @@ def granules_max(architecture: Architecture, rank: int) -> int:
     groups = -(-rank // RANKS)
     return sum(
         groups * (-(-features // COLUMNS) + -(-out // COLUMNS))
+        + -(-out // (AFFINE_BLOCKS * COLUMNS))
         for modules in SITES.values()
         for out, features in map(architecture.module_shape, modules)
     )
 
 
 class _File(Protocol):
+    def keys(self) -> list[str]: ...
+
     def get_slice(self, name: str) -> _Saved: ...
+
+    def get_tensor(self, name: str) -> Tensor: ...
 
 
 class _Saved(Protocol):
     def __getitem__(self, index: tuple[slice, slice]) -> Tensor: ...
-
-
-def _modules(
-    file: _File, scales: dict[str, float], layer: int, modules: Sequence[str], shard: Shard | None
-) -> list[Module]:
-    """Read a site's modules; of one rank, A by the inputs or B by the outputs that are here."""
-    read = []
-    for part, module in enumerate(modules):
-        name = f"layers.{layer}.{module}"
-        if name in scales:
-            inputs = _slice(shard.inputs(module) if shard else None)
-            outputs = _slice(shard.outputs(module) if shard else None)
-            a = file.get_slice(f"{name}.A")[:, inputs]
-            b = file.get_slice(f"{name}.B")[outputs, :]
-            read.append(Module(part, a, b, scales[name]))
-    return read
 
 
 def _slice(span: Span | None) -> slice:

@@ -74,6 +74,8 @@ class TorchEngine:
         self._lora = LoraSlots(
             architecture,
             self._arena.granules(),
+            self._model.sites,
+            group,
             slots=config.max_loaded_loras,
             pages_max=per_adapter,
         )

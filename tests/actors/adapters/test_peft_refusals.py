@@ -17,8 +17,6 @@ PLAIN = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"]}
 
 # What a user asks PEFT for, and what the refusal must say.
 LORA = {
-    "dora": ({"use_dora": True}, r"use_dora: True .*train it without DoRA"),
-    "lora-bias": ({"lora_bias": True}, r"lora_bias: True .*train the adapter without it"),
     "bias-all": ({"bias": "all"}, r"bias: 'all' .*train it with bias none"),
     "bias-lora": ({"bias": "lora_only"}, r"bias: 'lora_only' .*train it with bias none"),
     "whole-modules": (
@@ -69,7 +67,7 @@ HARMLESS = {
 COMPUTED = {
     "peft_type", "task_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
     "target_modules", "init_lora_weights", "bias", "exclude_modules", "layers_to_transform",
-    "layers_pattern",
+    "layers_pattern", "use_dora", "lora_bias",
 }  # fmt: skip
 FIELDS = {field.name for field in dataclasses.fields(LoraConfig)}
 
@@ -126,6 +124,7 @@ def test_a_field_without_effect_is_no_reason_to_refuse(field):
         ({"layers_to_transform": 0, "layers_pattern": "("}, "layers_pattern: .*no regular exp"),
         ({"layers_to_transform": 0, "layers_pattern": ["x"] * 33}, "layers_pattern: 33 entries"),
         ({"layers_to_transform": [0.5]}, "layers_to_transform"),
+        ({"use_dora": True, "lora_bias": True}, "lora_bias: .*together with use_dora"),
         ({"exclude_modules": "("}, "exclude_modules: .*no regular expression"),
     ],
 )
@@ -172,6 +171,6 @@ def test_a_field_that_is_given_twice_means_what_it_means_to_peft(tmp_path, first
 
 
 def test_an_unsupported_field_cannot_hide_behind_its_first_value():
-    raw = json.dumps(CONFIG | {"use_dora": False})[:-1] + ', "use_dora": true}'
-    with pytest.raises(BadAdapter, match="use_dora: True"):
+    raw = json.dumps(CONFIG | {"use_qalora": False})[:-1] + ', "use_qalora": true}'
+    with pytest.raises(BadAdapter, match="use_qalora: True"):
         build(folder() | {"adapter_config.json": raw.encode()})

@@ -9,6 +9,7 @@ from tests.checkpoints import ARCHITECTURES
 from weft.actors.runner import architecture
 from weft.actors.runner.arena import Arena, page_shape
 from weft.actors.runner.lora import SITES, LoraSlots
+from weft.kernels.collectives.reference import Alone
 from weft.kernels.sgmv.segments import Segments
 
 
@@ -29,7 +30,7 @@ def slots_of(model, *adapters, slots=2):
     shapes = architecture.read(model)
     page = page_shape(shapes, 4, torch.float32, torch.float32)
     arena = Arena(page, shapes.layers, 200, torch.device("cpu"))
-    made = LoraSlots(shapes, arena.granules(), slots=slots, pages_max=100)
+    made = LoraSlots(shapes, arena.granules(), [], Alone(), slots=slots, pages_max=100)
     pages = list(range(0, 200, 2))
     for digest, path in adapters:
         made.fill(1, digest, path, pages)
