@@ -12,6 +12,7 @@ term is a sum over inputs, so that ranks which divide these add up theirs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,13 @@ class BaseSite(NamedTuple):
     squares: Tensor  # [out] float32, of each row of the weight as it was saved
     bias: Tensor | None  # [out] float32
     dtype: torch.dtype  # of what the projection takes
+
+
+class Base(NamedTuple):
+    """What adapters must know of one rank's part of the model."""
+
+    sites: Sequence[Mapping[str, BaseSite]]  # by layer and name
+    group: Collectives
 
 
 def of_bias(bias: Tensor, scale: float) -> Affine:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from safetensors import safe_open
 from torch import Tensor
 
-from weft.actors.runner.affine import BaseSite, of_bias, of_magnitude
+from weft.actors.runner.affine import Base, of_bias, of_magnitude
 from weft.actors.runner.architecture import Architecture
+from weft.actors.runner.rows import HostBatch
+from weft.actors.runner.staging import Staging
 from weft.actors.shards import Span
-from weft.kernels.collectives.reference import Collectives
 from weft.kernels.sgmv import cpu, granules, segments
 from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Module, Tables
 from weft.kernels.sgmv.segments import Segments
@@ -25,15 +27,60 @@ SITES = {
     "gate_up": ("gate_proj", "up_proj"),
     "down": ("down_proj",),
 }
-_SITE_INDEX = {site: index for index, site in enumerate(SITES)}
+QKV, OUT, GATE_UP, DOWN = range(len(SITES))
 
 
-class PagedLora(Protocol):
-    """The kernel of one device."""
+# Adds the updates of one step's batch: y [T, out of the site], x [T, in], layer, site's index.
+LoraUpdate = Callable[[Tensor, Tensor, int, int], None]
 
-    def add(self, y: Tensor, x: Tensor, layer: int, site: int, segments: Segments) -> None:
-        """Add the updates of a sorted batch: y [T, out of the site], x [T, in]."""
+
+class LoraKernel(Protocol):
+    """The update as one device computes it."""
+
+    def update(self, slot: int) -> None:
+        """Hear that the tables of a slot have changed."""
         ...
+
+    def plan(
+        self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None
+    ) -> LoraUpdate:
+        """Return the update of a step, of which what the device reads lies in ``staging``.
+
+        ``graph_rows``: of the graph that it is part of, of which every launch has the same shape.
+        """
+        ...
+
+    def staged_bytes(self) -> int:
+        """Return how much of the staging a step takes at most."""
+        ...
+
+
+class HostLora:
+    """For the kernels of a CPU, which find everything in host memory."""
+
+    def __init__(self, arena: Tensor, tables: Tables, widths: Sequence[Sequence[int]]) -> None:
+        """``arena`` as ``granules.typed`` returns it; ``widths``: by site, columns of each part."""
+        make = segments.PagedLora if cpu.library() is None else cpu.PagedLora
+        self._kernel = make(arena, tables, widths)
+
+    def update(self, slot: int) -> None:
+        """Do nothing: these are the tables that the kernel reads."""
+
+    def plan(
+        self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None
+    ) -> LoraUpdate:
+        """Return the update of a step."""
+        if not host.lora_slots:
+            return no_update
+        return partial(self._kernel.add, segments=Segments(host.lora_starts, host.lora_slots))
+
+    def staged_bytes(self) -> int:
+        """Return that nothing is staged."""
+        return 0
+
+
+def no_update(y: Tensor, x: Tensor, layer: int, site: int) -> None:
+    """Leave y as it is: all rows are the base's."""
 
 
 class LoraSlots:
@@ -43,8 +90,8 @@ class LoraSlots:
         self,
         architecture: Architecture,
         arena: Tensor,
-        base: Sequence[Mapping[str, BaseSite]],
-        group: Collectives,
+        make: Callable[[Tensor, Tables, Sequence[Sequence[int]]], LoraKernel],
+        base: Base,
         *,
         slots: int,
         pages_max: int,
@@ -53,23 +100,20 @@ class LoraSlots:
         Args:
             architecture: the rank's part of the model.
             arena: as ``granules.typed`` returns it.
-            base: the model's sites, by layer and name.
-            group: of the ranks, which fill the same slots at the same time.
+            make: the device's kernel.
+            base: the model; its ranks fill the same slots at the same time.
             slots: how many adapters there may be.
             pages_max: of an adapter.
         """
         self._architecture = architecture
         self._base = base
-        self._group = group
         self._arena = arena
         self._tables = Tables(slots, architecture.layers, len(SITES), pages_max)
         widths = [
             [architecture.module_shape(module)[0] for module in modules]
             for modules in SITES.values()
         ]
-        is_native = arena.device.type == "cpu" and cpu.library() is not None
-        make = cpu.PagedLora if is_native else segments.PagedLora
-        self._kernel: PagedLora = make(arena, self._tables, widths)
+        self.kernel = make(arena, self._tables, widths)
         self.digests: list[str | None] = [None] * slots
 
     def fill(self, slot: int, digest: str, path: Path, pages: Sequence[int]) -> None:
@@ -88,6 +132,7 @@ class LoraSlots:
                 sites = [self._modules(file, scales, layer, site) for site in SITES]
                 laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
                 granules.write(self._arena, layer, pages, laid)
+        self.kernel.update(slot)
         self.digests[slot] = digest
 
     def _modules(
@@ -110,22 +155,17 @@ class LoraSlots:
             b = file.get_slice(f"{name}.B")[outputs, :]
             found = Module(part, a, b, scales[name])
             # Added once to the sum of the ranks, like the base's own.
-            if f"{name}.bias" in names and (inputs is None or self._group.rank == 0):
+            if f"{name}.bias" in names and (inputs is None or self._base.group.rank == 0):
                 bias = file.get_tensor(f"{name}.bias")[outputs]
                 found = found._replace(affine=of_bias(bias, found.scale))
             if f"{name}.magnitude" in names:
                 magnitude = file.get_tensor(f"{name}.magnitude")[outputs]
-                others = None if inputs is None else self._group
-                base = self._base[layer][site]
+                others = None if inputs is None else self._base.group
+                base = self._base.sites[layer][site]
                 affine = of_magnitude(magnitude, found, base, columns, others)
                 found = found._replace(affine=affine)
             read.append(found)
         return read
-
-    def add(self, y: Tensor, x: Tensor, site: str, layer: int, segments: Segments) -> None:
-        """Add the updates of a sorted batch: y [T, out of the site], x [T, in]."""
-        if len(segments):
-            self._kernel.add(y, x, layer, _SITE_INDEX[site], segments)
 
 
 def granules_max(architecture: Architecture, rank: int) -> int:

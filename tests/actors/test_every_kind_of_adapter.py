@@ -6,9 +6,8 @@ import pytest
 
 from tests.actors.runner.engines import harness_of
 from tests.checkpoints import every_kind, greedy, peft_model, save_adapters, save_model
-from weft.actors.adapters.actor import AdapterStore
+from tests.sim.files import store_on_disk
 from weft.actors.adapters.base import BaseShapes
-from weft.actors.adapters.files import LocalFiles
 from weft.actors.runner.operations import NATIVE
 from weft.kernels.paged_attention import cpu as paged_attention
 from weft.kernels.sgmv import cpu as sgmv
@@ -47,9 +46,7 @@ def stored(model, adapters, place, size):
     """What the store makes of adapters: name -> digest, digest -> where it lies and how large."""
     named = {name: str(path) for name, path in adapters.items()}
     settings = Config(model=str(model), adapters=named, tensor_parallel_size=size)
-    store = AdapterStore(
-        settings, BaseShapes.load(settings.model), LocalFiles(), str(place), started_s=0
-    )
+    store = store_on_disk(settings, BaseShapes.load(settings.model), place)
     turn = Turn(0, lambda peer: 100)
     [(_, catalog)] = store.advance(turn)
     assert [entry.refused for entry in catalog.adapters] == [None] * len(adapters)
