@@ -116,15 +116,34 @@ def adapter_configs(count: int, *, seed=0, rank_max=64):
     return configs
 
 
-def save_adapters(folder: Path, model, count: int, *, seed=0) -> dict[str, Path]:
+def every_kind() -> list[LoraConfig]:
+    """LoRA configurations of all that is more than A and B of some modules in each layer."""
+    few = ["q_proj", "v_proj", "o_proj", "down_proj"]
+    options = [
+        {"r": 8, "target_modules": list(MODULES), "use_dora": True},
+        {"r": 5, "target_modules": few, "use_dora": True, "use_rslora": True},
+        {"r": 4, "target_modules": ["up_proj"], "use_dora": True, "layers_to_transform": [1]},
+        {"r": 8, "target_modules": list(MODULES), "lora_bias": True, "lora_alpha": 12},
+        {"r": 3, "target_modules": few, "lora_bias": True, "exclude_modules": r".*\.0\..*"},
+        {"r": 64, "target_modules": "all-linear", "use_dora": True, "lora_alpha": 32},
+        {"r": 8, "target_modules": list(MODULES)},
+    ]
+    return [LoraConfig(task_type="CAUSAL_LM", **each) for each in options]
+
+
+def save_adapters(folder: Path, model, count: int, *, seed=0, configs=None) -> dict[str, Path]:
     """Random adapters of a model, by name. The model stays as it was."""
     names = {}
-    for index, config in enumerate(adapter_configs(count, seed=seed)):
+    for index, config in enumerate(configs or adapter_configs(count, seed=seed)):
         torch.manual_seed(1000 * seed + index)
         adapted = get_peft_model(model, config)
         for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                with torch.no_grad():
+            with torch.no_grad():
+                if "lora_magnitude" in name:
+                    parameter.mul_(1 + torch.randn_like(parameter) * 0.3)
+                elif "lora_" in name and name.endswith("bias"):
+                    parameter.copy_(torch.randn_like(parameter) * 0.2)
+                elif "lora_" in name:
                     parameter.copy_(torch.randn_like(parameter) * 0.3 / parameter.shape[0] ** 0.5)
         path = folder / f"adapter{index}"
         adapted.save_pretrained(path)

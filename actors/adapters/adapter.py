@@ -11,6 +11,7 @@ from typing import NamedTuple
 from weft.actors.adapters import granules, safetensors
 from weft.actors.adapters.base import MODULES, BaseShapes
 from weft.actors.adapters.errors import BadAdapter, shown_name
+from weft.actors.adapters.granules import Size
 from weft.actors.adapters.peft_config import AdapterConfig
 from weft.actors.adapters.safetensors import Tensor
 from weft.actors.shards import Shard
@@ -19,8 +20,23 @@ from weft.actors.shards import Shard
 # "default" was kept by old versions.
 _TENSOR_NAME = re.compile(
     r"base_model\.model\.(?P<module>(?:model\.)?layers\.(?P<layer>0|[1-9][0-9]{0,8})"
-    r"\.(?P<block>self_attn|mlp)\.(?P<name>[a-z]+_proj))\.lora_(?P<side>[AB])(?:\.default)?\.weight"
+    r"\.(?P<block>self_attn|mlp)\.(?P<name>[a-z]+_proj))"
+    r"\.lora_(?P<side>A|B|magnitude_vector)(?:\.default)?(?P<kind>\.weight|\.bias)?"
 )
+_SIDES = {
+    ("A", ".weight"): "A",
+    ("B", ".weight"): "B",
+    ("B", ".bias"): "bias",
+    ("magnitude_vector", None): "magnitude",
+    ("magnitude_vector", ".weight"): "magnitude",
+}
+# What messages call them.
+_SAVED_AS = {
+    "A": "lora_A",
+    "B": "lora_B",
+    "bias": "lora_B.bias",
+    "magnitude": "lora_magnitude_vector",
+}
 
 
 class _Place(NamedTuple):
@@ -35,8 +51,9 @@ class Adapter(NamedTuple):
     """A valid adapter.
 
     ``tensors`` maps layers.{i}.{q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj}.{A|B} to A
-    [rank, inputs] and B [outputs, rank]; ``scales`` maps names without .A and .B to the factor of
-    B A. The digest is sha256 over both, so equal adapters have one name wherever they come from.
+    [rank, inputs] and B [outputs, rank]; .bias [outputs] is B's, .magnitude [outputs] DoRA's.
+    ``scales`` maps names without .A and .B to the factor of B A and of the bias. The digest is
+    sha256 over both, so equal adapters have one name wherever they come from.
     """
 
     digest: str
@@ -51,11 +68,12 @@ class Adapter(NamedTuple):
 
     def granules(self, base: BaseShapes, shards: Sequence[Shard]) -> int:
         """Return the granules of the layer that has most, on the device that has most of it."""
-        ranks = (
-            (int(layer), module, self.tensors[f"layers.{layer}.{module}.A"].shape[0])
-            for _, layer, module in (name.split(".") for name in self.scales)
-        )
-        return granules.most_of_any_layer(ranks, base, shards)
+        sizes = ((*_layer_and_module(name), self._size(name)) for name in self.scales)
+        return granules.most_of_any_layer(sizes, base, shards)
+
+    def _size(self, name: str) -> Size:
+        has_affine = any(f"{name}.{side}" in self.tensors for side in ("bias", "magnitude"))
+        return Size(self.tensors[f"{name}.A"].shape[0], has_affine)
 
 
 def build(
@@ -83,10 +101,16 @@ def build(
     return Adapter(_digest(scales, found), rank, scales, found)
 
 
+def _layer_and_module(name: str) -> tuple[int, str]:
+    _, layer, module = name.split(".")
+    return int(layer), module
+
+
 def _place(name: str, config: AdapterConfig, base: BaseShapes) -> tuple[_Place, str]:
     tensor = f"tensor {shown_name(name)}"
     match = _TENSOR_NAME.fullmatch(name)
-    if match is None or MODULES.get(match["name"]) != match["block"]:
+    side = match and _SIDES.get((match["side"], match["kind"]))
+    if match is None or side is None or MODULES.get(match["name"]) != match["block"]:
         raise BadAdapter(
             f"{tensor}: not supported; an adapter may change {', '.join(MODULES)} of the "
             f"layers, as lora_A.weight and lora_B.weight"
@@ -102,7 +126,14 @@ def _place(name: str, config: AdapterConfig, base: BaseShapes) -> tuple[_Place, 
             f"{tensor}: target_modules does not cover it; mend adapter_config.json, or remove the "
             f"tensor"
         )
-    return _Place(layer, match["name"], match["module"]), match["side"]
+    for field, given, own in (
+        ("use_dora", config.use_dora, "magnitude"), ("lora_bias", config.lora_bias, "bias"),
+    ):  # fmt: skip
+        if side == own and not given:
+            raise BadAdapter(
+                f"{tensor}: {field} is not set; mend adapter_config.json, or remove the tensor"
+            )
+    return _Place(layer, match["name"], match["module"]), side
 
 
 def _check_spelling(places: list[_Place]) -> None:
@@ -118,10 +149,15 @@ def _check_spelling(places: list[_Place]) -> None:
 def _check_pair(
     place: _Place, pair: dict[str, Tensor], config: AdapterConfig, base: BaseShapes, rank_max: int
 ) -> int:
-    """Check one module's A and B and return its rank."""
-    for side in ("A", "B"):
-        if side not in pair:
-            raise BadAdapter(f"{place.module}: lora_{side} is missing; save the adapter again")
+    """Check what one module has and return its rank."""
+    needed = {
+        "A": True, "B": True, "bias": config.lora_bias, "magnitude": config.use_dora,
+    }  # fmt: skip
+    for side, is_needed in needed.items():
+        if is_needed and side not in pair:
+            raise BadAdapter(
+                f"{place.module}: {_SAVED_AS[side]} is missing; save the adapter again"
+            )
     rank = config.rank(place.module)
     if rank > rank_max:
         raise BadAdapter(
@@ -129,16 +165,22 @@ def _check_pair(
             f"max_lora_rank, or train with a lower rank"
         )
     shape = base.shape(place.name)
-    for side, expected in (("A", (rank, shape.inputs)), ("B", (shape.outputs, rank))):
-        if pair[side].shape != expected:
+    expected_shapes = {
+        "A": (rank, shape.inputs), "B": (shape.outputs, rank),
+        "bias": (shape.outputs,), "magnitude": (shape.outputs,),
+    }  # fmt: skip
+    for side, tensor in pair.items():
+        expected = expected_shapes[side]
+        if tensor.shape != expected:
             raise BadAdapter(
-                f"{place.module}.lora_{side}: shape {list(pair[side].shape)}, expected "
+                f"{place.module}.{_SAVED_AS[side]}: shape {list(tensor.shape)}, expected "
                 f"{list(expected)} for rank {rank} and this base; was the adapter trained for "
                 f"another one?"
             )
-        if not pair[side].is_finite:
+        if not tensor.is_finite:
             raise BadAdapter(
-                f"{place.module}.lora_{side}: a value is infinite or NaN; train the adapter again"
+                f"{place.module}.{_SAVED_AS[side]}: a value is infinite or NaN; train the adapter "
+                f"again"
             )
     return rank
 

@@ -92,7 +92,9 @@ class BaseShapes(msgspec.Struct, frozen=True):
 
     def adapter_bytes_max(self, rank_max: int) -> int:
         """Return more bytes than any adapter's file needs: every module, float32."""
-        return HEADER_BYTES_MAX + 4 * rank_max * self.num_hidden_layers * sum(self._sizes())
+        # One rank more, for magnitudes or biases.
+        ranks = rank_max + 1
+        return HEADER_BYTES_MAX + 4 * ranks * self.num_hidden_layers * sum(self._sizes())
 
     @property
     def _head_dim(self) -> int:

@@ -9,6 +9,7 @@ turns them into pages, and runners fill them: all three must agree.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from weft.actors.adapters.base import BaseShapes, LinearShape
 from weft.actors.shards import Shard
@@ -16,28 +17,41 @@ from weft.actors.shards import Shard
 RANKS = 8
 COLUMNS = 128
 
+# Output columns of which a granule holds factors and offsets: two float32 each, in half of it if it
+# is of float32 itself.
+AFFINE_COLUMNS = 256
 
-def of_module(rank: int, shape: LinearShape) -> int:
-    """Return the granules of one module's A and B together."""
-    return -(-rank // RANKS) * (-(-shape.inputs // COLUMNS) + -(-shape.outputs // COLUMNS))
+
+class Size(NamedTuple):
+    """What of an adapted module takes room."""
+
+    rank: int
+    has_affine: bool = False  # DoRA's factors, or biases of B
 
 
-def of_layer(ranks: Mapping[str, int], base: BaseShapes, shards: Sequence[Shard]) -> int:
+def of_module(size: Size, shape: LinearShape) -> int:
+    """Return the granules of all that one module has."""
+    columns = -(-shape.inputs // COLUMNS) + -(-shape.outputs // COLUMNS)
+    affine = -(-shape.outputs // AFFINE_COLUMNS) if size.has_affine else 0
+    return -(-size.rank // RANKS) * columns + affine
+
+
+def of_layer(sizes: Mapping[str, Size], base: BaseShapes, shards: Sequence[Shard]) -> int:
     """Return the granules of one layer on the device that has most of the parts of a model.
 
-    ``ranks`` is by module, e.g. "q_proj".
+    ``sizes`` is by module, e.g. "q_proj".
     """
     return max(
-        sum(of_module(rank, base.part(module, shard)) for module, rank in ranks.items())
+        sum(of_module(size, base.part(module, shard)) for module, size in sizes.items())
         for shard in shards
     )
 
 
 def most_of_any_layer(
-    ranks: Iterable[tuple[int, str, int]], base: BaseShapes, shards: Sequence[Shard]
+    sizes: Iterable[tuple[int, str, Size]], base: BaseShapes, shards: Sequence[Shard]
 ) -> int:
-    """Return the granules of the layer that has most; ``ranks``: layer, module and its rank."""
-    layers: dict[int, dict[str, int]] = {}
-    for layer, module, rank in ranks:
-        layers.setdefault(layer, {})[module] = rank
+    """Return the granules of the layer that has most; ``sizes``: layer, module and its size."""
+    layers: dict[int, dict[str, Size]] = {}
+    for layer, module, size in sizes:
+        layers.setdefault(layer, {})[module] = size
     return max(of_layer(modules, base, shards) for modules in layers.values())

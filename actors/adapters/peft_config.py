@@ -30,17 +30,20 @@ _READ_OR_HARMLESS = frozenset(
     {
         "peft_type", "task_type", "bias", "init_lora_weights",
         "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
+        "use_dora", "lora_bias",
         "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
-        "lora_dropout", "eva_config", "exclude_modules", "megatron_core", "qalora_group_size",
-        "layers_pattern", "runtime_config", "ensure_weight_tying",
+        "exclude_modules", "layers_to_transform", "layers_pattern",
+        "lora_dropout", "eva_config", "megatron_core", "qalora_group_size", "runtime_config",
+        "ensure_weight_tying",
     }
 )  # fmt: skip
 
+# Fields of several types, in which any empty value says as little as null.
+_MAY_BE_EMPTY = frozenset({"exclude_modules", "layers_to_transform", "layers_pattern"})
+
 # What to do about a field that asks for more than weft computes.
 _ADVICE = {
-    "use_dora": "train it without DoRA",
     "modules_to_save": "train it without whole modules",
-    "layers_to_transform": "name the layers in target_modules, as a regular expression",
     "fan_in_fan_out": "it is for Conv1D layers, which the base does not have",
 }
 
@@ -53,6 +56,9 @@ _PATTERNS_NOT_NAMES_MAX = 32
 _MATCH_TIMEOUT_S = 0.002
 _NAME = re.compile(r"[\w.\\^$]*")
 
+# What PEFT takes for a layer's number where no pattern is given: the first with two names before.
+_ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
+
 _Value = TypeVar("_Value", int, float)
 
 
@@ -63,8 +69,13 @@ class AdapterConfig(msgspec.Struct, frozen=True):
     lora_alpha: float
     target_modules: str | frozenset[str]
     use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
+    exclude_modules: str | frozenset[str] = frozenset()
+    layers_to_transform: int | frozenset[int] | None = None
+    layers_pattern: str | tuple[str, ...] = ()
 
     def rank(self, module: str) -> int:
         """Return the rank of a module, named as in the base: model.layers.0.self_attn.q_proj."""
@@ -77,14 +88,44 @@ class AdapterConfig(msgspec.Struct, frozen=True):
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def targets(self, module: str) -> bool:
-        """Whether target_modules covers a linear module."""
-        if isinstance(self.target_modules, str):
-            if self.target_modules == "all-linear":
+        """Whether an adapter of this configuration changes a linear module (as PEFT decides)."""
+        if self._covers("exclude_modules", self.exclude_modules, module):
+            return False
+        if self.target_modules == "all-linear":
+            return True
+        if not self._covers("target_modules", self.target_modules, module):
+            return False
+        # A module that is named in full is meant whatever its layer is.
+        if isinstance(self.target_modules, str) or module in self.target_modules:
+            return True
+        match self.layers_to_transform:
+            case None:
                 return True
-            pattern = self.target_modules
-            return _matches("target_modules", pattern, pattern, module)
+            case int(layer):
+                return self._layer(module) == layer
+            case layers:
+                return not layers or self._layer(module) in layers
+
+    def layer_expressions(self) -> list[str]:
+        """Return what is tried in turn to find a module's layer."""
+        patterns = self.layers_pattern
+        named = (patterns,) if isinstance(patterns, str) else patterns
+        return [rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\." for name in named] or [_ANY_LAYER]
+
+    def _layer(self, module: str) -> int | None:
+        for expression in self.layer_expressions():
+            match = _match("layers_pattern", expression, expression, module, is_whole=False)
+            if match is not None:
+                return None if match["idx"] is None else int(match["idx"])
+        return None
+
+    @staticmethod
+    def _covers(field: str, modules: str | frozenset[str], module: str) -> bool:
+        """Whether an expression, or one of the names or its end, is a module's name."""
+        if isinstance(modules, str):
+            return modules != "" and _matches(field, modules, modules, module)
         words = module.split(".")
-        return any(".".join(words[i:]) in self.target_modules for i in range(len(words)))
+        return any(".".join(words[i:]) in modules for i in range(len(words)))
 
 
 def parse(file: bytes) -> AdapterConfig:
@@ -98,7 +139,11 @@ def parse(file: bytes) -> AdapterConfig:
     _refuse_unsupported(fields)
     try:
         # None is what PEFT writes for a field that was not set.
-        given = {name: value for name, value in fields.items() if value is not None}
+        given = {
+            name: value
+            for name, value in fields.items()
+            if value is not None and not (name in _MAY_BE_EMPTY and _is_empty(value))
+        }
         config = msgspec.convert(given, AdapterConfig)
     except msgspec.ValidationError as error:
         raise BadAdapter(f"{error}; save the adapter again") from None
@@ -106,8 +151,17 @@ def parse(file: bytes) -> AdapterConfig:
         _need(0 < rank < 2**31, name, f"{shown(rank)} is no rank; it must be positive")
     for name, alpha in {"lora_alpha": config.lora_alpha, **config.alpha_pattern}.items():
         _need(math.isfinite(alpha), name, f"{alpha} is not finite; train the adapter again")
-    if isinstance(config.target_modules, str):
-        _check_pattern("target_modules", config.target_modules, config.target_modules)
+    for name, modules in (
+        ("target_modules", config.target_modules), ("exclude_modules", config.exclude_modules),
+    ):  # fmt: skip
+        if isinstance(modules, str):
+            _check_pattern(name, modules, modules)
+    _check_layers(config)
+    _need(
+        not (config.use_dora and config.lora_bias),
+        "lora_bias",
+        "PEFT does not take it together with use_dora; train the adapter without it",
+    )
     _check_patterns("rank_pattern", config.rank_pattern)
     _check_patterns("alpha_pattern", config.alpha_pattern)
     return config
@@ -136,6 +190,33 @@ def _refuse_unsupported(fields: dict[str, Any]) -> None:
         if name not in _READ_OR_HARMLESS and value:
             advice = _ADVICE.get(name, "train the adapter without it")
             raise BadAdapter(f"{shown_name(name)}: {shown(value)} is not supported; {advice}")
+
+
+def _is_empty(value: object) -> bool:
+    """Whether a field says nothing; 0 may be a layer, and a list has a meaning of its own."""
+    return value is False or value in ({}, "")
+
+
+def _check_layers(config: AdapterConfig) -> None:
+    layers = config.layers_to_transform
+    _need(
+        layers is None or layers == frozenset() or not isinstance(config.target_modules, str),
+        "layers_to_transform",
+        "PEFT takes it beside a list of target_modules only; list the modules by name",
+    )
+    _need(
+        layers is not None or not config.layers_pattern,
+        "layers_pattern",
+        "PEFT takes it beside layers_to_transform only; leave it out",
+    )
+    expressions = config.layer_expressions()
+    _need(
+        len(expressions) <= _PATTERNS_NOT_NAMES_MAX,
+        "layers_pattern",
+        f"{len(expressions)} entries; at most {_PATTERNS_NOT_NAMES_MAX} are taken",
+    )
+    for expression in expressions:
+        _check_pattern("layers_pattern", expression, expression)
 
 
 def _check_patterns(field: str, patterns: Collection[str]) -> None:
@@ -179,8 +260,15 @@ def _look_up(field: str, patterns: dict[str, _Value], module: str, default: _Val
 
 
 def _matches(field: str, pattern: str, used: str, module: str) -> bool:
+    return _match(field, pattern, used, module, is_whole=True) is not None
+
+
+def _match(field: str, pattern: str, used: str, module: str, *, is_whole: bool) -> Any:
+    """Match a whole name or its beginning; ``pattern`` is what a message shows."""
+    compiled = _compiled(used)
+    match = compiled.fullmatch if is_whole else compiled.match
     try:
-        return _compiled(used).fullmatch(module, timeout=_MATCH_TIMEOUT_S) is not None
+        return match(module, timeout=_MATCH_TIMEOUT_S)
     except TimeoutError:
         raise BadAdapter(
             f"{field}: {shown(pattern)} takes too long to match; list the modules by name"

@@ -11,12 +11,13 @@ from typing import Protocol
 from safetensors import safe_open
 from torch import Tensor
 
+from weft.actors.runner.affine import Base, of_bias, of_magnitude
 from weft.actors.runner.architecture import Architecture
 from weft.actors.runner.rows import HostBatch
 from weft.actors.runner.staging import Staging
-from weft.actors.shards import Shard, Span
+from weft.actors.shards import Span
 from weft.kernels.sgmv import cpu, granules, segments
-from weft.kernels.sgmv.granules import COLUMNS, RANKS, Module, Tables
+from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Module, Tables
 from weft.kernels.sgmv.segments import Segments
 
 # Modules that share an input are one site: their A matrices are multiplied together.
@@ -90,12 +91,22 @@ class LoraSlots:
         architecture: Architecture,
         arena: Tensor,
         make: Callable[[Tensor, Tables, Sequence[Sequence[int]]], LoraKernel],
+        base: Base,
         *,
         slots: int,
         pages_max: int,
     ) -> None:
-        """``arena`` as ``granules.typed`` returns it; no adapter has more than ``pages_max``."""
+        """
+        Args:
+            architecture: the rank's part of the model.
+            arena: as ``granules.typed`` returns it.
+            make: the device's kernel.
+            base: the model; its ranks fill the same slots at the same time.
+            slots: how many adapters there may be.
+            pages_max: of an adapter.
+        """
         self._architecture = architecture
+        self._base = base
         self._arena = arena
         self._tables = Tables(slots, architecture.layers, len(SITES), pages_max)
         widths = [
@@ -108,8 +119,9 @@ class LoraSlots:
     def fill(self, slot: int, digest: str, path: Path, pages: Sequence[int]) -> None:
         """Replace what a slot holds by an adapter, whose weights are written into ``pages``.
 
-        ``path`` is the adapter store's normalised file: ``layers.{i}.{module}.A`` [rank, in] and
-        ``.B`` [out, rank], with each module's scale in the metadata.
+        ``path`` is the adapter store's normalised file: ``layers.{i}.{module}.A`` [rank, in],
+        ``.B`` [out, rank], and perhaps ``.bias`` of B or DoRA's ``.magnitude``, [out]; with each
+        module's scale in the metadata.
         """
         self._tables.clear(slot, pages)
         with safe_open(path, framework="pt") as file:
@@ -117,14 +129,43 @@ class LoraSlots:
             assert metadata["digest"] == digest, f"{path} is not {digest}"
             scales: dict[str, float] = json.loads(metadata["scales"])
             for layer in range(self._architecture.layers):
-                sites = [
-                    _modules(file, scales, layer, modules, self._architecture.shard)
-                    for modules in SITES.values()
-                ]
+                sites = [self._modules(file, scales, layer, site) for site in SITES]
                 laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
                 granules.write(self._arena, layer, pages, laid)
         self.kernel.update(slot)
         self.digests[slot] = digest
+
+    def _modules(
+        self, file: _File, scales: dict[str, float], layer: int, site: str
+    ) -> list[Module]:
+        """Read a site's modules; of one rank, A by the inputs or B by the outputs that are here."""
+        shard = self._architecture.shard
+        names = file.keys()
+        read = []
+        column = 0
+        for part, module in enumerate(SITES[site]):
+            name = f"layers.{layer}.{module}"
+            columns = slice(column, column + self._architecture.module_shape(module)[0])
+            column = columns.stop
+            if name not in scales:
+                continue
+            inputs = shard.inputs(module) if shard else None
+            outputs = _slice(shard.outputs(module) if shard else None)
+            a = file.get_slice(f"{name}.A")[:, _slice(inputs)]
+            b = file.get_slice(f"{name}.B")[outputs, :]
+            found = Module(part, a, b, scales[name])
+            # Added once to the sum of the ranks, like the base's own.
+            if f"{name}.bias" in names and (inputs is None or self._base.group.rank == 0):
+                bias = file.get_tensor(f"{name}.bias")[outputs]
+                found = found._replace(affine=of_bias(bias, found.scale))
+            if f"{name}.magnitude" in names:
+                magnitude = file.get_tensor(f"{name}.magnitude")[outputs]
+                others = None if inputs is None else self._base.group
+                base = self._base.sites[layer][site]
+                affine = of_magnitude(magnitude, found, base, columns, others)
+                found = found._replace(affine=affine)
+            read.append(found)
+        return read
 
 
 def granules_max(architecture: Architecture, rank: int) -> int:
@@ -132,33 +173,22 @@ def granules_max(architecture: Architecture, rank: int) -> int:
     groups = -(-rank // RANKS)
     return sum(
         groups * (-(-features // COLUMNS) + -(-out // COLUMNS))
+        + -(-out // (AFFINE_BLOCKS * COLUMNS))
         for modules in SITES.values()
         for out, features in map(architecture.module_shape, modules)
     )
 
 
 class _File(Protocol):
+    def keys(self) -> list[str]: ...
+
     def get_slice(self, name: str) -> _Saved: ...
+
+    def get_tensor(self, name: str) -> Tensor: ...
 
 
 class _Saved(Protocol):
     def __getitem__(self, index: tuple[slice, slice]) -> Tensor: ...
-
-
-def _modules(
-    file: _File, scales: dict[str, float], layer: int, modules: Sequence[str], shard: Shard | None
-) -> list[Module]:
-    """Read a site's modules; of one rank, A by the inputs or B by the outputs that are here."""
-    read = []
-    for part, module in enumerate(modules):
-        name = f"layers.{layer}.{module}"
-        if name in scales:
-            inputs = _slice(shard.inputs(module) if shard else None)
-            outputs = _slice(shard.outputs(module) if shard else None)
-            a = file.get_slice(f"{name}.A")[:, inputs]
-            b = file.get_slice(f"{name}.B")[outputs, :]
-            read.append(Module(part, a, b, scales[name]))
-    return read
 
 
 def _slice(span: Span | None) -> slice:

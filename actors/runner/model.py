@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weft.actors.runner.affine import Base, BaseSite
 from weft.actors.runner.architecture import Architecture
-from weft.actors.runner.lora import DOWN, GATE_UP, OUT, QKV, LoraUpdate
+from weft.actors.runner.lora import DOWN, GATE_UP, OUT, QKV, SITES, LoraUpdate
 from weft.actors.runner.operations import Operations, Plan, Projection
 from weft.actors.runner.weights import parent
 from weft.kernels.collectives.reference import Collectives
@@ -73,7 +74,9 @@ class Model:
         head = embedding if architecture.tied else self._padded(tensors["lm_head.weight"])
         self._embedding = self._dense(embedding)
         self._head = self._linear([head], None)
-        self._layers = [self._layer(tensors, i) for i in range(architecture.layers)]
+        sites: list[dict[str, BaseSite]] = [{} for _ in range(architecture.layers)]
+        self.base = Base(sites, group)
+        self._layers = [self._layer(tensors, i, sites[i]) for i in range(architecture.layers)]
         # What comes after each layer: the next one's norm, or the last.
         self._next_norms = [layer.input_norm for layer in self._layers[1:]]
         self._next_norms.append(self._dense(tensors["norm.weight"]))
@@ -144,16 +147,24 @@ class Model:
             do.rotary_(k, self._cos, self._sin, positions)
         return q, k, v
 
-    def _layer(self, tensors: dict[str, Tensor], index: int) -> Layer:
+    def _layer(self, tensors: dict[str, Tensor], index: int, sites: dict[str, BaseSite]) -> Layer:
         def take(name: str) -> Tensor | None:
             return tensors.pop(f"layers.{index}.{name}", None)
 
-        def fused(*modules: str) -> Projection:
-            weights = [take(f"{parent(m)}.{m}.weight") for m in modules]
+        def fused(site: str) -> Projection:
+            modules = SITES[site]
+            found = [take(f"{parent(m)}.{m}.weight") for m in modules]
+            weights = [w for w in found if w is not None]
             biases = [take(f"{parent(m)}.{m}.bias") for m in modules]
-            return self._linear(
-                [w for w in weights if w is not None], [b for b in biases if b is not None] or None
+            bias = [b for b in biases if b is not None]
+            projection = self._linear(weights, bias or None)
+            sites[site] = BaseSite(
+                projection,
+                torch.cat([_squares(w) for w in weights]).to(self._device),
+                torch.cat(bias).to(self.dtype).to(self._device, torch.float32) if bias else None,
+                self.compute_dtype,
             )
+            return projection
 
         def dense(name: str) -> Tensor | None:
             tensor = take(name)
@@ -167,13 +178,13 @@ class Model:
         assert post_norm is not None
         return Layer(
             input_norm=input_norm,
-            qkv=fused("q_proj", "k_proj", "v_proj"),
-            o=fused("o_proj"),
+            qkv=fused("qkv"),
+            o=fused("o"),
             q_norm=dense("self_attn.q_norm.weight"),
             k_norm=dense("self_attn.k_norm.weight"),
             post_norm=post_norm,
-            gate_up=fused("gate_proj", "up_proj"),
-            down=fused("down_proj"),
+            gate_up=fused("gate_up"),
+            down=fused("down"),
         )
 
     def _linear(self, weights: list[Tensor], biases: list[Tensor] | None) -> Projection:
@@ -189,3 +200,9 @@ class Model:
     def _dense(self, tensor: Tensor) -> Tensor:
         """Round to the weights' type, then hold in the type of the computation."""
         return tensor.to(self.dtype).to(self._device, self.compute_dtype)
+
+
+def _squares(weight: Tensor) -> Tensor:
+    """Return the sum of the squares of each row, float32."""
+    lengths: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32)
+    return lengths.square()

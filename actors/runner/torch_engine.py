@@ -156,6 +156,7 @@ class TorchEngine:
             self._architecture,
             arena.granules(),
             partial(self._backend.lora, limits=limits, compute_dtype=compute_dtype),
+            self._model.base,
             slots=self._slots,
             pages_max=self._adapter_pages,
         )

@@ -1,4 +1,5 @@
-/* sgmv for weights in pages: y[rows] += scale (x[rows] A^T) B^T for each segment's own adapter.
+/* sgmv for weights in pages: y[rows] += scale (x[rows] A^T) B^T for each segment's own adapter,
+ * and then y = factor y + offset where the adapter has that.
  *
  * granules.py says where weights lie. They are float32 or bfloat16, everything else is float32. A
  * sum's order does not depend on the other rows of the batch, on the tile it is computed in, or on
@@ -11,6 +12,10 @@
 #include "vector.h"
 
 enum { RANKS = 8, COLUMNS = 128, PARTS_MAX = 3 };
+
+/* Numbers of 128 columns' factors and offsets, float32 whatever weights are; two such blocks lie in
+ * one granule. */
+enum { AFFINE_FLOATS = 2 * COLUMNS, AFFINE_BLOCKS = 2 };
 
 /* Rows that pass through the cache together, and blocks of columns, in one piece of work. */
 enum { TOKEN_BLOCK = 64, COLUMN_BLOCKS = 2 };
@@ -30,7 +35,7 @@ enum { TILE_RANKS = 2, TILE_VECTORS = 4, TILE_VECTORS_4 = 2 };
 /* Tables of granules.py, and the arena: see PagedLora in cpu.py. */
 typedef struct {
     const char *arena;
-    const int32_t *pages, *groups, *a_start, *b_start;
+    const int32_t *pages, *groups, *a_start, *b_start, *affine_start;
     const float *scales;
     int64_t layer_bytes, pages_max, page_granules, layers, sites, is_half;
 } adapters;
@@ -43,7 +48,7 @@ typedef struct {
 /* One slot's weights at one site of one layer. */
 typedef struct {
     const char *layer;
-    const int32_t *pages, *groups, *b_start;
+    const int32_t *pages, *groups, *b_start, *affine_start;
     const float *scales;
     int64_t page_granules, granule_bytes, a_start, total; /* groups of all parts */
 } weights;
@@ -59,6 +64,7 @@ static weights find(const adapters *a, int64_t layer, int64_t site, int64_t slot
         .pages = a->pages + slot * a->pages_max,
         .groups = a->groups + place * PARTS_MAX,
         .b_start = a->b_start + place * PARTS_MAX,
+        .affine_start = a->affine_start + place * PARTS_MAX,
         .scales = a->scales + place * PARTS_MAX,
         .page_granules = a->page_granules,
         .granule_bytes = RANKS * COLUMNS * (a->is_half ? 2 : 4),
@@ -233,6 +239,21 @@ INLINE void expand_block(
     }
 }
 
+/* y[t][c] = factor[c] y[t][c] + offset[c] for all tokens, if the part has these. */
+static void apply_affine(
+    const weights *w, int64_t part, int64_t block, int64_t columns, int64_t tokens, float *y,
+    int64_t y_stride)
+{
+    if (!w->affine_start[part])
+        return;
+    const float *factor = (const float *)granule(w, w->affine_start[part] + block / AFFINE_BLOCKS)
+                          + block % AFFINE_BLOCKS * AFFINE_FLOATS;
+    const float *offset = factor + COLUMNS;
+    for (int64_t t = 0; t < tokens; t++, y += y_stride)
+        for (int64_t c = 0; c < columns; c++)
+            y[c] = __builtin_fmaf(factor[c], y[c], offset[c]);
+}
+
 /* Pieces of work of one segment in both phases. */
 static int64_t shrink_pieces(const weights *w, int64_t tokens)
 {
@@ -292,6 +313,7 @@ static void expand_piece(
         else
             expand_block(0, w, part, block, last, columns, count, v, v_stride,
                          y + block * COLUMNS, y_stride);
+        apply_affine(w, part, block, columns, count, y + block * COLUMNS, y_stride);
     }
 }
 

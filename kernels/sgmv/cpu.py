@@ -19,7 +19,7 @@ class _Adapters(ctypes.Structure):
     _fields_ = [
         *(
             (name, POINTER)
-            for name in ("arena", "pages", "groups", "a_start", "b_start", "scales")
+            for name in ("arena", "pages", "groups", "a_start", "b_start", "affine_start", "scales")
         ),
         *(
             (name, NUMBER)
@@ -63,7 +63,8 @@ class PagedLora:
         self._arena = arena  # kept: C has its address
         self._adapters = _Adapters(
             arena.data_ptr(), tables.pages.ctypes.data, tables.groups.ctypes.data,
-            tables.a_start.ctypes.data, tables.b_start.ctypes.data, tables.scales.ctypes.data,
+            tables.a_start.ctypes.data, tables.b_start.ctypes.data,
+            tables.affine_start.ctypes.data, tables.scales.ctypes.data,
             arena[0].nbytes, tables.pages.shape[1], arena.shape[2], layers, sites,
             arena.dtype == torch.bfloat16,
         )  # fmt: skip

@@ -18,6 +18,7 @@ class DeviceTables:
         self.groups = _copy(tables.groups, device)
         self.a_start = _copy(tables.a_start, device)
         self.b_start = _copy(tables.b_start, device)
+        self.affine_start = _copy(tables.affine_start, device)
         self.scales = torch.from_numpy(tables.scales).to(device, copy=True)
         # For plans, on the host: [slots, sites], the groups of 8 ranks that a slot has in all
         # modules of a site, in the layer that has most.
@@ -37,6 +38,7 @@ class DeviceTables:
         self.groups[slot] = torch.from_numpy(host.groups[slot])
         self.a_start[slot] = torch.from_numpy(host.a_start[slot])
         self.b_start[slot] = torch.from_numpy(host.b_start[slot])
+        self.affine_start[slot] = torch.from_numpy(host.affine_start[slot])
         self.scales[slot] = torch.from_numpy(host.scales[slot])
 
 

@@ -1,6 +1,7 @@
 """The second half of a LoRA update, in Triton: ``y += weight * scale * v B^T``, in place.
 
-A row's adapters are added up in float32, in the row's own order, before y is rounded once.
+What has an affine becomes ``factor * y + offset`` then. A row's adapters take their turns in
+float32, in the row's own order, before y is rounded once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import triton
 import triton.language as tl
 
 from weft.kernels.sgmv.constants import (
+    AFFINE_BLOCKS,
+    AFFINE_FLOATS,
     CHUNKS,
     G_COLUMNS,
     G_RANKS,
@@ -30,8 +33,10 @@ def _choose(part, first, second, third):
 
 
 @triton.jit
-def _adapter(unit_ptr, groups_ptr, b_start_ptr, scales_ptr, place, places, part):
-    """Return of a unit's adapter at one part: slot, groups, first rank in v, b_start, factor."""
+def _adapter(
+    unit_ptr, groups_ptr, b_start_ptr, affine_start_ptr, scales_ptr, place, places, part
+):  # fmt: skip
+    """Return of a unit's adapter at one part: slot, groups, first rank in v, starts, factor."""
     slot = tl.load(unit_ptr + SLOT)
     weight = tl.load(unit_ptr + WEIGHT).to(tl.float32, bitcast=True)
     entry = (slot * places + place) * PARTS
@@ -41,8 +46,9 @@ def _adapter(unit_ptr, groups_ptr, b_start_ptr, scales_ptr, place, places, part)
     groups = _choose(part, groups_0, groups_1, groups_2)
     v_rank = _choose(part, 0, groups_0, groups_0 + groups_1) * G_RANKS
     b_start = tl.load(b_start_ptr + entry + part)
+    affine_start = tl.load(affine_start_ptr + entry + part)
     factor = weight * tl.load(scales_ptr + entry + part)
-    return slot, groups, v_rank, b_start, factor
+    return slot, groups, v_rank, b_start, affine_start, factor
 
 
 @triton.jit
@@ -64,14 +70,27 @@ def _b_tile(arena_ptr, slot_pages, granule, rank, ok, page_stride, PAGE_GRANULES
 
 
 @triton.jit
-def _sum_of_adapters(
-    chunk, tile, part, m_ok,
-    v_ptr, arena_ptr, units_ptr, pages_ptr, groups_ptr, b_start_ptr, scales_ptr,
+def _affine(
+    arena_ptr, slot_pages, start, tile, n_ok, page_stride, PAGE_GRANULES: tl.constexpr
+):  # fmt: skip
+    """Load [N] factors and offsets of a tile; 1 and 0 where ``n_ok`` is not."""
+    granule = start + tile // AFFINE_BLOCKS
+    page = tl.load(slot_pages + granule // PAGE_GRANULES).to(tl.int64)
+    at = page * page_stride + granule % PAGE_GRANULES * (G_RANKS * G_COLUMNS)
+    floats = (arena_ptr + at).to(tl.pointer_type(tl.float32), bitcast=True)
+    column = tile % AFFINE_BLOCKS * AFFINE_FLOATS + tl.arange(0, G_COLUMNS)
+    factor = tl.load(floats + column, mask=n_ok, other=1.0)
+    return factor, tl.load(floats + G_COLUMNS + column, mask=n_ok, other=0.0)
+
+
+@triton.jit
+def _through_adapters(
+    y, chunk, tile, part, m_ok, n_ok,
+    v_ptr, arena_ptr, units_ptr, pages_ptr, groups_ptr, b_start_ptr, affine_start_ptr, scales_ptr,
     place, places, pages_max, page_stride, v_stride,
     PAGE_GRANULES: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """Return what all adapters of a chunk add to one tile, and the most groups of any of them."""
-    update = tl.zeros((ROWS, G_COLUMNS), dtype=tl.float32)
+    """Return what all adapters of a chunk make of a tile, and the most groups of any of them."""
     product = tl.zeros((ROWS, G_COLUMNS), dtype=tl.float32)
     groups_most = 0
     first_rank = 0
@@ -79,8 +98,8 @@ def _sum_of_adapters(
     # One loop over the blocks of ranks of all adapters: nested ones cost more registers.
     while unit >= 0:
         unit_ptr = units_ptr + unit * UNIT_INTS
-        slot, groups, v_rank, b_start, factor = _adapter(
-            unit_ptr, groups_ptr, b_start_ptr, scales_ptr, place, places, part
+        slot, groups, v_rank, b_start, affine_start, factor = _adapter(
+            unit_ptr, groups_ptr, b_start_ptr, affine_start_ptr, scales_ptr, place, places, part
         )
         rank = first_rank + tl.arange(0, RANKS)
         ok = rank // G_RANKS < groups
@@ -92,17 +111,22 @@ def _sum_of_adapters(
         groups_most = tl.maximum(groups_most, groups)
         first_rank += RANKS
         is_last = first_rank >= groups * G_RANKS
-        update += tl.where(is_last, product * factor, 0.0)
+        y += tl.where(is_last, product * factor, 0.0)
+        if is_last & (affine_start > 0):
+            scaling, offset = _affine(
+                arena_ptr, slot_pages, affine_start, tile, n_ok, page_stride, PAGE_GRANULES
+            )
+            y = y * scaling[None, :] + offset[None, :]
         product = tl.where(is_last, 0.0, product)
         first_rank = tl.where(is_last, 0, first_rank)
         unit = tl.where(is_last, tl.load(unit_ptr + NEXT), unit)
-    return update, groups_most
+    return y, groups_most
 
 
 @triton.jit(do_not_specialize=["place"])
 def expand_kernel(
     y_ptr, v_ptr, arena_ptr, plan_ptr,
-    pages_ptr, groups_ptr, b_start_ptr, scales_ptr,
+    pages_ptr, groups_ptr, b_start_ptr, affine_start_ptr, scales_ptr,
     place,  # of this layer's site in the tables of a slot
     places, pages_max, page_stride, y_stride, v_stride,
     WIDTH_0: tl.constexpr, WIDTH_1: tl.constexpr, WIDTH_2: tl.constexpr,
@@ -142,8 +166,8 @@ def expand_kernel(
         y_rows = y_ptr + y_row[:, None] * y_stride + y_column  # [M, 1]
         # Where no adapter has this part, y is not touched: not even -0 becomes 0.
         if IS_SIMPLE:
-            slot, groups, v_rank, b_start, factor = _adapter(
-                unit_ptr, groups_ptr, b_start_ptr, scales_ptr, place, places, part
+            slot, groups, v_rank, b_start, affine_start, factor = _adapter(
+                unit_ptr, groups_ptr, b_start_ptr, affine_start_ptr, scales_ptr, place, places, part
             )
             slot_pages = pages_ptr + slot * pages_max
             v_ok = r // G_RANKS < groups
@@ -160,18 +184,26 @@ def expand_kernel(
                     granule = b_start + tile * groups + r // G_RANKS
                     b = _b_tile(arena_ptr, slot_pages, granule, r, ok, page_stride, PAGE_GRANULES)
                     update = tl.dot(v.to(DOT), b.to(DOT), input_precision="ieee") * factor
-                    y = (y.to(tl.float32) + update).to(y_ptr.dtype.element_ty)
-                    tl.store(y_ptrs, y, mask=y_ok)
+                    y = y.to(tl.float32) + update
+                    if (affine_start > 0) & (tile * G_COLUMNS < width):
+                        scaling, offset = _affine(
+                            arena_ptr, slot_pages, affine_start, tile, column < width, page_stride,
+                            PAGE_GRANULES,
+                        )  # fmt: skip
+                        y = y * scaling[None, :] + offset[None, :]
+                    tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=y_ok)
         else:
             column = first_tile * G_COLUMNS + n
-            update, groups = _sum_of_adapters(
-                chunk, first_tile, part, m_ok,
-                v_ptr, arena_ptr, units_ptr, pages_ptr, groups_ptr, b_start_ptr, scales_ptr,
+            n_ok = column < width
+            y_ptrs = y_rows + column[None, :]  # [M, N]
+            y = tl.load(y_ptrs, mask=m_ok[:, None] & n_ok[None, :], other=0.0).to(tl.float32)
+            y, groups = _through_adapters(
+                y, chunk, first_tile, part, m_ok, n_ok,
+                v_ptr, arena_ptr, units_ptr, pages_ptr, groups_ptr, b_start_ptr, affine_start_ptr,
+                scales_ptr,
                 place, places, pages_max, page_stride, v_stride,
                 PAGE_GRANULES, ROWS, RANKS, DOT,
             )  # fmt: skip
-            y_ptrs = y_rows + column[None, :]  # [M, N]
             y_ok = m_ok[:, None] & (column < tl.where(groups > 0, width, 0))[None, :]
-            y = tl.load(y_ptrs, mask=y_ok, other=0.0).to(tl.float32)
-            tl.store(y_ptrs, (y + update).to(y_ptr.dtype.element_ty), mask=y_ok)
+            tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=y_ok)
         work += tl.num_programs(0)

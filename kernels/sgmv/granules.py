@@ -23,6 +23,19 @@ COLUMNS = 128
 PARTS_MAX = 3
 
 
+# 128 columns of an affine are 256 float32, so that a granule of half precision holds two such
+# blocks. One of float32 holds no more: adapters are counted before their type is known.
+AFFINE_BLOCKS = 2
+AFFINE_FLOATS = 2 * COLUMNS
+
+
+class Affine(NamedTuple):
+    """What happens to a module's output, base and update together: ``factor * y + offset``."""
+
+    factor: Tensor  # [out] float32
+    offset: Tensor  # [out] float32
+
+
 class Module(NamedTuple):
     """One adapted module of a site."""
 
@@ -30,6 +43,7 @@ class Module(NamedTuple):
     a: Tensor  # [rank, in]
     b: Tensor  # [out, rank]
     scale: float  # of B A
+    affine: Affine | None = None
 
 
 def pack(matrix: Tensor) -> Tensor:
@@ -47,6 +61,26 @@ def unpack(granules: Tensor, groups: int) -> Tensor:
     """Undo ``pack``, but for the padding: [8 * groups, columns rounded up to 128]."""
     cut = granules.view(-1, groups, RANKS, COLUMNS)
     return cut.permute(1, 2, 0, 3).reshape(groups * RANKS, -1)
+
+
+def pack_affine(affine: Affine, dtype: torch.dtype) -> Tensor:
+    """Lay out as granules of ``dtype``, bit by bit: [blocks of 128 columns / 2, 8, 128].
+
+    Block w is in granule w // 2, from float32 number w % 2 * 256 on: 128 factors, 128 offsets.
+    """
+    columns = torch.stack(affine).float()
+    blocks = F.pad(columns, (0, -columns.shape[1] % (AFFINE_BLOCKS * COLUMNS)))
+    rows = blocks.view(2, -1, COLUMNS).transpose(0, 1).reshape(-1, AFFINE_BLOCKS * AFFINE_FLOATS)
+    floats = RANKS * COLUMNS * dtype.itemsize // 4
+    whole = F.pad(rows, (0, floats - rows.shape[1]))
+    return whole.view(dtype).view(-1, RANKS, COLUMNS)
+
+
+def unpack_affine(granules: Tensor, columns: int) -> Affine:
+    """Undo ``pack_affine``."""
+    floats = granules.flatten(1).view(torch.float32)[:, : AFFINE_BLOCKS * AFFINE_FLOATS]
+    factor, offset = floats.reshape(-1, 2, COLUMNS).transpose(0, 1).flatten(1)[:, :columns]
+    return Affine(factor, offset)
 
 
 def typed(arena: Tensor, dtype: torch.dtype) -> Tensor:
@@ -77,7 +111,8 @@ class Tables:
     A module of rank r has ceil(r / 8) groups of ranks. The A of a site's modules are stacked, each
     beginning a group of its own: with G groups in all, columns 128 w .. and group g are granule
     ``a_start + w * G + g``. B is stored [rank, out]: granule ``b_start + w * groups + g`` of its
-    module, w counting within the module's own columns.
+    module, w counting within the module's own columns. ``affine_start`` is the first granule of a
+    module's affine, 0 if it has none.
     """
 
     def __init__(self, slots: int, layers: int, sites: int, pages_max: int) -> None:
@@ -86,6 +121,7 @@ class Tables:
         self.groups: NDArray[np.int32] = np.zeros((*shape, PARTS_MAX), dtype=np.int32)
         self.a_start: NDArray[np.int32] = np.zeros(shape, dtype=np.int32)
         self.b_start: NDArray[np.int32] = np.zeros((*shape, PARTS_MAX), dtype=np.int32)
+        self.affine_start: NDArray[np.int32] = np.zeros((*shape, PARTS_MAX), dtype=np.int32)
         self.scales: NDArray[np.float32] = np.zeros((*shape, PARTS_MAX), dtype=np.float32)
         self.ranks_max = 0  # of any site of any slot, padded to groups
 
@@ -94,6 +130,7 @@ class Tables:
         assert len(pages) <= self.pages.shape[1], f"{len(pages)} pages of {self.pages.shape[1]}"
         self.pages[slot, : len(pages)] = pages
         self.groups[slot] = 0
+        self.affine_start[slot] = 0
         self.ranks_max = RANKS * int(self.groups.sum(axis=-1).max())
 
     def lay_out(
@@ -103,9 +140,9 @@ class Tables:
         laid: list[Tensor] = []
         count = 0
 
-        def put(matrix: Tensor) -> int:
+        def put(granules: Tensor) -> int:
             nonlocal count
-            laid.append(pack(matrix.to(dtype)))
+            laid.append(granules)
             count += len(laid[-1])
             return count - len(laid[-1])
 
@@ -113,11 +150,16 @@ class Tables:
             if not modules:
                 continue
             place = (slot, layer, site)
-            self.a_start[place] = put(torch.cat([_to_groups(module.a) for module in modules]))
+            self.a_start[place] = put(
+                pack(torch.cat([_to_groups(module.a) for module in modules]).to(dtype))
+            )
             for module in modules:
                 self.groups[place][module.part] = -(-module.a.shape[0] // RANKS)
                 self.scales[place][module.part] = module.scale
-                self.b_start[place][module.part] = put(module.b.t())
+                self.b_start[place][module.part] = put(pack(module.b.t().to(dtype)))
+                if module.affine is not None:
+                    start = put(pack_affine(module.affine, dtype))
+                    self.affine_start[place][module.part] = start
             self.ranks_max = max(self.ranks_max, RANKS * int(self.groups[place].sum()))
         return torch.cat(laid) if laid else torch.empty(0, RANKS, COLUMNS, dtype=dtype)
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from weft.kernels.sgmv.granules import Affine
+
 
 class Part(NamedTuple):
     """One adapted module among those that share an input (q, k and v; gate and up)."""
@@ -18,12 +20,16 @@ class Part(NamedTuple):
     b: Tensor  # [out, rank]
     column: int  # of its first output in y
     scale: float = 1.0  # of the update
+    affine: Affine | None = None
 
 
 def sgmv(
     y: Tensor, x: Tensor, starts: Sequence[int], slots: Sequence[int], weights: list[list[Part]]
 ) -> None:
     """Add to each segment's rows the update of its own adapter: ``y += scale x A^T B^T``.
+
+    A part with an affine then becomes ``factor * y + offset``: DoRA's magnitudes (Liu et al. 2024),
+    and biases of B.
 
     Args:
         y: [T, out of all parts], changed in place.
@@ -38,3 +44,6 @@ def sgmv(
             columns = slice(part.column, part.column + part.b.shape[0])
             update = (x[rows].float() @ part.a.float().T) @ part.b.float().T
             y[rows, columns] += (part.scale * update).to(y.dtype)
+            if part.affine is not None:
+                factor, offset = part.affine
+                y[rows, columns] = (factor * y[rows, columns].float() + offset).to(y.dtype)

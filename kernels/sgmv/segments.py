@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weft.kernels.sgmv.granules import RANKS, Tables, unpack
+from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Tables, unpack, unpack_affine
 
 Ints = NDArray[np.int64]
 
@@ -61,6 +61,7 @@ class PagedLora:
             rows = slice(int(segments.starts[i]), int(segments.starts[i + 1]))
             if not groups.any() or rows.start == rows.stop:
                 continue
+            affine_starts = tables.affine_start[slot, layer, site]
             start = int(tables.a_start[slot, layer, site])
             a = self._read(slot, layer, start, int(groups.sum()), x.shape[1])
             v = x[rows] @ a.to(x.dtype).t()
@@ -72,15 +73,29 @@ class PagedLora:
                     b = self._read(slot, layer, start, count, width)
                     scale = float(tables.scales[slot, layer, site, part])
                     ranks = v[:, RANKS * rank : RANKS * (rank + count)]
-                    y[rows, column : column + width].addmm_(ranks, b.to(y.dtype), alpha=scale)
+                    own = y[rows, column : column + width]
+                    own.addmm_(ranks, b.to(y.dtype), alpha=scale)
+                    self._apply_affine(own, slot, layer, int(affine_starts[part]))
                 rank += count
                 column += width
 
     def _read(self, slot: int, layer: int, start: int, groups: int, columns: int) -> Tensor:
         """Return [8 * groups, columns] of a slot."""
-        count = groups * -(-columns // self._arena.shape[-1])
+        found = self._granules(slot, layer, start, groups * -(-columns // COLUMNS))
+        return unpack(found, groups)[:, :columns]
+
+    def _apply_affine(self, y: Tensor, slot: int, layer: int, start: int) -> None:
+        """Replace y by what its module's affine, if there is one, makes of it."""
+        if start == 0:
+            return
+        columns = y.shape[1]
+        count = -(-columns // (AFFINE_BLOCKS * COLUMNS))
+        factor, offset = unpack_affine(self._granules(slot, layer, start, count), columns)
+        y.copy_(factor * y.float() + offset)
+
+    def _granules(self, slot: int, layer: int, start: int, count: int) -> Tensor:
+        """Return [count, 8, 128]."""
         index = np.arange(start, start + count)
         pages = self._tables.pages[slot, index // self._page_granules].astype(np.int64)
         places = torch.from_numpy(pages * self._page_granules + index % self._page_granules)
-        found = self._arena[layer].index_select(0, places.to(self._arena.device))
-        return unpack(found, groups)[:, :columns]
+        return self._arena[layer].index_select(0, places.to(self._arena.device))

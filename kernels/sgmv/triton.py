@@ -190,7 +190,7 @@ class PagedLora:
         first, second, third = (*widths, 0, 0)[:PARTS_MAX]
         expand_kernel[(min(plan.counts.chunks * _works(widths, tiles), self._programs),)](
             y, self._scratch.v, self._arena[layer], plan.ints,
-            tables.pages, tables.groups, tables.b_start, tables.scales,
+            tables.pages, tables.groups, tables.b_start, tables.affine_start, tables.scales,
             layer * len(self._widths) + site,
             tables.places, tables.pages.shape[1], self._arena.stride(1), y.stride(0),
             forms.v_strides[site],

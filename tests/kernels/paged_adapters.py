@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weft.kernels.sgmv import granules
-from weft.kernels.sgmv.granules import Module, Tables
+from weft.kernels.sgmv.granules import Affine, Module, Tables
 from weft.kernels.sgmv.reference import Part, sgmv
 from weft.kernels.sgmv.triton import Limits, PagedLora, Plan
 
@@ -42,8 +42,11 @@ class Adapters:
                     a = (torch.randn(rank, self.features) / self.features**0.5).to(self.arena.dtype)
                     b = (torch.randn(width, rank) / 4).to(self.arena.dtype)
                     scale = 0.5 + part
-                    modules.append(Module(part, a, b, scale))
-                    self.parts[layer][slot].append(Part(a, b, column, scale))
+                    affine = None
+                    if (slot + part) % 2:
+                        affine = Affine(1 + torch.randn(width) / 4, torch.randn(width))
+                    modules.append(Module(part, a, b, scale, affine))
+                    self.parts[layer][slot].append(Part(a, b, column, scale, affine))
                 column += width
             laid = self.tables.lay_out(slot, layer, [modules], self.arena.dtype)
             granules.write(self.arena, layer, pages, laid)
@@ -164,7 +167,7 @@ def adapters(
 
 def _granules_max(layers: Sequence[Sequence[Ranks]], widths: Sequence[int], features: int) -> int:
     return max(
-        sum(-(-(rank or 0) // 8) * (-(-features // 128) + -(-width // 128))
+        sum(-(-(rank or 0) // 8) * (-(-features // 128) + -(-width // 128)) + -(-width // 256)
             for rank, width in zip(slot, widths, strict=False))
         for layer in layers
         for slot in layer

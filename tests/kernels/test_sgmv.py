@@ -2,7 +2,17 @@ import pytest
 import torch
 
 from weft.kernels.sgmv import cpu, reference, segments
-from weft.kernels.sgmv.granules import Module, Tables, pack, typed, unpack, write
+from weft.kernels.sgmv.granules import (
+    Affine,
+    Module,
+    Tables,
+    pack,
+    pack_affine,
+    typed,
+    unpack,
+    unpack_affine,
+    write,
+)
 from weft.kernels.sgmv.reference import Part
 from weft.kernels.sgmv.segments import Segments
 
@@ -31,7 +41,11 @@ def random_slots(columns, features):
         for width, rank in zip(columns, ranks[slot], strict=False):
             if rank is not None:
                 a = torch.randn(rank, features) / features**0.5
-                parts.append(Part(a, torch.randn(width, rank), column))
+                b = torch.randn(width, rank)
+                # Some of the modules have one, and not all of a site.
+                has_affine = (slot + len(parts)) % 2 == 0
+                affine = Affine(torch.randn(width), torch.randn(width)) if has_affine else None
+                parts.append(Part(a, b, column, affine=affine))
             column += width
         slots.append(parts)
     return slots
@@ -42,9 +56,12 @@ def definition(y, x, starts, slots, weights):
     y = y.double()
     for i, slot in enumerate(slots):
         for row in range(starts[i], starts[i + 1]):
-            for a, b, column, scale in weights[slot] if slot >= 0 else []:
+            for a, b, column, scale, affine in weights[slot] if slot >= 0 else []:
                 delta = scale * b.double() @ a.double()
-                y[row, column : column + len(b)] += delta @ x[row].double()
+                columns = slice(column, column + len(b))
+                y[row, columns] += delta @ x[row].double()
+                if affine is not None:
+                    y[row, columns] = affine.factor * y[row, columns] + affine.offset
     return y.float()
 
 
@@ -77,7 +94,8 @@ class Site:
     def set(self, slot, parts):
         self.tables.clear(slot, self.pages[slot])
         modules = [
-            Module(self.starts.index(part.column), part.a, part.b, part.scale) for part in parts
+            Module(self.starts.index(part.column), part.a, part.b, part.scale, part.affine)
+            for part in parts
         ]
         sites = [[], [], modules]
         laid = self.tables.lay_out(slot, self.LAYER, sites, self.arena.dtype)
@@ -111,6 +129,18 @@ def test_packing_pads_with_zeros_and_unpacking_undoes_it(ranks, columns):
     back = unpack(granules, -(-ranks // 8))
     assert back[:ranks, :columns].equal(matrix)
     assert back.count_nonzero() == matrix.count_nonzero()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("columns", "count"), [(1, 1), (128, 1), (129, 1), (256, 1), (600, 3)])
+def test_affines_keep_every_bit_in_weights_of_any_type(columns, count, dtype):
+    affine = Affine(torch.randn(columns), torch.randn(columns))
+    packed = pack_affine(affine, dtype)
+    assert packed.shape == (count, 8, 128)
+    assert packed.dtype == dtype
+    back = unpack_affine(packed, columns)
+    assert back.factor.equal(affine.factor)
+    assert back.offset.equal(affine.offset)
 
 
 @pytest.mark.parametrize("rows", SEGMENTS.values(), ids=SEGMENTS.keys())

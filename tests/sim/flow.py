@@ -78,7 +78,7 @@ class Flow:
             for number, name in enumerate(names)
         }
         folders["/alias"] = folders["/a0"]
-        folders["/broken"] = adapter_folder(8, use_dora=True)
+        folders["/broken"] = adapter_folder(8, use_qalora=True)
         self.files = MemoryFiles(folders)
         self._topology = _narrowed(with_runners(ranks), window_max)
         self.world = World(seed, topology=self._topology)

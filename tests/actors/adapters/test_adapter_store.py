@@ -22,7 +22,7 @@ def test_the_catalog_names_every_adapter_and_what_is_wrong_with_it():
         "/twin": folder(weights=tensors(seed=ord("a"))),
         "/empty": {},
         "/pickled": {**folder(), "adapter_model.bin": b"x"},
-        "/dora": folder({"use_dora": True}),
+        "/qalora": folder({"use_qalora": True}),
     }
     del changes["/pickled"]["adapter_model.safetensors"]
     catalog = Shelf("ab", changes=changes).catalog()
@@ -31,8 +31,8 @@ def test_the_catalog_names_every_adapter_and_what_is_wrong_with_it():
     assert catalog["a"].digest == catalog["twin"].digest != catalog["b"].digest
     assert "there is none in /empty; check the path" in catalog["empty"].refused
     assert "pickled weights can run code" in catalog["pickled"].refused
-    assert "adapter_config.json: use_dora" in catalog["dora"].refused
-    assert catalog["dora"].digest == ""
+    assert "adapter_config.json: use_qalora" in catalog["qalora"].refused
+    assert catalog["qalora"].digest == ""
 
 
 def test_however_long_the_names_in_a_file_are_what_is_said_of_it_is_short():
@@ -141,7 +141,7 @@ def test_a_pin_counts_as_often_as_it_was_asked_for(shelf, digests):
     [
         lambda files: files.folders.update({"/a": folder(weights=tensors(seed=99))}),
         lambda files: files.folders.update({"/a": {}}),
-        lambda files: files.folders.update({"/a": folder({"use_dora": True})}),
+        lambda files: files.folders.update({"/a": folder({"use_qalora": True})}),
     ],
     ids=["other weights", "gone", "not supported"],
 )

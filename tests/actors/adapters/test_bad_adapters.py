@@ -220,3 +220,30 @@ def test_one_module_under_two_spellings_is_refused():
     twice = {name: tensors()[tensor_name()], name.replace("_A", "_B"): np.zeros((8, 4), np.float32)}
     with pytest.raises(BadAdapter, match="the same module twice; keep one"):
         build(folder(weights=changed(**twice)))
+
+
+def vectors(side, shape=(8,), *, others=True):
+    """A folder's tensors with a vector of outputs for the first module, and for the other."""
+    more = {f"{tensor_name().removesuffix('lora_A.weight')}{side}": np.ones(shape, np.float32)}
+    if others:
+        other = tensor_name("mlp.down_proj", layer=1).removesuffix("lora_A.weight")
+        more[f"{other}{side}"] = np.ones(8, np.float32)
+    return tensors() | more
+
+
+@pytest.mark.parametrize(
+    ("field", "side"), [("use_dora", "lora_magnitude_vector"), ("lora_bias", "lora_B.bias")]
+)
+def test_vectors_of_outputs_must_be_there_as_the_configuration_says(field, side):
+    kept = build(folder({field: True}, vectors(side)))
+    assert kept.digest != build(folder()).digest
+    with pytest.raises(BadAdapter, match=f"{side}: .*{field} is not set"):
+        build(folder({}, vectors(side)))
+    with pytest.raises(BadAdapter, match=f"layers.1.mlp.down_proj: {side} is missing"):
+        build(folder({field: True}, vectors(side, others=False)))
+    with pytest.raises(BadAdapter, match=rf"q_proj.{side}: shape \[7\], expected \[8\]"):
+        build(folder({field: True}, vectors(side, (7,))))
+    spoiled = vectors(side)
+    next(tensor for name, tensor in spoiled.items() if name.endswith(side))[3] = float("nan")
+    with pytest.raises(BadAdapter, match=f"q_proj.{side}: a value is infinite or NaN"):
+        build(folder({field: True}, spoiled))

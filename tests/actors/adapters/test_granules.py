@@ -4,7 +4,7 @@ import torch
 from tests.actors.adapters.folders import BASE, build, folder, tensor_name, tensors
 from weft.actors.adapters import granules
 from weft.actors.adapters.base import MODULES, BaseShapes, LinearShape
-from weft.kernels.sgmv.granules import Module, Tables
+from weft.kernels.sgmv.granules import Affine, Module, Tables
 
 QWEN_7B = BaseShapes(
     num_hidden_layers=28,
@@ -24,7 +24,8 @@ SITES = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), 
 
 
 def layer(base, rank, *, modules=MODULES, size=1):
-    return granules.of_layer(dict.fromkeys(modules, rank), base, base.shards(size))
+    sizes = dict.fromkeys(modules, granules.Size(rank))
+    return granules.of_layer(sizes, base, base.shards(size))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,13 @@ def layer(base, rank, *, modules=MODULES, size=1):
     ],
 )
 def test_ranks_and_columns_are_rounded_up_to_whole_granules(rank, shape, count):
-    assert granules.of_module(rank, shape) == count
+    assert granules.of_module(granules.Size(rank), shape) == count
+
+
+def test_factors_and_offsets_take_a_granule_for_256_outputs():
+    shape = LinearShape(896, 4864)
+    plain = granules.of_module(granules.Size(8), shape)
+    assert granules.of_module(granules.Size(8, has_affine=True), shape) == plain + 19
 
 
 @pytest.mark.parametrize("base", [QWEN_7B, LLAMA_8B], ids=["qwen", "llama"])
@@ -96,20 +103,26 @@ def test_a_device_lays_out_as_many_granules_as_were_counted(modules, size, rank)
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    ranks = {module: 3 + 7 * place for place, module in enumerate(modules)}
+    sizes = {
+        module: granules.Size(3 + 7 * place, has_affine=place % 2 == 1)
+        for place, module in enumerate(modules)
+    }
     shard = base.shards(size)[rank]
     sites = [
         [
             Module(
                 part,
-                torch.ones(ranks[module], base.part(module, shard).inputs),
-                torch.ones(base.part(module, shard).outputs, ranks[module]),
+                torch.ones(sizes[module].rank, base.part(module, shard).inputs),
+                torch.ones(base.part(module, shard).outputs, sizes[module].rank),
                 1.0,
+                Affine(*torch.ones(2, base.part(module, shard).outputs))
+                if sizes[module].has_affine
+                else None,
             )
             for part, module in enumerate(site)
-            if module in ranks
+            if module in sizes
         ]
         for site in SITES
     ]
     laid = Tables(slots=1, layers=1, sites=4, pages_max=1).lay_out(0, 0, sites, torch.float32)
-    assert len(laid) == granules.of_layer(ranks, base, [shard])
+    assert len(laid) == granules.of_layer(sizes, base, [shard])

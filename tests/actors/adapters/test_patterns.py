@@ -4,6 +4,8 @@ import random
 import re
 
 import pytest
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from tests.actors.adapters.folders import build, folder
@@ -140,3 +142,27 @@ def test_a_list_covers_whole_names_and_their_ends():
         if name.endswith((".q_proj", ".mlp.up_proj")) or name == "model.layers.1.self_attn.o_proj"
     }
     assert not parse(target_modules=["proj", "_proj", ".q_proj", ""]).targets(NAMES[0])
+
+
+def test_layers_and_excluded_modules_are_chosen_as_peft_does():
+    rng = random.Random(0)
+    words = ["q_proj", "mlp.up_proj", "model.layers.1.self_attn.o_proj", "down_proj", "proj"]
+    layers = [0, 1, [1], [0, 31], [10], []]
+    patterns = [None, "layers", ["h", "layers"], "model.layers", "l.*", r"h|layers", []]
+    excluded = [None, ["up_proj"], r".*\.1\..*", "q_proj", ["layers.10.mlp.down_proj"]]
+    covered = left = 0
+    for _ in range(1500):
+        fields = {
+            "target_modules": rng.sample(words, 3),
+            "layers_to_transform": rng.choice(layers),
+            "layers_pattern": rng.choice(patterns),
+            "exclude_modules": rng.choice(excluded),
+        }
+        ours, theirs = parse(**fields), LoraConfig(**fields)
+        for name in NAMES:
+            expected = bool(check_target_module_exists(theirs, name))
+            assert ours.targets(name) == expected, (name, fields)
+            covered += expected
+            left += not expected
+    assert covered > 1000
+    assert left > 1000

@@ -39,6 +39,10 @@ OPTIONS = {
         "rank_pattern": {"up_proj": 9}, "alpha_pattern": {r"1\.mlp\.up_proj": 5},
     },
     "excluded-layer": {"r": 4, "target_modules": list(MODULES), "exclude_modules": r".*\.0\..*"},
+    "layers": {"r": 4, "target_modules": list(MODULES), "layers_to_transform": [1]},
+    "one-layer": {
+        "r": 4, "target_modules": ["o_proj"], "layers_to_transform": 0, "layers_pattern": "layers",
+    },
     "dropout": {"r": 4, "target_modules": ["gate_proj"], "lora_dropout": 0.1},
     "gaussian": {"r": 4, "target_modules": ["gate_proj"], "init_lora_weights": "gaussian"},
     "orthogonal": {"r": 4, "target_modules": ["gate_proj"], "init_lora_weights": "orthogonal"},

@@ -17,17 +17,11 @@ PLAIN = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"]}
 
 # What a user asks PEFT for, and what the refusal must say.
 LORA = {
-    "dora": ({"use_dora": True}, r"use_dora: True .*train it without DoRA"),
-    "lora-bias": ({"lora_bias": True}, r"lora_bias: True .*train the adapter without it"),
     "bias-all": ({"bias": "all"}, r"bias: 'all' .*train it with bias none"),
     "bias-lora": ({"bias": "lora_only"}, r"bias: 'lora_only' .*train it with bias none"),
     "whole-modules": (
         {"modules_to_save": ["lm_head"]},
         r"modules_to_save: \['lm_head'\] .*without whole modules",
-    ),
-    "layers": (
-        {"layers_to_transform": [0]},
-        r"layers_to_transform: \[0\] .*name the layers in target_modules",
     ),
     "repeated-layers": (
         {"layer_replication": [(0, 2), (1, 2)]},
@@ -67,12 +61,13 @@ OTHER_TYPES = {
 # Fields of PEFT's LoRA that leave the sum of the base and scale B A as it is.
 HARMLESS = {
     "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config",
-    "exclude_modules", "inference_mode", "layers_pattern", "lora_dropout", "megatron_core",
-    "peft_version", "qalora_group_size", "revision", "runtime_config",
+    "inference_mode", "lora_dropout", "megatron_core", "peft_version",
+    "qalora_group_size", "revision", "runtime_config",
 }  # fmt: skip
 COMPUTED = {
     "peft_type", "task_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
-    "target_modules", "init_lora_weights", "bias",
+    "target_modules", "init_lora_weights", "bias", "exclude_modules", "layers_to_transform",
+    "layers_pattern", "use_dora", "lora_bias",
 }  # fmt: skip
 FIELDS = {field.name for field in dataclasses.fields(LoraConfig)}
 
@@ -104,7 +99,10 @@ def test_a_field_that_may_change_the_result_is_refused_if_it_says_anything(field
         build(folder({field: value}))
 
 
-@pytest.mark.parametrize("field", [*sorted(FIELDS - COMPUTED), "of_a_later_version"])
+EMPTY_TOO = {"exclude_modules", "layers_to_transform", "layers_pattern"}
+
+
+@pytest.mark.parametrize("field", [*sorted(FIELDS - COMPUTED | EMPTY_TOO), "of_a_later_version"])
 @pytest.mark.parametrize("value", [None, False, [], {}, ""], ids=repr)
 def test_a_field_that_says_nothing_is_no_reason_to_refuse(field, value):
     assert build(folder({field: value})) == build(folder())
@@ -113,6 +111,41 @@ def test_a_field_that_says_nothing_is_no_reason_to_refuse(field, value):
 @pytest.mark.parametrize("field", sorted(HARMLESS & FIELDS))
 def test_a_field_without_effect_is_no_reason_to_refuse(field):
     assert build(folder({field: ["x"]})) == build(folder())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"layers_to_transform": [0], "target_modules": ".*q_proj|.*down_proj"},
+            "layers_to_transform: .*list the modules by name",
+        ),
+        ({"layers_pattern": "layers"}, "layers_pattern: .*leave it out"),
+        ({"layers_to_transform": 0, "layers_pattern": "("}, "layers_pattern: .*no regular exp"),
+        ({"layers_to_transform": 0, "layers_pattern": ["x"] * 33}, "layers_pattern: 33 entries"),
+        ({"layers_to_transform": [0.5]}, "layers_to_transform"),
+        ({"use_dora": True, "lora_bias": True}, "lora_bias: .*together with use_dora"),
+        ({"exclude_modules": "("}, "exclude_modules: .*no regular expression"),
+    ],
+)
+def test_what_peft_itself_would_not_load_is_refused(fields, message):
+    with pytest.raises(BadAdapter, match=message):
+        build(folder(fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"exclude_modules": ["q_proj"]},
+        {"exclude_modules": r".*\.1\..*"},
+        {"layers_to_transform": [0]},
+        {"layers_to_transform": 1, "layers_pattern": ["blocks", "layers"]},
+        {"layers_to_transform": [0, 1], "layers_pattern": "h"},
+    ],
+)
+def test_a_tensor_of_a_module_that_peft_would_leave_alone_is_refused(fields):
+    with pytest.raises(BadAdapter, match="target_modules does not cover it"):
+        build(folder(fields))
 
 
 @pytest.mark.parametrize("init", ["corda", "loftq", "lora_ga", "mini", 2, ["pissa"], {"a": 1}])

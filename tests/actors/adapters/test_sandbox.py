@@ -45,9 +45,9 @@ def test_a_child_makes_of_a_folder_what_this_process_makes_of_it(loader, tmp_pat
 
 
 def test_a_refused_adapter_leaves_no_file(loader, tmp_path):
-    result = outcome(loader, write(tmp_path / "a", folder({"use_dora": True})), with_file=True)
+    result = outcome(loader, write(tmp_path / "a", folder({"use_qalora": True})), with_file=True)
     assert isinstance(result, BadAdapter)
-    assert "use_dora" in str(result)
+    assert "use_qalora" in str(result)
     assert list((tmp_path / "run").iterdir()) == []
 
 

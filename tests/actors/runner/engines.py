@@ -12,7 +12,7 @@ from tests.actors.runner.ranks import Ranks
 from tests.actors.scheduler_harness import GREEDY, Harness, config
 from tests.checkpoints import MODULES
 from weft.actors.adapters.base import LinearShape
-from weft.actors.adapters.granules import of_module
+from weft.actors.adapters.granules import Size, of_module
 from weft.actors.runner import architecture
 from weft.actors.runner.torch_engine import TorchEngine
 from weft.runtime.messages import Chunk, Join, Step
@@ -39,8 +39,11 @@ def harness_of(model, paths, *, pages=None, backend=None, kind=Harness, **option
     return kind(engine=engine, paths=paths, granules=granules, **options)
 
 
-def save_adapter(folder, model, digest, *, modules=MODULES, rank=8, size=0.4):
-    """Write a file as the adapter store does, of random weights; returns its path."""
+def save_adapter(folder, model, digest, *, modules=MODULES, rank=8, size=0.4, vector=None):
+    """Write a file as the adapter store does, of random weights; returns its path.
+
+    ``vector``: "bias" or "magnitude", which every module has then.
+    """
     shapes = architecture.read(model)
     generator = torch.Generator().manual_seed(sum(digest.encode()))
     tensors, scales = {}, {}
@@ -53,6 +56,8 @@ def save_adapter(folder, model, digest, *, modules=MODULES, rank=8, size=0.4):
             tensors[f"{name}.A"] = a / features**0.5
             tensors[f"{name}.B"] = b * size / rank**0.5
             scales[name] = 1.5
+            if vector is not None:
+                tensors[f"{name}.{vector}"] = torch.rand(out, generator=generator) + 0.5
     path = folder / f"{digest}.safetensors"
     save_file(tensors, path, metadata={"digest": digest, "scales": json.dumps(scales)})
     return str(path)
@@ -66,7 +71,8 @@ def _granules(path, shapes):
             rank, _ = file.get_slice(f"{name}.A").get_shape()
             _, layer, module = name.split(".")
             out, features = shapes.module_shape(module)
-            layers[layer] += of_module(rank, LinearShape(features, out))
+            size = Size(rank, not {f"{name}.bias", f"{name}.magnitude"}.isdisjoint(file.keys()))
+            layers[layer] += of_module(size, LinearShape(features, out))
     return max(layers.values())
 
 

@@ -39,9 +39,14 @@ def model(storage, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def paths(model):
+    kinds = {
+        "a" * 64: {"rank": 5, "vector": "magnitude"},
+        "b" * 64: {"rank": 8, "vector": "bias"},
+        "c" * 64: {"rank": 64},
+    }
     return {
-        digest: save_adapter(model.parent, model, digest, rank=rank)
-        for digest, rank in zip(DIGESTS[1:], (5, 8, 64), strict=True)
+        digest: save_adapter(model.parent, model, digest, **options)
+        for digest, options in kinds.items()
     }
 
 

@@ -8,8 +8,10 @@ from safetensors.torch import load_file, save_file
 from tests.actors.runner.engines import save_adapter
 from tests.checkpoints import ARCHITECTURES
 from weft.actors.runner import architecture, warmup
+from weft.actors.runner.affine import Base
 from weft.actors.runner.arena import Arena, page_shape
 from weft.actors.runner.lora import SITES, HostLora, LoraSlots
+from weft.kernels.collectives.reference import Alone
 
 SCRATCH = warmup.Scratch(page=0, tokens=4)
 
@@ -31,7 +33,8 @@ def slots_of(model, *adapters, slots=2):
     shapes = architecture.read(model)
     page = page_shape(shapes, 4, torch.float32, torch.float32)
     arena = Arena(page, shapes.layers, 200, torch.device("cpu"))
-    made = LoraSlots(shapes, arena.granules(), HostLora, slots=slots, pages_max=100)
+    base = Base([], Alone())
+    made = LoraSlots(shapes, arena.granules(), HostLora, base, slots=slots, pages_max=100)
     pages = list(range(0, 200, 2))
     for digest, path in adapters:
         made.fill(1, digest, path, pages)

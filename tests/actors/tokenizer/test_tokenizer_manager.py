@@ -29,7 +29,7 @@ NONCE = 0xABC
 CATALOG = Catalog(
     [
         AdapterEntry("sql", "/adapters/sql", "d1", 8, 5),
-        AdapterEntry("bad", "/adapters/bad", "", 0, 5, "use_dora: True is not supported"),
+        AdapterEntry("bad", "/adapters/bad", "", 0, 5, "use_qalora: True is not supported"),
     ]
 )
 
@@ -115,7 +115,7 @@ def test_an_unknown_model_is_not_found(desk):
 def test_a_refused_adapter_says_why(desk):
     refused = desk.refusal(model="bad")
     assert refused.code == "adapter_refused"
-    assert "use_dora" in refused.message
+    assert "use_qalora" in refused.message
 
 
 def test_without_max_tokens_the_context_is_filled(desk, model):
