@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import BinaryIO
 
@@ -91,7 +92,7 @@ def main() -> None:
         jobs.send(msgspec.msgpack.encode(answer))
 
 
-def _answer(job: Job, setup: Setup, files: list[BinaryIO]) -> Answer:
+def _answer(job: Job, setup: Setup, files: Iterable[BinaryIO]) -> Answer:
     try:
         adapter = read(LocalFiles(), job.folder, setup.base, rank_max=setup.rank_max)
         parts = adapter.file()

@@ -54,7 +54,12 @@ class LocalFiles:
         try:
             # Not to wait for a writer, should it be a pipe.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-            with open(descriptor, "rb") as file:
+            try:
+                file = open(descriptor, "rb")  # noqa: SIM115 (it is entered below)
+            except OSError:  # a folder, which stays open
+                os.close(descriptor)
+                raise
+            with file:
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):
                     raise FileError(f"{name}: it is no regular file; put one there")

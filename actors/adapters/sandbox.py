@@ -118,8 +118,6 @@ class SandboxedLoader:
         base: BaseShapes,
         folder: Path,
         wakes: select.epoll,
-        *,
-        deadline_s: float = DEADLINE_S,
     ) -> None:
         """Write files into ``folder``, which is made: ``{ticket}.partial``.
 
@@ -130,7 +128,6 @@ class SandboxedLoader:
         self._setup = Setup(base, config.max_lora_rank, config.tensor_parallel_size)
         self._folder = folder
         self._wakes = wakes
-        self._deadline_s = deadline_s
         self._children: dict[int, _Child] = {}  # by file descriptor
         self._waiting: deque[_Task] = deque()
         self._done: list[Loaded] = []
@@ -160,7 +157,7 @@ class SandboxedLoader:
                 task = self._bury(child)
                 self._refuse(
                     task,
-                    f"reading it took more than {self._deadline_s:g} seconds, and was given up; is "
+                    f"reading it took more than {DEADLINE_S:g} seconds, and was given up; is "
                     f"the disk there, and the adapter one?",
                 )
         self._distribute(now)
@@ -217,7 +214,7 @@ class SandboxedLoader:
     def _begin(self, child: _Child, now: float) -> None:
         task = self._waiting.popleft()
         try:
-            child.begin(task, now + self._deadline_s)
+            child.begin(task, now + DEADLINE_S)
         except OSError as error:
             self._refuse(task, f"{task.file} cannot be written: {error.strerror}; make room there")
 

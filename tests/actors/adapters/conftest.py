@@ -65,29 +65,15 @@ def read(base_folder):
 
 
 @pytest.fixture
-def loader_of(tmp_path):
-    """A function that makes a loader, which leaves no process, file or descriptor behind."""
-    loaders = []
+def loader(tmp_path):
+    """A loader with children of its own, which leaves no process, file or descriptor behind."""
     before = sorted(os.listdir("/proc/self/fd"))
-
-    def make(**options):
-        wakes = select.epoll()
-        config = Config(model="/base")
-        loader = SandboxedLoader(config, BASE, tmp_path / "run", wakes, **options)
-        loaders.append((loader, wakes))
-        return loader
-
-    yield make
-    for loader, wakes in loaders:
+    with select.epoll() as wakes:
+        loader = SandboxedLoader(Config(model="/base"), BASE, tmp_path / "run", wakes)
+        yield loader
         loader.check()
         pids = pids_of(loader)
         loader.close()
-        wakes.close()
-        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert list((tmp_path / "run").iterdir()) == []
-
-
-@pytest.fixture
-def loader(loader_of):
-    return loader_of()

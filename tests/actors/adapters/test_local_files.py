@@ -43,8 +43,10 @@ def test_a_pipe_and_a_folder_are_no_files_and_nobody_waits(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder"):
+        before = os.listdir("/proc/self/fd")
         with pytest.raises(FileError, match=r"no regular file|Is a directory"):
             FILES.read(str(tmp_path), name, bytes_max=9)
+        assert os.listdir("/proc/self/fd") == before
 
 
 def test_what_is_missing_is_said(tmp_path):
