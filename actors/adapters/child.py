@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from contextlib import ExitStack
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -83,18 +85,20 @@ def main() -> None:
             return
         confine.allow_processor_time(PROCESSOR_TIME_S)
         job = msgspec.msgpack.decode(packet, type=Job)
-        answer = _answer(job, setup, descriptors[0] if descriptors else None)
+        with ExitStack() as opened:
+            files = [opened.enter_context(open(descriptor, "wb")) for descriptor in descriptors]
+            answer = _answer(job, setup, files)
         jobs.send(msgspec.msgpack.encode(answer))
 
 
-def _answer(job: Job, setup: Setup, descriptor: int | None) -> Answer:
+def _answer(job: Job, setup: Setup, files: list[BinaryIO]) -> Answer:
     try:
         adapter = read(LocalFiles(), job.folder, setup.base, rank_max=setup.rank_max)
         parts = adapter.file()
-        if descriptor is not None:
-            with open(descriptor, "wb") as file:
-                for part in parts:
-                    file.write(part)
+        for file in files:
+            for part in parts:
+                file.write(part)
+            file.flush()
         shards = setup.base.shards(setup.tensor_parallel_size)
         return Facts(
             adapter.digest,

@@ -1,5 +1,6 @@
 """Seeded mutations of a valid adapter's folder: of what its files say, of bytes, of the folder."""
 
+import contextlib
 import json
 import os
 import socket
@@ -92,7 +93,7 @@ def names(rng, files):
 
 def many(rng, files):
     """Name very many tensors without a byte."""
-    count = rng.choice([10, 1000, 60_000])
+    count = rng.choice([10, 100, 1000, 20_000])
     empty = {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(count)}
     header, data = opened(files[WEIGHTS_NAME])
     files[WEIGHTS_NAME] = closed(header | empty, data)
@@ -166,7 +167,9 @@ def mutated(rng, path):
     """Write a mutated adapter's folder."""
     files = folder()
     for _ in range(rng.choice([0, 1, 1, 1, 1, 2])):
-        rng.choice(OF_FILES)(rng, files)
+        # What one has broken the next may find no way into.
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            rng.choice(OF_FILES)(rng, files)
     path.mkdir()
     for name, content in files.items():
         (path / name).write_bytes(content)

@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from tests.actors.adapters.folders import BASE, folder, tensors
 from tests.actors.adapters.mutations import WEIGHTS_NAME, mutated
-from tests.actors.adapters.test_sandbox import loader, loader_of, outcomes, write  # noqa: F401
+from tests.actors.adapters.sandboxed import outcomes, write
 from weft.actors.adapters.errors import BadAdapter
 from weft.actors.adapters.files import FileError, LocalFiles
 from weft.actors.adapters.reading import read
@@ -40,7 +40,7 @@ def made(result):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_mutated_adapter_is_refused_with_a_reason_or_is_what_it_says(loader, tmp_path, seed):  # noqa: F811
+def test_a_mutated_adapter_is_refused_with_a_reason_or_is_what_it_says(loader, tmp_path, seed):
     rng = random.Random(seed)
     paths = [tmp_path / str(i) for i in range(MUTATIONS)]
     for path in paths:
@@ -63,7 +63,7 @@ def test_a_mutated_adapter_is_refused_with_a_reason_or_is_what_it_says(loader, t
 
 
 @pytest.mark.slow
-def test_of_a_file_that_changes_all_the_time_nothing_half_is_taken(loader, tmp_path):  # noqa: F811
+def test_of_a_file_that_changes_all_the_time_nothing_half_is_taken(loader, tmp_path):
     """What is taken has the digest of what was written, whichever moment it was read at."""
     path = tmp_path / "a"
     write(path, folder())

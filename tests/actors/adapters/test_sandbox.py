@@ -12,61 +12,12 @@ import msgspec
 import pytest
 
 from tests.actors.adapters.folders import BASE, build, folder, tensors
+from tests.actors.adapters.sandboxed import outcomes, pids_of, write
 from weft.actors.adapters import sandbox
 from weft.actors.adapters.errors import BadAdapter
 from weft.actors.adapters.loader import Content
 from weft.actors.adapters.sandbox import SandboxedLoader
 from weft.runtime.config import Config, ConfigError
-
-
-def write(path, files):
-    path.mkdir()
-    for name, content in files.items():
-        (path / name).write_bytes(content)
-    return str(path)
-
-
-@pytest.fixture
-def loader_of(tmp_path):
-    """A function that makes a loader, which leaves no process, file or descriptor behind."""
-    loaders = []
-    before = sorted(os.listdir("/proc/self/fd"))
-
-    def make(**options):
-        wakes = select.epoll()
-        config = Config(model="/base")
-        loader = SandboxedLoader(config, BASE, tmp_path / "run", wakes, **options)
-        loaders.append((loader, wakes))
-        return loader
-
-    yield make
-    for loader, wakes in loaders:
-        loader.check()
-        pids = pids_of(loader)
-        loader.close()
-        wakes.close()
-        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-    assert sorted(os.listdir("/proc/self/fd")) == before
-    assert list((tmp_path / "run").iterdir()) == []
-
-
-@pytest.fixture
-def loader(loader_of):
-    return loader_of()
-
-
-def pids_of(loader):
-    return [child._process.pid for child in loader._children.values()]
-
-
-def outcomes(loader, tickets):
-    """What becomes of tickets."""
-    found = {}
-    while len(found) < len(tickets):
-        loader.wait()
-        found |= dict(loader.finished())
-        loader.check()
-    return [found[ticket] for ticket in tickets]
 
 
 def outcome(loader, source, *, with_file=False):
@@ -98,6 +49,14 @@ def test_a_refused_adapter_leaves_no_file(loader, tmp_path):
     assert isinstance(result, BadAdapter)
     assert "use_qalora" in str(result)
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_child_keeps_nothing_open_of_what_it_has_refused(loader, tmp_path):
+    bad = write(tmp_path / "bad", folder({"use_dora": True}))
+    good = write(tmp_path / "good", folder())
+    tickets = [loader.start(bad, with_file=True) for _ in range(60)]
+    assert all("use_dora" in str(result) for result in outcomes(loader, tickets))
+    taken(outcome(loader, good, with_file=True))
 
 
 @pytest.mark.parametrize("source", ["", "a\0b", "\ud800", "x" * 5000])
