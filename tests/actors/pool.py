@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from weft.actors.adapters.base import LinearShape
-from weft.actors.adapters.granules import of_module
+from weft.actors.adapters.granules import Size, of_module
 from weft.actors.scheduler.pages import Pages
 from weft.actors.scheduler.prefixes import Holding, PrefixCache
 from weft.actors.scheduler.slots import AdapterSlots
@@ -111,7 +111,7 @@ class Pool:
 
 def acquired(adapter):
     rank = int(adapter[1:].partition(".")[0])
-    return Acquired(adapter, f"/{adapter}", rank, 1, of_module(rank, SHAPE))
+    return Acquired(adapter, f"/{adapter}", rank, 1, of_module(Size(rank), SHAPE))
 
 
 def kv(running, index):

@@ -113,6 +113,8 @@ def test_no_rank_has_more_of_an_adapter_than_the_first(widths, size):
     """So a runner makes room for as much as the scheduler may give it."""
     base = BaseShapes(1, 2048, widths.intermediate, widths.heads, widths.kv_heads, widths.head_dim)
     parts = shards(widths, size)
-    eight, twenty = granules.Size(8), granules.Size(20, has_affine=True)
-    for sizes in (*({module: eight} for module in MODULES), dict.fromkeys(MODULES, twenty)):
-        assert granules.of_layer(sizes, base, parts[:1]) == granules.of_layer(sizes, base, parts)
+    for has_affine in (False, True):
+        eight, twenty = granules.Size(8, has_affine), granules.Size(20, has_affine)
+        for sizes in (*({module: eight} for module in MODULES), dict.fromkeys(MODULES, twenty)):
+            most = granules.of_layer(sizes, base, parts)
+            assert granules.of_layer(sizes, base, parts[:1]) == most

@@ -96,8 +96,8 @@ class Memory:
         return pages, PrefixCache(pages, PAGE_TOKENS, caching=True), slots
 
     def _acquired(self, number, rank):
-        ranks = dict.fromkeys(MODULES, rank)
-        size = granules.of_layer(ranks, self._base, self._base.shards(1))
+        sizes = dict.fromkeys(MODULES, granules.Size(rank))
+        size = granules.of_layer(sizes, self._base, self._base.shards(1))
         return Acquired(f"{number}", "", rank, 0, size)
 
 

@@ -56,10 +56,10 @@ def test_a_refused_adapter_leaves_no_file(loader, tmp_path):
 
 
 def test_a_child_keeps_nothing_open_of_what_it_has_refused(loader, tmp_path):
-    bad = write(tmp_path / "bad", folder({"use_dora": True}))
+    bad = write(tmp_path / "bad", folder({"use_qalora": True}))
     good = write(tmp_path / "good", folder())
     tickets = [loader.start(bad, with_file=True) for _ in range(60)]
-    assert all("use_dora" in str(result) for result in outcomes(loader, tickets))
+    assert all("use_qalora" in str(result) for result in outcomes(loader, tickets))
     taken(outcome(loader, good, with_file=True))
 
 

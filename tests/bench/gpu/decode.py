@@ -13,7 +13,7 @@ from tests.actors.scheduler_harness import GREEDY
 from tests.bench.gpu import checkpoints
 from tests.bench.table import markdown
 from weft.actors.adapters.base import LinearShape
-from weft.actors.adapters.granules import of_module
+from weft.actors.adapters.granules import Size, of_module
 from weft.actors.runner import architecture
 from weft.actors.runner.torch_engine import TorchEngine
 from weft.actors.runner.weights import MODULES
@@ -128,4 +128,4 @@ def pairs(rows, adapters):
 
 def _granules(shapes, rank):
     linear = (LinearShape(*reversed(shapes.module_shape(module))) for module in MODULES)
-    return sum(of_module(rank, each) for each in linear)
+    return sum(of_module(Size(rank), each) for each in linear)
