@@ -88,7 +88,6 @@ class Flow:
         self.scheduler = Scheduler(self.config, runners=self._topology.group)
         self.detokenizer = Detokenizer(Vocabulary(model.backend))
         self.store = AdapterStore(self.config, BASE, self.files, "/run", started_s=0)
-        self.files.folders["/gone"] = {}
         sizes = {
             "page_tokens": self.config.block_size,
             "slots": self.config.max_loaded_loras,
@@ -121,6 +120,8 @@ class Flow:
         self._mailboxes = {role: self.world.spawn(role, a) for role, a in self.actors.items()}
         self._leaving = {}
         self._events = 0
+        self.wait(lambda: self.tokenizer._has_catalog)
+        self.files.folders["/gone"] = {}
 
     def join(self, name, plans, *, turn_ns=None, leaving=None):
         """``leaving`` is after how many messages, and how: "kill" or "retire"."""

@@ -3,7 +3,7 @@ import pytest
 
 from tests.actors.adapters.folders import folder, tensors
 from tests.actors.adapters.shelf import Shelf
-from weft.actors.adapters.actor import REASON_CHARACTERS_MAX
+from weft.actors.adapters.loader import REASON_CHARACTERS_MAX
 from weft.runtime.messages import Acquire, Acquired, AcquireFailed, Catalog, Inspection, Release
 
 
@@ -161,7 +161,7 @@ def test_one_content_under_two_names_outlives_a_change_to_either_folder():
     digest = shelf.catalog()["twin"].digest
     shelf.files.folders |= {"/a": {}, "/twin": folder(weights=tensors(seed=1))}
     [failed] = shelf.acquire(digest)
-    assert failed.reason == "/twin has changed since it was checked; restart to take it over"
+    assert failed.reason == "/twin has changed since it was checked; load it again to take it over"
 
 
 def test_a_full_disk_fails_one_adapter_and_the_next_is_served(shelf, digests):
@@ -213,10 +213,15 @@ def test_counters_say_what_is_there_and_who_waits():
     sizes = [shelf.acquire(digests[name])[0].size_bytes for name in "ab"]
     shelf.acquire(digests["c"])
     shelf.acquire(digests["a"])
-    assert shelf.counters() == {
-        "known": 3, "refused": 1, "loaded": 2, "loaded_bytes": sum(sizes), "pinned": 2,
-        "waiting": 2, "evictions_total": 0,
+    counters = shelf.counters()
+    reading = counters.pop("read_us_total")
+    assert counters == {
+        "names": 5, "known": 3, "refused": 1, "loaded": 2, "loaded_bytes": sum(sizes), "pinned": 2,
+        "kept": 0, "leaving": 0, "waiting": 2, "evictions_total": 0, "hits_total": 1,
+        "misses_total": 3, "reads_total": 5, "read_failures_total": 1, "loads_total": 0,
+        "unloads_total": 0,
     }  # fmt: skip
+    assert reading == 0  # the clock stands still here
     for name in "aabb":
         shelf.hear(Release(digests[name]))
     assert [send.message.digest for send in shelf.advance()] == [digests["c"]]
