@@ -13,6 +13,8 @@ from weft.runtime.client.asynchronous import AsyncClient, AsyncStream
 from weft.runtime.client.blocking import Client, Stream
 from weft.runtime.client.events import (
     Accepted,
+    Adapter,
+    Changed,
     Disconnected,
     Event,
     Failed,
@@ -27,8 +29,10 @@ from weft.runtime.runs import NoRun
 
 __all__ = [
     "Accepted",
+    "Adapter",
     "AsyncClient",
     "AsyncStream",
+    "Changed",
     "Client",
     "Disconnected",
     "Event",
