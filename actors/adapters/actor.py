@@ -151,6 +151,10 @@ class AdapterStore:
         self._now_ns = turn.now_ns
         if self._started_ns is None:
             self._started_ns = turn.now_ns
+            self._reading = {
+                ticket: reading._replace(started_ns=turn.now_ns)
+                for ticket, reading in self._reading.items()
+            }
         if self._folder.is_due(turn.now_ns):
             self._scan()
         while self._is_starting and self._reading and self._take_loaded():

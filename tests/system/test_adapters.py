@@ -1,7 +1,11 @@
 """Adapters that come and go over HTTP and ZeroMQ, in the bodies of every client."""
 
+import random
 import shutil
+import subprocess
+import sys
 import threading
+import time
 
 import httpx
 import openai
@@ -148,6 +152,136 @@ def test_a_stream_that_has_begun_keeps_its_adapter(server, web, shelf):
             list(client.chat(MATH, model="sums"))
         assert "sums" not in {adapter.name for adapter in client.adapters()}
     server.assert_all_is_back()
+
+
+def test_the_command_line_shows_and_changes_a_running_weft(server, shelf):
+    def run(*arguments):
+        command = [sys.executable, "-m", "weft", "adapters", f"--run={server.run_dir}", *arguments]
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+        return done.returncode, (done.stdout + done.stderr).strip()
+
+    code, shown = run("load", "sums", str(shelf / "math"), "--pin")
+    assert (code, shown.split(",")[0]) == (0, "sums: loaded")
+    code, shown = run()
+    header, *rows = [line.split() for line in shown.splitlines()]
+    assert (code, header[:3]) == (0, ["NAME", "VERSION", "DIGEST"])
+    [sums] = [row for row in rows if row[0] == "sums"]
+    [math] = [row for row in rows if row[0] == "math"]
+    assert sums[2] == math[2]  # one content
+    assert sums[4:8] == ["host", "yes", "0", "0"]
+    assert run("load", "sums", str(shelf / "sql"))[0] != 0
+    assert run("load", "sums", str(shelf / "sql"), "--replace")[1].startswith("sums: replaced")
+    assert run("unpin", "sums")[1].startswith("sums: unpinned")
+    assert run("prefetch", "sums")[1].startswith("sums: prefetched")
+    assert run("unload", "sums") == (0, "sums: unloaded")
+    code, said = run("unload", "sums")
+    assert code != 0
+    assert "weft: error: no adapter is named 'sums'" in said
+
+
+def test_a_watched_folder_is_found_read_at_first_use_and_dropped(serve, shelf):
+    server = serve(adapters_folder=shelf, adapters="{}", example_prompts="{}")
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as web:
+        wait_for(lambda: web.get("/v1/adapters/math").status_code == 200)
+        shown = web.get("/v1/adapters/math").json()
+        assert (shown["digest"], shown["tier"]) == (None, "disk")
+        assert ask(web, "math") == ANSWER
+        assert web.get("/v1/adapters/math").json()["tier"] == "device"
+        shutil.copytree(shelf / "math", shelf / "sums")
+        wait_for(lambda: ask(web, "sums") == ANSWER)
+        shutil.rmtree(shelf / "sums")
+        wait_for(lambda: ask(web, "sums") == (404, "model_not_found"))
+        assert web.delete("/v1/adapters/math").status_code == 200
+        assert ask(web, "math") == (404, "model_not_found")
+        assert web.put("/v1/adapters/math", json={"source": "math"}).json()["outcome"] == "loaded"
+        assert ask(web, "math") == ANSWER
+    server.assert_all_is_back()
+
+
+def test_five_hundred_random_operations_leave_what_a_model_says(serve, shelf):
+    """One client, whose answers are known; another one, whose requests are always going on."""
+    server = serve(
+        adapter_roots=f"[{shelf}]", max_loaded_loras=3, max_loras_per_batch=2,
+        kv_cache_memory_mib=24,
+    )  # fmt: skip
+    rng = random.Random(7)
+    names, contents = ("n0", "n1", "n2", "n3"), ("math", "sql", "function", "emotion")
+    means, answers, wrong = {}, {}, []
+    is_over = threading.Event()
+
+    def flood():
+        with Client(server.run_dir) as client:
+            while not is_over.is_set():
+                try:
+                    list(client.complete("The", model=rng.choice(names), max_tokens=8))
+                except Refused as refused:
+                    if refused.code != "model_not_found":
+                        wrong.append(refused)
+
+    flooding = threading.Thread(target=flood)
+    with Client(server.run_dir) as client:
+        for name in contents:
+            answers[name] = "".join(client.chat(MATH, model=name, temperature=0, max_tokens=8))
+        assert len(set(answers.values())) > 1
+        flooding.start()
+        try:
+            for _ in range(500):
+                name, content = rng.choice(names), rng.choice(contents)
+                expected, found = operate(client, rng, shelf, means, name, content)
+                assert found in expected, (name, content, means)
+                assert {a.name for a in client.adapters()} == {*contents, *means}
+                if name in means and rng.random() < 0.3:
+                    text = "".join(client.chat(MATH, model=name, temperature=0, max_tokens=8))
+                    assert text == answers[means[name]]
+        finally:
+            is_over.set()
+            flooding.join(TIMEOUT_S)
+        assert not wrong
+        server.assert_all_is_back()
+        for name in (*contents, *means):
+            client.unload_adapter(name)
+        assert client.adapters() == []
+    sections = server.state()["sections"]
+    assert (
+        sections["scheduler"]["adapters_resident"] == sections["scheduler"]["pages_adapters"] == 0
+    )
+    assert sections["adapters"]["loaded"] == sections["adapters"]["known"] == 0
+    assert list((server.run_dir / "adapters").iterdir()) == []
+
+
+def operate(client, rng, shelf, means, name, content):
+    """Do something to a name; return what may come of it and what did."""
+    is_known = name in means
+    kind = rng.choice(("load", "replace", "unload", "pin", "unpin", "prefetch"))
+    try:
+        if kind in ("load", "replace"):
+            is_same = means.get(name) == content
+            changed = client.load_adapter(name, str(shelf / content), replace=kind == "replace")
+            means[name] = content
+            expected = {"already_loaded" if is_same else "replaced" if is_known else "loaded"}
+        elif kind == "unload":
+            changed = client.unload_adapter(name)
+            del means[name]
+            expected = {"unloaded"}
+        elif kind == "prefetch":
+            changed, expected = client.prefetch_adapter(name), {"prefetched"}
+        else:
+            changed = client.pin_adapter(name, pinned=kind == "pin")
+            expected = {f"{kind}ned"}
+    except Refused as refused:
+        if not is_known:
+            return {"model_not_found"}, refused.code
+        return {"name_taken", "queue_full", "invalid_value"}, refused.code
+    return expected, changed.outcome
+
+
+def wait_for(holds):
+    deadline = time.monotonic() + TIMEOUT_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_two_clients_at_once_agree(server, web, shelf):
