@@ -20,7 +20,8 @@ demo: $(VENV)/dev.stamp  ## ask every adapter the same things at once, show the 
 	$(BIN)/python -m configs.demo.ask $(ARGS)
 
 test: $(VENV)/dev.stamp check  ## everything that runs without a GPU
-	$(BIN)/python -m pytest -m "(slow or system) and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n auto -m "slow and not system and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "system and not gpu" $(ARGS)
 
 check: $(VENV)/dev.stamp  ## format, lint, types, fast tests
 	$(BIN)/ruff format --check .

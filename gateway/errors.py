@@ -28,6 +28,7 @@ _REFUSALS = {
     "bad_adapter": (400, _INVALID, "bad_adapter"),
     "name_taken": (400, _INVALID, "name_taken"),
     "queue_full": (429, "rate_limit_exceeded", "rate_limit_exceeded"),
+    "rate_limit_exceeded": (429, "rate_limit_exceeded", "rate_limit_exceeded"),
     "draining": (503, "server_error", "service_unavailable"),
 }
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple, assert_never
 
-from weft.actors.adapters.adapter import Adapter
 from weft.actors.adapters.asked import Asked, CannotDo, check_name, unknown
-from weft.actors.adapters.base import BaseShapes
-from weft.actors.adapters.cache import HostCache
+from weft.actors.adapters.cache import HostCache, Resident
 from weft.actors.adapters.errors import BadAdapter
 from weft.actors.adapters.fetch import Fetcher, Want
 from weft.actors.adapters.files import FileError, Files
 from weft.actors.adapters.folder import WatchedFolder
 from weft.actors.adapters.leaving import Leaving
-from weft.actors.adapters.loader import FolderLoader, Loaded, Loader
+from weft.actors.adapters.loader import Content, Loaded, Loader
 from weft.actors.adapters.memory import HostMemory
 from weft.actors.adapters.registry import Registry
 from weft.actors.adapters.roots import Roots
@@ -45,9 +43,6 @@ from weft.runtime.messages import (
 # Operations that wait for something, and names that may be known; more are refused.
 OPERATIONS_MAX = 1024
 NAMES_MAX = 65536
-
-# Adapters looked at in one turn. Reading one takes milliseconds.
-READS_PER_TURN_MAX = 4
 
 QUEUE_FULL_RETRY_S = 1.0
 
@@ -84,28 +79,21 @@ class AdapterStore:
     def __init__(
         self,
         config: Config,
-        base: BaseShapes,
         files: Files,
+        loader: Loader,
         run_dir: str,
         *,
         started_s: int,
-        loader: Loader | None = None,
     ) -> None:
-        """Ask for every adapter of the configuration; ``started_s`` is unix time.
-
-        Without a ``loader``, folders are read one at a time in the store's own turns.
-
-        Raises ``ConfigError`` if the base cannot be split as the configuration says.
-        """
-        shards = base.shards(config.tensor_parallel_size)
+        """Read every adapter of the configuration; ``started_s`` is unix time."""
         cache = HostCache(config.max_loaded_loras, config.lora_eviction_policy)
         self._base_name = config.base_name
         self._kept_max = config.max_loaded_loras  # that may be pinned; and that may be leaving
         self._registry = Registry()
         self._roots = Roots(config)
-        self._loader = loader or FolderLoader(files, base, rank_max=config.max_lora_rank)
-        self._memory = HostMemory(cache, files, run_dir, base, shards)
-        self._fetcher = Fetcher(self._registry, self._memory, self._loader)
+        self._loader = loader
+        self._memory = HostMemory(cache, files, run_dir)
+        self._fetcher = Fetcher(self._registry, self._memory, loader, config.max_loaded_loras)
         self._leaving = Leaving()
         self._folder = WatchedFolder(config.adapters_folder, files)
         self._started_s = started_s
@@ -117,9 +105,11 @@ class AdapterStore:
         self._seen = 0  # the catalog by which the tokenizer resolves names
         self._outbox: deque[Send] = deque()
         self._counts = dict.fromkeys(("reads", "read_failures", "read_us", "loads", "unloads"), 0)
-        self._is_starting = True
         for name, folder in config.adapters.items():
             self._read(name, folder)
+        while self._reading:
+            loader.wait()
+            self._take_loaded()
 
     def receive(self, source: str, message: AdaptersInbox, now_ns: int) -> list[Send]:
         """Take in one message; answers leave with the next ``advance``."""
@@ -151,21 +141,15 @@ class AdapterStore:
         self._now_ns = turn.now_ns
         if self._started_ns is None:
             self._started_ns = turn.now_ns
-            self._reading = {
-                ticket: reading._replace(started_ns=turn.now_ns)
-                for ticket, reading in self._reading.items()
-            }
         if self._folder.is_due(turn.now_ns):
             self._scan()
-        while self._is_starting and self._reading and self._take_loaded():
+        # What a loader does at once is heard at once.
+        self._take_loaded()
+        while self._grant() or self._take_loaded():
             pass
-        self._is_starting = self._is_starting and bool(self._reading)
-        for _ in range(READS_PER_TURN_MAX):
-            if self._grant() or not self._take_loaded():
-                break
         room = {role: turn.room(role) for role in ("tokenizer", "scheduler")}
         sends = []
-        if room["tokenizer"] > 0 and not self._is_starting:
+        if room["tokenizer"] > 0:
             catalog = self._registry.catalog()
             if catalog is not None:
                 room["tokenizer"] -= 1
@@ -199,13 +183,14 @@ class AdapterStore:
     @property
     def is_idle(self) -> bool:
         """Whether no answer is due."""
-        return not (len(self._fetcher) or self._outbox)
+        return self._fetcher.is_idle and not self._outbox
 
     def check(self) -> None:
         """Assert the invariants."""
         cache = self._memory.cache
         cache.check()
         self._registry.check()
+        self._fetcher.check()
         names = [reading.name for reading in self._reading.values()]
         assert sorted(names) == sorted(self._lines), (names, self._lines)
         for entry in self._registry:
@@ -304,7 +289,7 @@ class AdapterStore:
     def _read(self, name: str, source: str, asked: Asked | None = None) -> None:
         assert name not in self._lines
         self._lines[name] = deque()
-        ticket = self._loader.start(source)
+        ticket = self._loader.start(source, with_file=asked is not None)
         self._reading[ticket] = _Reading(name, source, asked, self._now_ns)
 
     def _take_loaded(self) -> bool:
@@ -330,7 +315,7 @@ class AdapterStore:
         self._counts["read_us"] += (self._now_ns - reading.started_ns) // 1000
         self._counts["read_failures"] += isinstance(loaded.result, BadAdapter)
 
-    def _name(self, reading: _Reading, result: Adapter | BadAdapter) -> None:
+    def _name(self, reading: _Reading, result: Content | BadAdapter) -> None:
         """Let a name of the configuration, or of the watched folder, mean what was read."""
         entry = self._registry.find(reading.name)
         if entry is not None and not entry.is_unread:
@@ -340,16 +325,18 @@ class AdapterStore:
         else:
             self._register(reading, result)
 
-    def _finish_load(self, reading: _Reading, asked: Asked, result: Adapter | BadAdapter) -> None:
+    def _finish_load(self, reading: _Reading, asked: Asked, result: Content | BadAdapter) -> None:
         try:
             outcome = self._load(reading, asked, result)
         except CannotDo as refusal:
+            if isinstance(result, Content) and refusal.code != "bad_adapter":
+                self._memory.discard(result)
             self._refuse(asked, refusal)
         else:
             self._unseen.append(_Unseen(self._registry.version, asked, outcome))
             self._settle(self._seen)  # it may have been seen already
 
-    def _load(self, reading: _Reading, asked: Asked, result: Adapter | BadAdapter) -> str:
+    def _load(self, reading: _Reading, asked: Asked, result: Content | BadAdapter) -> str:
         """Return the outcome of a load that has been read. Raises ``CannotDo``."""
         operation, name = asked.operation, reading.name
         assert isinstance(operation, LoadAdapter)
@@ -367,6 +354,8 @@ class AdapterStore:
         try:
             if self._memory.has_room_for(result.digest):
                 self._memory.put(result)
+            else:
+                self._memory.discard(result)
         except FileError as error:
             raise CannotDo("bad_adapter", f"the adapter {name!r}: {error}", "source") from None
         self._counts["loads"] += 1
@@ -377,7 +366,7 @@ class AdapterStore:
             self._keep_or_not(result.digest)
         return "already_loaded" if is_same else "replaced" if is_used else "loaded"
 
-    def _register(self, reading: _Reading, adapter: Adapter) -> None:
+    def _register(self, reading: _Reading, adapter: Content) -> None:
         """Let a name mean an adapter, and what it meant before leave."""
         before = self._registry.find(reading.name)
         for asked in self._leaving.return_(adapter.digest):
@@ -389,11 +378,11 @@ class AdapterStore:
         self._keep_or_not(adapter.digest)
 
     def _entry(
-        self, name: str, root: str, adapter: Adapter | None, refused: str | None
+        self, name: str, root: str, adapter: Content | None, refused: str | None
     ) -> AdapterEntry:
         started_ns = self._now_ns if self._started_ns is None else self._started_ns
         created_s = self._started_s + (self._now_ns - started_ns) // 1_000_000_000
-        digest, rank = (adapter.digest, adapter.rank) if adapter else ("", 0)
+        digest, rank = (adapter.digest, adapter.facts.rank) if adapter else ("", 0)
         return AdapterEntry(name, root, digest, rank, created_s, refused)
 
     def _leave(self, digest: str) -> bool:
@@ -462,11 +451,14 @@ class AdapterStore:
     # ---- host memory ----------------------------------------------------------------------------
 
     def _grant(self) -> bool:
-        """Answer who waits longest for host memory, if it can be done: was anybody answered?"""
+        """Answer whom there is an answer for; return whether there was anybody."""
         granted = self._fetcher.grant()
-        if granted is None:
-            return False
-        (digest, asked), result = granted
+        for want, result in granted:
+            self._granted(want, result)
+        return bool(granted)
+
+    def _granted(self, want: Want, result: Resident | CannotDo) -> None:
+        digest, asked = want
         if asked is None:
             answer = (
                 AcquireFailed(digest, str(result))
@@ -474,7 +466,7 @@ class AdapterStore:
                 else Acquired(*result)
             )
             self._outbox.append(Send("scheduler", answer))
-            return True
+            return
         entry = self._registry.find(asked.operation.name or "")
         if entry is None or entry.digest != digest:
             result = unknown(asked.operation.name or "")
@@ -484,7 +476,6 @@ class AdapterStore:
         elif entry is not None:
             is_pin = isinstance(asked.operation, PinAdapter)
             self._answer(asked, "pinned" if is_pin else "prefetched", [entry])
-        return True
 
     def _unpin_after(self, asked: Asked, entry: AdapterEntry | None) -> None:
         """Take back the pin of an adapter that could not be read."""
@@ -531,6 +522,7 @@ class AdapterStore:
             "kept": cache.kept,
             "leaving": len(self._leaving),
             "waiting": len(self._fetcher),
+            "loading": self._fetcher.loading,
             "evictions_total": cache.evictions,
             "hits_total": self._fetcher.hits,
             "misses_total": self._fetcher.misses,

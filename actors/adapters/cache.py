@@ -81,6 +81,15 @@ class HostCache:
         self._kept.discard(digest)
         return self._residents.pop(digest, None)
 
+    def is_pinned(self, digest: str) -> bool:
+        """Whether an adapter has a pin."""
+        return digest in self._pins
+
+    @property
+    def places_pinned(self) -> int:
+        """Adapters with a pin that are not kept: places that cannot be taken."""
+        return sum(1 for digest in self._pins if digest not in self._kept)
+
     def pin(self, digest: str) -> Resident | None:
         """Pin a resident and return it; None: it has to be added first."""
         resident = self._residents.get(digest)

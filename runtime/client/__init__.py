@@ -14,6 +14,7 @@ from weft.runtime.client.blocking import Client, Stream
 from weft.runtime.client.events import (
     Accepted,
     Adapter,
+    Asker,
     Changed,
     Disconnected,
     Event,
@@ -30,6 +31,7 @@ from weft.runtime.runs import NoRun
 __all__ = [
     "Accepted",
     "Adapter",
+    "Asker",
     "AsyncClient",
     "AsyncStream",
     "Changed",

@@ -18,7 +18,7 @@ from weft.kernels.collectives import process_group, reference, shared_memory
 from weft.kernels.collectives.reference import RankLost
 
 # Whatever is to be noticed sooner than this is not noticed by waiting for it.
-PATIENCE_S = 300.0
+PATIENCE_S = 60.0
 
 
 def join(kind, folder, rank, size, timeout_s=PATIENCE_S):

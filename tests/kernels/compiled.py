@@ -1,6 +1,8 @@
 """Compiles for a GPU what the Triton wrappers would launch there; needs no GPU.
 
-    python -m tests.kernels.compiled 90 [part of a name]
+    python -m tests.kernels.compiled 90 [part of a name [index count]]
+
+With an index and a count, only every count-th case from that index on.
 
 Each case calls a wrapper with tensors of torch's device "meta", which have a shape and no memory.
 What it would launch is recorded, compiled for the given compute capability, and reported as a line
@@ -144,13 +146,11 @@ def _counts(pattern: str, ptx: str) -> dict[str, int]:
     return {name: found.count(name) for name in sorted(set(found))}
 
 
-def main(capability: int, part: str = "") -> None:
+def main(capability: int, part: str = "", index: int = 0, count: int = 1) -> None:
     from tests.kernels import compiled_operations, compiled_sgmv
 
     cases: dict[str, Callable[[], None]] = {**compiled_sgmv.CASES, **compiled_operations.CASES}
-    for name, call in cases.items():
-        if part not in name:
-            continue
+    for name, call in [case for case in cases.items() if part in case[0]][index::count]:
         with recorded() as launches:
             call()
         assert launches, f"{name} launches nothing"
@@ -159,4 +159,4 @@ def main(capability: int, part: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:])
+    main(int(sys.argv[1]), *sys.argv[2:3], *map(int, sys.argv[3:]))

@@ -8,10 +8,15 @@ import pytest
 pytest.importorskip("triton")
 
 
-def reports(capability, part=""):
+# Processes among which the cases are dealt out.
+SHARES = 8
+
+
+def reports(capability, part="", index=0, count=1):
     """Compile in a process of its own: in this one Triton interprets."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.kernels.compiled", str(capability), part]
+    command = [sys.executable, "-m", "tests.kernels.compiled"]
+    command += [str(capability), part, str(index), str(count)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     return [json.loads(line) for line in run.stdout.splitlines()]
@@ -29,6 +34,7 @@ def test_the_kernels_of_a_small_site_compile_for_hopper_without_spills():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("index", range(SHARES))
 @pytest.mark.parametrize("capability", [80, 90])
-def test_the_kernels_of_every_model_compile_without_spills(capability):
-    check(reports(capability))
+def test_the_kernels_of_every_model_compile_without_spills(capability, index):
+    check(reports(capability, "", index, SHARES))

@@ -298,6 +298,6 @@ class Shelves:
 
     def _digest_of(self, source):
         loader = self.flow.store._loader
-        loader.start(source)
+        loader.start(source, with_file=False)
         [loaded] = loader.finished()
         return loaded.result.digest
