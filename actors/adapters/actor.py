@@ -107,9 +107,12 @@ class AdapterStore:
         self._counts = dict.fromkeys(("reads", "read_failures", "read_us", "loads", "unloads"), 0)
         for name, folder in config.adapters.items():
             self._read(name, folder)
-        while self._reading:
+        finished: list[Loaded] = []
+        while len(finished) < len(self._reading):
             loader.wait()
-            self._take_loaded()
+            finished += loader.finished()
+        # In the order of the configuration, whichever was read first.
+        self._hear(sorted(finished, key=lambda loaded: loaded.ticket))
 
     def receive(self, source: str, message: AdaptersInbox, now_ns: int) -> list[Send]:
         """Take in one message; answers leave with the next ``advance``."""
@@ -295,6 +298,10 @@ class AdapterStore:
     def _take_loaded(self) -> bool:
         """Take in what has been read; return whether there was anything."""
         finished = self._loader.finished()
+        self._hear(finished)
+        return bool(finished)
+
+    def _hear(self, finished: list[Loaded]) -> None:
         for loaded in finished:
             reading = self._reading.pop(loaded.ticket, None)
             if reading is None:
@@ -308,7 +315,6 @@ class AdapterStore:
                 self._finish_load(reading, reading.asked, loaded.result)
             while line:
                 self._take(line.popleft())
-        return bool(finished)
 
     def _count(self, reading: _Reading, loaded: Loaded) -> None:
         self._counts["reads"] += 1
