@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from weft.gateway import chat, completions, errors, keys, models, operations
+from weft.gateway import adapters, chat, completions, errors, keys, models, operations
 from weft.runtime.client import AsyncClient
 from weft.runtime.config import Config
 
@@ -29,7 +29,7 @@ def create(config: Config, run_dir: Path) -> FastAPI:
 
     app = FastAPI(title="weft", lifespan=connected)
     app.state.config = config
-    for part in (chat, completions, models, operations):
+    for part in (chat, completions, adapters, models, operations):
         app.include_router(part.router)
     errors.install(app)
     app.add_middleware(_BodyLimit)

@@ -25,6 +25,8 @@ _INVALID = "invalid_request_error"
 _REFUSALS = {
     "model_not_found": (404, _INVALID, "model_not_found"),
     "adapter_refused": (404, _INVALID, "adapter_refused"),
+    "bad_adapter": (400, _INVALID, "bad_adapter"),
+    "name_taken": (400, _INVALID, "name_taken"),
     "queue_full": (429, "rate_limit_exceeded", "rate_limit_exceeded"),
     "rate_limit_exceeded": (429, "rate_limit_exceeded", "rate_limit_exceeded"),
     "draining": (503, "server_error", "service_unavailable"),

@@ -27,6 +27,13 @@ async def show_model(name: str, request: Request) -> Json:
     raise Refused("model_not_found", text, "model")
 
 
+@router.delete("/v1/models/{name:path}")
+async def delete_model(name: str, request: Request) -> Json:
+    """Unload an adapter, as OpenAI's clients delete a fine-tuned model."""
+    await request.app.state.client.unload_adapter(name)
+    return {"id": name, "object": "model", "deleted": True}
+
+
 def _entry(model: Model) -> Json:
     return {
         "id": model.name,

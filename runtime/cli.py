@@ -1,4 +1,4 @@
-"""The command line: ``weft serve CONFIG [--option value ...]``, ``weft topology [CONFIG]``."""
+"""The command line: ``weft serve CONFIG [--option value ...]``, ``weft adapters``, and others."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, get_args
 
 import msgspec
 
-from weft.runtime import config, log, topology
+from weft.runtime import adapters_cli, config, log, topology
 from weft.runtime.config import Config, ConfigError
 from weft.runtime.launch import Launcher
 from weft.runtime.process import EXIT_REFUSED
 
 # Options whose value on the command line is a path, relative to where the user is.
-_PATHS = ("model", "chat_template")
+_PATHS = ("model", "chat_template", "adapters_folder")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show = topology.as_mermaid if options.mermaid else topology.as_table
             print(show(topology.serving(_shown(options))))
             return 0
+        if options.command == "adapters":
+            return adapters_cli.run(options)
         return _serve(options)
     except ConfigError as error:
         print(f"weft: error: {error}", file=sys.stderr)
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     overrides = serve.add_argument_group("options of the configuration")
     for field in msgspec.structs.fields(Config):
         _add_override(overrides, field)
+    adapters_cli.add_parser(commands)
     show = commands.add_parser(
         "topology", help="show the processes and what flows between them", allow_abbrev=False
     )

@@ -64,7 +64,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     chat_template: str | None = None  # a Jinja file over the tokenizer's own
 
     # Adapters.
-    adapters: dict[str, str] = {}  # name -> PEFT folder, relative to the configuration file
+    # name -> PEFT folder, relative to the configuration file; or a list of "name=folder".
+    adapters: dict[str, str] = {}
+    adapters_folder: str | None = None  # its sub-folders are adapters too, read at first use
+    adapter_roots: list[str] = []  # where requests may load adapters from, beside those above
     max_lora_rank: int = 64
     max_loras_per_batch: int = 8  # distinct adapters that run at once
     max_loaded_loras: int = 64  # distinct adapters on the device, and as many in host memory
@@ -173,11 +176,26 @@ def load(path: Path, overrides: dict[str, str] | None = None) -> Config:
     for key in raw:
         if key not in Config.__struct_fields__:
             raise ConfigError(f"{path}: unknown option {key!r}{_nearest(str(key))}")
+    if isinstance(raw.get("adapters"), list):
+        raw["adapters"] = _mapping(raw["adapters"])
     try:
         config = msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from None
     return _with_absolute_paths(config, path.resolve().parent)
+
+
+def _mapping(pairs: list[Any]) -> dict[str, str]:
+    """Return what a list of "name=folder" says. Raises ``ConfigError``."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, folder = str(pair).partition("=")
+        if not (name and equals and folder):
+            raise ConfigError(f"adapters: {pair!r} is no name=folder")
+        if name in found:
+            raise ConfigError(f"adapters: {name!r} is there twice; a name means one adapter")
+        found[name] = folder
+    return found
 
 
 def _nearest(key: str) -> str:
@@ -190,6 +208,9 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
         "model": str(folder / config.model),
         "adapters": {name: str(folder / path) for name, path in config.adapters.items()},
     }
+    changes["adapter_roots"] = [str(folder / root) for root in config.adapter_roots]
+    if config.adapters_folder:
+        changes["adapters_folder"] = str(folder / config.adapters_folder)
     if config.chat_template:
         changes["chat_template"] = str(folder / config.chat_template)
     changes["api_keys"] = _checked_keys(config.api_keys, folder)

@@ -114,6 +114,57 @@ class Inspect(Message, frozen=True):
     label: str
 
 
+class LoadAdapter(Message, frozen=True):
+    """Client to tokenizer: let ``name`` mean the adapter at ``source``, once it has been checked.
+
+    Answered, as the four below, by ``AdapterAnswer`` or ``Refused``: loaded, replaced, or
+    already_loaded if the name means this very content. Without ``replace`` a name that means other
+    content is refused. Requests that were accepted before finish with what the name meant then.
+    """
+
+    label: str
+    name: str
+    source: str  # a PEFT folder, inside the allowed roots
+    replace: bool = False
+    pinned: bool | None = None  # None: as it was, at first not
+
+
+class UnloadAdapter(Message, frozen=True):
+    """Client to tokenizer: forget a name, at once for new requests.
+
+    Answered once the last request has ended that still used the content, and nothing of it is left
+    on the device and in host memory; or at once, if another name means the same.
+    """
+
+    label: str
+    name: str
+
+
+class PinAdapter(Message, frozen=True):
+    """Client to tokenizer: keep an adapter in host memory whatever comes, or no longer."""
+
+    label: str
+    name: str
+    pinned: bool
+
+
+class PrefetchAdapter(Message, frozen=True):
+    """Client to tokenizer: read an adapter into host memory, where it stays while there is room."""
+
+    label: str
+    name: str
+
+
+class ListAdapters(Message, frozen=True):
+    """Client to tokenizer: describe one adapter, or all that have a name."""
+
+    label: str
+    name: str | None = None
+
+
+AdapterOperation = LoadAdapter | UnloadAdapter | PinAdapter | PrefetchAdapter | ListAdapters
+
+
 # ---- tokenizer to client ------------------------------------------------------------------------
 
 
@@ -146,6 +197,35 @@ class Models(Message, frozen=True):
     models: list[ModelEntry]
 
 
+class AdapterState(Part, frozen=True):
+    """What is true of one adapter."""
+
+    name: str
+    version: int  # greater whenever a name gets other content; unlike any other name's
+    digest: str | None  # None: not read yet, or refused
+    root: str
+    rank: int | None
+    size_bytes: int | None  # in host memory; None: not known yet
+    tier: str  # where it is nearest to being used: "device", "host" or "disk"
+    pinned: bool
+    requests: int  # that are queued or running with its content
+    requests_total: int  # with its content, since it was first used
+    created_s: int
+    refused: str | None = None  # why it cannot be used, if so
+
+
+class AdapterAnswer(Message, frozen=True):
+    """Tokenizer to client: an operation on adapters is done.
+
+    ``outcome`` is loaded, replaced, already_loaded, unloaded, pinned, unpinned, prefetched or
+    listed; ``adapters`` are those it was about, as they are now: none after an unload.
+    """
+
+    label: str
+    outcome: str
+    adapters: list[AdapterState]
+
+
 # ---- adapters to tokenizer ----------------------------------------------------------------------
 
 
@@ -154,16 +234,43 @@ class AdapterEntry(Part, frozen=True):
 
     name: str
     root: str
-    digest: str  # sha256 of configuration and weights, hex; "" when refused
+    digest: str  # sha256 of configuration and weights, hex; "" when refused, or not read yet
     rank: int  # the largest of its modules'
     created_s: int
     refused: str | None = None
+    version: int = 0
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether nobody has asked for it yet: ``Discover`` has it read."""
+        return not self.digest and self.refused is None
 
 
 class Catalog(Message, frozen=True):
-    """Adapters to tokenizer: every adapter by name. Replaces the previous catalog."""
+    """Adapters to tokenizer: what has changed since the catalog before; at first, everything.
+
+    The tokenizer resolves names by it from then on, and says so with ``CatalogSeen``.
+    """
 
     adapters: list[AdapterEntry]
+    removed: list[str] = []  # names that mean nothing any more
+    version: int = 1
+
+
+# ---- tokenizer to adapters ----------------------------------------------------------------------
+
+
+class AdapterRequest(Message, frozen=True):
+    """Tokenizer to adapters: a client wants this. Answered by ``AdapterReply``."""
+
+    client: str
+    operation: AdapterOperation
+
+
+class Discover(Message, frozen=True):
+    """Tokenizer to adapters: read an adapter whose entry is unread; the catalog then says more."""
+
+    name: str
 
 
 # ---- tokenizer to scheduler ---------------------------------------------------------------------
@@ -225,6 +332,16 @@ class Generate(Message, frozen=True):
             raise ValueError(f"priority is {self.priority}, beyond {PRIORITY_MAX}")
 
 
+class CatalogSeen(Message, frozen=True):
+    """Tokenizer to scheduler to adapters: names were resolved by this catalog from here on.
+
+    Links keep their order. So when the store hears it, the scheduler holds every request that was
+    resolved by an older catalog: no digest that has no name in this one comes up again.
+    """
+
+    version: int
+
+
 class Abort(Message, frozen=True):
     """Tokenizer to scheduler: a client cancelled a request. Unknown labels are ignored."""
 
@@ -250,6 +367,16 @@ class Reject(Message, frozen=True):
 
     client: str
     refused: Refused
+
+
+class AdapterReply(Message, frozen=True):
+    """Adapters to scheduler to tokenizer: the answer for a client.
+
+    The scheduler fills in what it alone knows of each adapter: device and requests.
+    """
+
+    client: str
+    answer: AdapterAnswer | Refused
 
 
 # ---- scheduler and adapters ---------------------------------------------------------------------
@@ -282,6 +409,23 @@ class Release(Message, frozen=True):
     """Scheduler to adapters: unpin. One for each ``Acquired``."""
 
     digest: str
+
+
+class Retire(Message, frozen=True):
+    """Adapters to scheduler: no name means this content any more, and no new request will.
+
+    Once the last request with it has ended, free its slot, its pages and the KV computed with it.
+    """
+
+    digest: str
+    version: int  # of the catalog that did without it
+
+
+class Retired(Message, frozen=True):
+    """Scheduler to adapters: nothing here depends on this content any more."""
+
+    digest: str
+    version: int  # of the last ``Retire`` of this content
 
 
 # ---- scheduler to runner ------------------------------------------------------------------------
@@ -533,12 +677,17 @@ class Goodbye(Message, frozen=True):
 LinkInbox = Hello | Welcome | Ack | Goodbye
 
 # What each actor hears.
-TokenizerInbox = Submit | Cancel | ListModels | Inspect | Catalog | Reject
-AdaptersInbox = Acquire | Release | Inspection
+TokenizerInbox = (
+    Submit | Cancel | ListModels | Inspect | LoadAdapter | UnloadAdapter | PinAdapter
+    | PrefetchAdapter | ListAdapters | Catalog | Reject | AdapterReply
+)  # fmt: skip
+AdaptersInbox = (
+    Acquire | Release | CatalogSeen | Retired | AdapterRequest | Discover | Inspection
+)  # fmt: skip
 SchedulerInbox = (
-    Generate | Abort | Inspection | Acquired | AcquireFailed | RunnerReady | StepDone
-    | StopFound | ClientGone
+    Generate | Abort | CatalogSeen | Inspection | Acquired | AcquireFailed | Retire | AdapterReply
+    | RunnerReady | StepDone | StopFound | ClientGone
 )  # fmt: skip
 RunnerInbox = Step | Inspection
 DetokenizerInbox = Begin | Sampled | Inspection
-ClientInbox = Refused | Models | Accepted | Text | Report
+ClientInbox = Refused | Models | AdapterAnswer | Accepted | Text | Report

@@ -1,70 +1,135 @@
-"""The adapter store: names to content at start, weights to host memory on demand."""
+"""The adapter store: what each name means, and its content in host memory when it is needed."""
 
 from __future__ import annotations
 
 from collections import deque
-from pathlib import Path
 from typing import NamedTuple, assert_never
 
+from weft.actors.adapters.asked import Asked, CannotDo, check_name, unknown
 from weft.actors.adapters.cache import HostCache, Resident
 from weft.actors.adapters.errors import BadAdapter
+from weft.actors.adapters.fetch import Fetcher, Want
 from weft.actors.adapters.files import FileError, Files
-from weft.actors.adapters.loader import Content, Loader
+from weft.actors.adapters.folder import WatchedFolder
+from weft.actors.adapters.leaving import Leaving
+from weft.actors.adapters.loader import Content, Loaded, Loader
+from weft.actors.adapters.memory import HostMemory
+from weft.actors.adapters.registry import Registry
+from weft.actors.adapters.roots import Roots
 from weft.runtime.actor import Send, Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import (
     Acquire,
     Acquired,
     AcquireFailed,
+    AdapterAnswer,
     AdapterEntry,
+    AdapterReply,
+    AdapterRequest,
     AdaptersInbox,
-    Catalog,
+    AdapterState,
+    CatalogSeen,
+    Discover,
     Inspection,
+    ListAdapters,
+    LoadAdapter,
+    PinAdapter,
+    PrefetchAdapter,
     Release,
+    Retired,
+    UnloadAdapter,
 )
 
+# Operations that wait for something, and names that may be known; more are refused.
+OPERATIONS_MAX = 1024
+NAMES_MAX = 65536
 
-class _Load(NamedTuple):
-    """An adapter that is being read, from the first of the folders that may hold it."""
+QUEUE_FULL_RETRY_S = 1.0
 
-    digest: str
-    folders: tuple[str, ...]
-    problem: str  # with the folder before
+
+class _Reading(NamedTuple):
+    """A name whose source is being read: for a client, or because it is to be known (None)."""
+
+    name: str
+    source: str
+    asked: Asked | None
+    started_ns: int
+
+
+class _Unseen(NamedTuple):
+    """An answer that waits until the tokenizer resolves names accordingly."""
+
+    version: int
+    asked: Asked
+    outcome: str
 
 
 class AdapterStore:
-    """Owns the catalog, and the normalized files in the run directory.
+    """Owns the names of adapters, and the files in the run directory.
 
-    A pin (``Acquire``) that finds every place pinned waits for a ``Release``, and so do those that
-    come after it. What has to be read holds up nobody but those that ask for it.
+    Names that are being read have a line of operations that wait for it, so that what is done with
+    one name is done in the order in which it was asked for. No answer leaves before the tokenizer
+    has seen the catalog that makes it true. See ``Leaving`` for what becomes of content whose last
+    name is gone.
 
-    Invariant, checked by ``check``: there is a place for whatever is being read, whoever is pinned.
+    Invariants, checked by ``check``: those of the parts; what leaves has no name; a content that is
+    pinned by name or leaving is kept in host memory if it is there and may be.
     """
 
     def __init__(
-        self, config: Config, files: Files, loader: Loader, run_dir: str, *, started_s: int
+        self,
+        config: Config,
+        files: Files,
+        loader: Loader,
+        run_dir: str,
+        *,
+        started_s: int,
     ) -> None:
-        """Read and check every adapter of the configuration; ``started_s`` is unix time."""
-        self._files = files
+        """Read every adapter of the configuration; ``started_s`` is unix time."""
+        cache = HostCache(config.max_loaded_loras, config.lora_eviction_policy)
+        self._base_name = config.base_name
+        self._kept_max = config.max_loaded_loras  # that may be pinned; and that may be leaving
+        self._registry = Registry()
+        self._roots = Roots(config)
         self._loader = loader
-        self._folder = Path(run_dir, "adapters")
-        self._places = config.max_loaded_loras
-        self._cache = HostCache(config.max_loaded_loras, config.lora_eviction_policy)
-        self._sources: dict[str, list[str]] = {}  # digest -> the folders that held it at start
-        self._waiting: deque[str] = deque()  # digests to pin
-        self._loading: dict[int, _Load] = {}  # by the loader's ticket
+        self._memory = HostMemory(cache, files, run_dir)
+        self._fetcher = Fetcher(self._registry, self._memory, loader, config.max_loaded_loras)
+        self._leaving = Leaving()
+        self._folder = WatchedFolder(config.adapters_folder, files)
+        self._started_s = started_s
+        self._started_ns: int | None = None
+        self._now_ns = 0
+        self._reading: dict[int, _Reading] = {}  # by ticket
+        self._lines: dict[str, deque[Asked]] = {}  # by name that is being read
+        self._unseen: deque[_Unseen] = deque()
+        self._seen = 0  # the catalog by which the tokenizer resolves names
         self._outbox: deque[Send] = deque()
-        entries = self._catalog(config.adapters, started_s)
-        self._refused = sum(entry.refused is not None for entry in entries)
-        self._outbox.append(Send("tokenizer", Catalog(entries)))
+        self._counts = dict.fromkeys(("reads", "read_failures", "read_us", "loads", "unloads"), 0)
+        for name, folder in config.adapters.items():
+            self._read(name, folder)
+        finished: list[Loaded] = []
+        while len(finished) < len(self._reading):
+            loader.wait()
+            finished += loader.finished()
+        # In the order of the configuration, whichever was read first.
+        self._hear(sorted(finished, key=lambda loaded: loaded.ticket))
 
     def receive(self, source: str, message: AdaptersInbox, now_ns: int) -> list[Send]:
         """Take in one message; answers leave with the next ``advance``."""
+        self._now_ns = now_ns
         match message:
             case Acquire(digest):
-                self._waiting.append(digest)
+                self._fetcher.want(Want(digest, None))
             case Release(digest):
-                self._cache.unpin(digest)
+                self._memory.cache.unpin(digest)
+            case AdapterRequest(client, operation):
+                self._take(Asked(client, operation))
+            case Discover(name):
+                self._discover(name)
+            case CatalogSeen(version):
+                self._settle(version)
+            case Retired(digest, version):
+                self._forget(digest, version)
             case Inspection(client, label, sections, adapters):
                 self.check()
                 sections = {**sections, "adapters": self._counters()}
@@ -75,12 +140,23 @@ class AdapterStore:
         return []
 
     def advance(self, turn: Turn) -> list[Send]:
-        """Hear what has been read, have more read, and send what the links have room for."""
+        """Take in what was read, answer whom it is for, and send what the links have room for."""
+        self._now_ns = turn.now_ns
+        if self._started_ns is None:
+            self._started_ns = turn.now_ns
+        if self._folder.is_due(turn.now_ns):
+            self._scan()
         # What a loader does at once is heard at once.
-        while self._hear() or self._grant():
+        self._take_loaded()
+        while self._grant() or self._take_loaded():
             pass
-        sends = []
         room = {role: turn.room(role) for role in ("tokenizer", "scheduler")}
+        sends = []
+        if room["tokenizer"] > 0:
+            catalog = self._registry.catalog()
+            if catalog is not None:
+                room["tokenizer"] -= 1
+                sends.append(Send("tokenizer", catalog))
         for _ in range(len(self._outbox)):
             send = self._outbox.popleft()
             if room[send.to] > 0:
@@ -93,8 +169,9 @@ class AdapterStore:
     def lost(self, peer: str, now_ns: int) -> list[Send]:
         """Take back the pins of a scheduler that is gone, and the answers meant for it."""
         if peer == "scheduler":
-            self._waiting.clear()
-            self._cache.unpin_all()
+            self._fetcher.forget_scheduler()
+            self._memory.cache.unpin_all()
+            self._leaving.unsent()
             # An answer yet unsent would tell the next scheduler of a pin that it does not have.
             self._outbox = deque(
                 send
@@ -109,111 +186,351 @@ class AdapterStore:
     @property
     def is_idle(self) -> bool:
         """Whether no answer is due."""
-        return not (self._waiting or self._loading or self._outbox)
+        return self._fetcher.is_idle and not self._outbox
 
     def check(self) -> None:
         """Assert the invariants."""
-        self._cache.check()
-        digests = [load.digest for load in self._loading.values()]
-        assert len(set(digests)) == len(digests), f"one is read twice: {digests}"
-        assert self._cache.pinned + len(digests) <= self._places
+        cache = self._memory.cache
+        cache.check()
+        self._registry.check()
+        self._fetcher.check()
+        names = [reading.name for reading in self._reading.values()]
+        assert sorted(names) == sorted(self._lines), (names, self._lines)
+        for entry in self._registry:
+            assert entry.digest not in self._leaving, f"{entry.name} leaves and has a name"
+            if self._registry.is_pinned(entry.name):
+                assert cache.is_kept(entry.digest)
 
-    def _catalog(self, adapters: dict[str, str], started_s: int) -> list[AdapterEntry]:
-        """Read every adapter once, and wait for it."""
-        names = {
-            self._loader.start(folder, with_file=False): name for name, folder in adapters.items()
-        }
-        found: dict[str, Content | BadAdapter] = {}
-        while len(found) < len(adapters):
-            self._loader.wait()
-            found |= {names[ticket]: result for ticket, result in self._loader.finished()}
-        entries = []
-        for name, folder in adapters.items():
-            result = found[name]
-            if isinstance(result, BadAdapter):
-                entries.append(AdapterEntry(name, folder, "", 0, started_s, str(result)))
-            else:
-                facts = result.facts
-                self._sources.setdefault(facts.digest, []).append(folder)
-                entries.append(AdapterEntry(name, folder, facts.digest, facts.rank, started_s))
-        return entries
+    # ---- operations -----------------------------------------------------------------------------
 
-    def _grant(self) -> bool:
-        """Pin what is there and begin to read what is not, in order, up to one without a place.
+    def _take(self, asked: Asked) -> None:
+        waiting = sum(map(len, self._lines.values())) + len(self._unseen) + len(self._fetcher)
+        name = asked.operation.name
+        if waiting >= OPERATIONS_MAX:
+            text = f"{waiting} operations wait already; try again later"
+            self._refuse(asked, CannotDo("queue_full", text, None, QUEUE_FULL_RETRY_S))
+        elif name in self._lines and not isinstance(asked.operation, ListAdapters):
+            self._lines[name].append(asked)
+        else:
+            self._begin(asked)
 
-        Return whether anything was begun.
-        """
-        digests, self._waiting = self._waiting, deque()
-        loading = {load.digest for load in self._loading.values()}
-        has_begun = False
-        while digests:
-            digest = digests.popleft()
-            if digest in loading:
-                self._waiting.append(digest)
-                continue
-            is_free = self._cache.pinned + len(self._loading) < self._places
-            if not (is_free or self._cache.is_pinned(digest)):
-                digests.appendleft(digest)
-                break
-            resident = self._cache.pin(digest)
-            if resident is not None:
-                self._outbox.append(Send("scheduler", Acquired(*resident)))
-                continue
-            loading.add(digest)
-            self._waiting.append(digest)
-            unknown = f"no adapter has the digest {digest[:64]}"
-            self._begin(_Load(digest, tuple(self._sources.get(digest, ())), unknown))
-            has_begun = True
-        self._waiting.extend(digests)
-        return has_begun
+    def _begin(self, asked: Asked) -> None:
+        try:
+            self._do(asked)
+        except CannotDo as refusal:
+            self._refuse(asked, refusal)
 
-    def _begin(self, load: _Load) -> None:
-        """Read an adapter from the next of its folders, or say what was wrong with the last."""
-        if load.folders:
-            self._loading[self._loader.start(load.folders[0], with_file=True)] = load
-            return
-        waiting = len(self._waiting)
-        self._waiting = deque(digest for digest in self._waiting if digest != load.digest)
-        failed = AcquireFailed(load.digest, load.problem)
-        self._outbox.extend([Send("scheduler", failed)] * (waiting - len(self._waiting)))
+    def _do(self, asked: Asked) -> None:
+        """Do it, or begin to. Raises ``CannotDo``."""
+        match asked.operation:
+            case LoadAdapter(_, name, source):
+                check_name(name, self._base_name)
+                if self._registry.find(name) is None and len(self._registry) >= NAMES_MAX:
+                    text = f"{NAMES_MAX} adapters are known already; unload some"
+                    raise CannotDo("invalid_value", text, "name")
+                try:
+                    folder = self._roots.resolve(source)
+                except BadAdapter as error:
+                    raise CannotDo("invalid_value", f"source: {error}", "source") from None
+                self._read(name, folder, asked)
+            case UnloadAdapter(_, name):
+                self._unload(name, asked)
+            case PinAdapter() | PrefetchAdapter():
+                self._pin_or_prefetch(asked)
+            case ListAdapters():
+                one = asked.operation.name
+                entries = list(self._registry) if one is None else [self._known(one)]
+                self._answer(asked, "listed", entries)
+            case _:
+                assert_never(asked.operation)
 
-    def _hear(self) -> bool:
-        """Take in what has been read; return whether anything was."""
+    def _known(self, name: str) -> AdapterEntry:
+        entry = self._registry.find(name)
+        if entry is None:
+            raise unknown(name)
+        return entry
+
+    def _unload(self, name: str, asked: Asked) -> None:
+        entry = self._known(name)
+        self._counts["unloads"] += 1
+        self._folder.ignore(name)
+        self._registry.remove(name)
+        if self._leave(entry.digest):
+            self._leaving.wait(entry.digest, asked)
+        else:
+            self._unseen.append(_Unseen(self._registry.version, asked, "unloaded"))
+
+    def _pin_or_prefetch(self, asked: Asked) -> None:
+        operation = asked.operation
+        assert isinstance(operation, PinAdapter | PrefetchAdapter)
+        entry = self._known(operation.name)
+        if isinstance(operation, PinAdapter) and not operation.pinned:
+            self._registry.set_pinned(entry.name, pinned=False)
+            self._keep_or_not(entry.digest)
+            self._answer(asked, "unpinned", [entry])
+        elif entry.is_unread:
+            self._read(entry.name, entry.root)
+            self._lines[entry.name].append(asked)
+        elif entry.refused is not None:
+            text = f"the adapter {entry.name!r} cannot be used: {entry.refused}"
+            raise CannotDo("bad_adapter", text, "name")
+        else:
+            if isinstance(operation, PinAdapter):
+                self._check_pin(entry.name, entry.digest)
+                self._registry.set_pinned(entry.name, pinned=True)
+                self._memory.cache.keep(entry.digest)
+            self._fetcher.want(Want(entry.digest, asked))
+
+    def _check_pin(self, name: str, digest: str) -> None:
+        others = self._registry.pinned_beside(name)
+        if digest not in others and len(others) >= self._kept_max:
+            text = f"pinned: {len(others)} adapters are already; unpin one, or raise "
+            raise CannotDo("invalid_value", f"{text}max_loaded_loras", "pinned")
+
+    # ---- names ----------------------------------------------------------------------------------
+
+    def _read(self, name: str, source: str, asked: Asked | None = None) -> None:
+        assert name not in self._lines
+        self._lines[name] = deque()
+        ticket = self._loader.start(source, with_file=asked is not None)
+        self._reading[ticket] = _Reading(name, source, asked, self._now_ns)
+
+    def _take_loaded(self) -> bool:
+        """Take in what has been read; return whether there was anything."""
         finished = self._loader.finished()
-        for ticket, result in finished:
-            load = self._loading.pop(ticket)
-            problem = self._put(load, result)
-            if problem is not None:
-                self._begin(load._replace(folders=load.folders[1:], problem=problem))
+        self._hear(finished)
         return bool(finished)
 
-    def _put(self, load: _Load, result: Content | BadAdapter) -> str | None:
-        """Put what has been read into host memory; return what is wrong with it, if so."""
+    def _hear(self, finished: list[Loaded]) -> None:
+        for loaded in finished:
+            reading = self._reading.pop(loaded.ticket, None)
+            if reading is None:
+                self._fetcher.take(loaded)
+                continue
+            self._count(reading, loaded)
+            line = self._lines.pop(reading.name)
+            if reading.asked is None:
+                self._name(reading, loaded.result)
+            else:
+                self._finish_load(reading, reading.asked, loaded.result)
+            while line:
+                self._take(line.popleft())
+
+    def _count(self, reading: _Reading, loaded: Loaded) -> None:
+        self._counts["reads"] += 1
+        self._counts["read_us"] += (self._now_ns - reading.started_ns) // 1000
+        self._counts["read_failures"] += isinstance(loaded.result, BadAdapter)
+
+    def _name(self, reading: _Reading, result: Content | BadAdapter) -> None:
+        """Let a name of the configuration, or of the watched folder, mean what was read."""
+        entry = self._registry.find(reading.name)
+        if entry is not None and not entry.is_unread:
+            return
         if isinstance(result, BadAdapter):
-            return str(result)
-        assert result.file is not None
-        facts = result.facts
-        if facts.digest != load.digest:
-            self._files.remove(result.file)
-            return f"{load.folders[0]} has changed since it was checked; restart to take it over"
-        for victim in self._cache.victims():
-            self._files.remove(victim.path)
-        path = str(self._folder / f"{facts.digest}.safetensors")
+            self._registry.put(self._entry(reading.name, reading.source, None, str(result)))
+        else:
+            self._register(reading, result)
+
+    def _finish_load(self, reading: _Reading, asked: Asked, result: Content | BadAdapter) -> None:
         try:
-            self._files.move(result.file, path)
+            outcome = self._load(reading, asked, result)
+        except CannotDo as refusal:
+            if isinstance(result, Content) and refusal.code != "bad_adapter":
+                self._memory.discard(result)
+            self._refuse(asked, refusal)
+        else:
+            self._unseen.append(_Unseen(self._registry.version, asked, outcome))
+            self._settle(self._seen)  # it may have been seen already
+
+    def _load(self, reading: _Reading, asked: Asked, result: Content | BadAdapter) -> str:
+        """Return the outcome of a load that has been read. Raises ``CannotDo``."""
+        operation, name = asked.operation, reading.name
+        assert isinstance(operation, LoadAdapter)
+        if isinstance(result, BadAdapter):
+            text = f"the adapter {name!r} cannot be loaded: {result}"
+            raise CannotDo("bad_adapter", text, "source")
+        entry = self._registry.find(name)
+        is_same = entry is not None and entry.digest == result.digest
+        is_used = entry is not None and entry.digest != ""
+        if is_used and not is_same and not operation.replace:
+            text = f"name: {name!r} means another adapter; replace it in place, or unload it first"
+            raise CannotDo("name_taken", text, "name")
+        if operation.pinned or (operation.pinned is None and self._registry.is_pinned(name)):
+            self._check_pin(name, result.digest)
+        try:
+            if self._memory.has_room_for(result.digest):
+                self._memory.put(result)
+            else:
+                self._memory.discard(result)
         except FileError as error:
-            return str(error)
-        self._cache.add(Resident(facts.digest, path, facts.rank, facts.size_bytes, facts.granules))
-        return None
+            raise CannotDo("bad_adapter", f"the adapter {name!r}: {error}", "source") from None
+        self._counts["loads"] += 1
+        if not is_same:
+            self._register(reading, result)
+        if operation.pinned is not None:
+            self._registry.set_pinned(name, pinned=operation.pinned)
+            self._keep_or_not(result.digest)
+        return "already_loaded" if is_same else "replaced" if is_used else "loaded"
+
+    def _register(self, reading: _Reading, adapter: Content) -> None:
+        """Let a name mean an adapter, and what it meant before leave."""
+        before = self._registry.find(reading.name)
+        for asked in self._leaving.return_(adapter.digest):
+            # It was unloaded, and is back: the name that the client gave up is gone all the same.
+            self._unseen.append(_Unseen(self._registry.version, asked, "unloaded"))
+        self._registry.put(self._entry(reading.name, reading.source, adapter, None))
+        if before is not None:
+            self._leave(before.digest)
+        self._keep_or_not(adapter.digest)
+
+    def _entry(
+        self, name: str, root: str, adapter: Content | None, refused: str | None
+    ) -> AdapterEntry:
+        started_ns = self._now_ns if self._started_ns is None else self._started_ns
+        created_s = self._started_s + (self._now_ns - started_ns) // 1_000_000_000
+        digest, rank = (adapter.digest, adapter.facts.rank) if adapter else ("", 0)
+        return AdapterEntry(name, root, digest, rank, created_s, refused)
+
+    def _leave(self, digest: str) -> bool:
+        """Let content go that a name meant until now, unless another one does: does it go?"""
+        if not digest or self._registry.names(digest):
+            self._keep_or_not(digest)
+            return False
+        self._leaving.leave(digest, self._registry.version)
+        self._keep_or_not(digest)
+        return True
+
+    def _keep_or_not(self, digest: str) -> None:
+        """Keep in host memory what is pinned by name, and what running requests may still need."""
+        cache = self._memory.cache
+        is_leaving = digest in self._leaving and cache.get(digest) is not None
+        # What is leaving is kept beside what is pinned, but not without a limit of its own.
+        is_leaving = is_leaving and cache.kept < 2 * self._kept_max
+        if is_leaving or self._registry.is_wanted(digest):
+            cache.keep(digest)
+        else:
+            self._memory.keep_no_longer(digest)
+
+    def _settle(self, version: int) -> None:
+        """The tokenizer resolves names by this catalog: answer, and retire what has no name."""
+        while self._unseen and self._unseen[0].version <= version:
+            _, asked, outcome = self._unseen.popleft()
+            entry = self._registry.find(asked.operation.name or "")
+            is_gone = outcome == "unloaded" or entry is None
+            self._answer(asked, outcome, [] if is_gone or entry is None else [entry])
+        self._seen = version
+        for retire in self._leaving.seen(version):
+            self._outbox.append(Send("scheduler", retire))
+
+    def _forget(self, digest: str, version: int) -> None:
+        unloads = self._leaving.retired(digest, version)
+        if unloads is None:
+            return
+        self._memory.drop(digest)
+        self._registry.forget(digest)
+        for asked in unloads:
+            self._answer(asked, "unloaded", [])
+
+    # ---- the watched folder ---------------------------------------------------------------------
+
+    def _scan(self) -> None:
+        """Know the names of new sub-folders, and forget those that are gone."""
+        for name, path in self._folder.scan(self._now_ns):
+            entry = self._registry.find(name)
+            if name in self._lines:
+                continue
+            if path is None:
+                if entry is not None and entry.root == self._folder.path(name):
+                    self._registry.remove(name)
+                    self._leave(entry.digest)
+            elif entry is None and name != self._base_name and len(self._registry) < NAMES_MAX:
+                self._registry.put(self._entry(name, path, None, None))
+            elif entry is not None and entry.refused is not None and entry.root == path:
+                # It may have been half copied: whoever asks next has it read again.
+                self._registry.put(self._entry(name, path, None, None))
+
+    def _discover(self, name: str) -> None:
+        entry = self._registry.find(name)
+        if entry is not None and entry.is_unread and name not in self._lines:
+            self._read(name, entry.root)
+
+    # ---- host memory ----------------------------------------------------------------------------
+
+    def _grant(self) -> bool:
+        """Answer whom there is an answer for; return whether there was anybody."""
+        granted = self._fetcher.grant()
+        for want, result in granted:
+            self._granted(want, result)
+        return bool(granted)
+
+    def _granted(self, want: Want, result: Resident | CannotDo) -> None:
+        digest, asked = want
+        if asked is None:
+            answer = (
+                AcquireFailed(digest, str(result))
+                if isinstance(result, CannotDo)
+                else Acquired(*result)
+            )
+            self._outbox.append(Send("scheduler", answer))
+            return
+        entry = self._registry.find(asked.operation.name or "")
+        if entry is None or entry.digest != digest:
+            result = unknown(asked.operation.name or "")
+        if isinstance(result, CannotDo):
+            self._unpin_after(asked, entry)
+            self._refuse(asked, result)
+        elif entry is not None:
+            is_pin = isinstance(asked.operation, PinAdapter)
+            self._answer(asked, "pinned" if is_pin else "prefetched", [entry])
+
+    def _unpin_after(self, asked: Asked, entry: AdapterEntry | None) -> None:
+        """Take back the pin of an adapter that could not be read."""
+        if isinstance(asked.operation, PinAdapter) and entry is not None:
+            self._registry.set_pinned(entry.name, pinned=False)
+            self._keep_or_not(entry.digest)
+
+    # ---- answers --------------------------------------------------------------------------------
+
+    def _refuse(self, asked: Asked, refusal: CannotDo) -> None:
+        self._outbox.append(Send("scheduler", asked.refuse(refusal)))
+
+    def _answer(self, asked: Asked, outcome: str, entries: list[AdapterEntry]) -> None:
+        states = [self._state(entry) for entry in entries]
+        answer = AdapterAnswer(asked.operation.label, outcome, states)
+        self._outbox.append(Send("scheduler", AdapterReply(asked.client, answer)))
+
+    def _state(self, entry: AdapterEntry) -> AdapterState:
+        resident = self._memory.cache.get(entry.digest)
+        return AdapterState(
+            name=entry.name,
+            version=entry.version,
+            digest=entry.digest or None,
+            root=entry.root,
+            rank=entry.rank or None,
+            size_bytes=resident.size_bytes if resident else None,
+            tier="host" if resident else "disk",
+            pinned=self._registry.is_pinned(entry.name),
+            requests=0,
+            requests_total=0,
+            created_s=entry.created_s,
+            refused=entry.refused,
+        )
 
     def _counters(self) -> dict[str, float]:
+        cache = self._memory.cache
         return {
-            "known": len(self._sources),
-            "refused": self._refused,
-            "loaded": len(self._cache),
-            "loaded_bytes": self._cache.size_bytes,
-            "pinned": self._cache.pinned,
-            "waiting": len(self._waiting),
-            "loading": len(self._loading),
-            "evictions_total": self._cache.evictions,
+            "names": len(self._registry),
+            "known": self._registry.contents,
+            "refused": self._registry.refused,
+            "loaded": len(cache),
+            "loaded_bytes": cache.size_bytes,
+            "pinned": cache.pinned,
+            "kept": cache.kept,
+            "leaving": len(self._leaving),
+            "waiting": len(self._fetcher),
+            "loading": self._fetcher.loading,
+            "evictions_total": cache.evictions,
+            "hits_total": self._fetcher.hits,
+            "misses_total": self._fetcher.misses,
+            **{f"{name}_total": count for name, count in self._counts.items()},
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 
@@ -16,7 +17,10 @@ class Resident(NamedTuple):
 
 
 class HostCache:
-    """At most ``entries_max`` adapters; those with pins stay.
+    """At most ``entries_max`` adapters, and those that are kept beside them; pinned ones stay.
+
+    A pin is the scheduler's, for as long as runners may read the file. Who is kept stays whatever
+    else comes, and takes no place of the others: so what is kept never makes a pin wait.
 
     Invariants, checked by ``check``: pins are counted for residents only, and every count is
     positive; residents are listed in the order in which they would be evicted.
@@ -28,6 +32,7 @@ class HostCache:
         self._policy = policy
         self._residents: dict[str, Resident] = {}  # first to be evicted first
         self._pins: dict[str, int] = {}
+        self._kept: set[str] = set()  # some may not be resident
         self.evictions = 0
 
     def __len__(self) -> int:
@@ -46,11 +51,44 @@ class HostCache:
     @property
     def has_room(self) -> bool:
         """Whether ``victims`` can make place for one more."""
-        return len(self._residents) < self._entries_max or self.pinned < len(self._residents)
+        return self._places_taken < self._entries_max or any(self._evictable())
+
+    def get(self, digest: str) -> Resident | None:
+        """Return a resident, if it is one."""
+        return self._residents.get(digest)
+
+    @property
+    def kept(self) -> int:
+        """Adapters that stay whatever else comes."""
+        return len(self._kept)
+
+    def is_kept(self, digest: str) -> bool:
+        """Whether an adapter stays whatever else comes, resident or as soon as it is."""
+        return digest in self._kept
+
+    def keep(self, digest: str) -> None:
+        """Let an adapter stay, resident or as soon as it is."""
+        self._kept.add(digest)
+
+    def keep_no_longer(self, digest: str) -> list[Resident]:
+        """Let an adapter be evicted; return those that have to go as it takes a place again."""
+        self._kept.discard(digest)
+        return self._shrink(self._entries_max)
+
+    def drop(self, digest: str) -> Resident | None:
+        """Remove an adapter that nobody has pinned, kept or not, and return it if it was there."""
+        assert digest not in self._pins, f"{digest} is pinned"
+        self._kept.discard(digest)
+        return self._residents.pop(digest, None)
 
     def is_pinned(self, digest: str) -> bool:
         """Whether an adapter has a pin."""
         return digest in self._pins
+
+    @property
+    def places_pinned(self) -> int:
+        """Adapters with a pin that are not kept: places that cannot be taken."""
+        return sum(1 for digest in self._pins if digest not in self._kept)
 
     def pin(self, digest: str) -> Resident | None:
         """Pin a resident and return it; None: it has to be added first."""
@@ -74,24 +112,34 @@ class HostCache:
 
     def victims(self) -> list[Resident]:
         """Remove and return what must go before one more is added; ``has_room`` must hold."""
-        gone = []
-        while len(self._residents) >= self._entries_max:
-            digest = next(digest for digest in self._residents if digest not in self._pins)
-            gone.append(self._residents.pop(digest))
-            self.evictions += 1
-        return gone
+        return self._shrink(self._entries_max - 1)
 
     def add(self, resident: Resident) -> None:
         """Add an adapter, unpinned."""
         assert resident.digest not in self._residents
-        assert len(self._residents) < self._entries_max
+        assert resident.digest in self._kept or self._places_taken < self._entries_max
         self._residents[resident.digest] = resident
 
     def check(self) -> None:
         """Assert the invariants."""
-        assert len(self._residents) <= self._entries_max
+        assert self._places_taken <= self._entries_max
         assert self._pins.keys() <= self._residents.keys()
         assert all(count > 0 for count in self._pins.values())
+
+    @property
+    def _places_taken(self) -> int:
+        return sum(1 for digest in self._residents if digest not in self._kept)
+
+    def _evictable(self) -> Iterator[str]:
+        return (d for d in self._residents if d not in self._pins and d not in self._kept)
+
+    def _shrink(self, places: int) -> list[Resident]:
+        gone = []
+        while self._places_taken > places:
+            digest = next(self._evictable())
+            gone.append(self._residents.pop(digest))
+            self.evictions += 1
+        return gone
 
     def _touch(self, digest: str) -> None:
         if self._policy == "lru":

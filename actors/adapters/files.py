@@ -19,6 +19,10 @@ class Files(Protocol):
         """Return what lies in a folder. Raises ``FileError``."""
         ...
 
+    def subfolders(self, folder: str) -> list[str]:
+        """Return the names of its sub-folders. Raises ``FileError``."""
+        ...
+
     def read(self, folder: str, name: str, *, bytes_max: int) -> bytes:
         """Return a regular file's content. Raises ``FileError``, also if it is larger."""
         ...
@@ -39,6 +43,14 @@ class LocalFiles:
         """Return what lies in a folder."""
         try:
             return sorted(os.listdir(folder))
+        except OSError as error:
+            raise FileError(f"{folder}: {_reason(error)}; check the path") from None
+
+    def subfolders(self, folder: str) -> list[str]:
+        """Return the names of its sub-folders, hidden ones left out."""
+        try:
+            with os.scandir(folder) as found:
+                return sorted(e.name for e in found if e.is_dir() and not e.name.startswith("."))
         except OSError as error:
             raise FileError(f"{folder}: {_reason(error)}; check the path") from None
 

@@ -7,9 +7,11 @@ computed; each answer becomes one ``Sampled`` for the detokenizer.
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Set
 from typing import assert_never
+
+import msgspec
 
 from weft.actors.scheduler import fair
 from weft.actors.scheduler.accounts import Payers
@@ -27,13 +29,18 @@ from weft.runtime.messages import (
     Abort,
     Acquired,
     AcquireFailed,
+    AdapterReply,
     Begin,
+    CatalogSeen,
     ClientGone,
     End,
     FinishReason,
     Generate,
     Inspection,
+    Refused,
     Reject,
+    Retire,
+    Retired,
     RunnerReady,
     SchedulerInbox,
     StepDone,
@@ -62,6 +69,7 @@ class Scheduler:
         self._runners = runners
         self._ready: dict[str, RunnerReady] = {}  # by runner
         self._composer: Composer | None = None  # until every runner is ready
+        self._retiring: dict[str, int] = {}  # adapters without a name: catalog version
         self._payers = Payers(config)
         self._requests = Requests(queued_max=config.max_queued_requests, payers=self._payers)
         self._in_flight: deque[Composed] = deque()
@@ -74,7 +82,8 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Whether no request is left and everybody has been told."""
-        return not (self._requests or self._in_flight) and self._outbox.is_empty
+        is_over = not (self._requests or self._in_flight or self._retiring)
+        return is_over and self._outbox.is_empty
 
     def drain(self) -> None:
         """Do nothing: the tokenizer stops first, and what it let in on its way out is served.
@@ -106,6 +115,13 @@ class Scheduler:
             case ClientGone(client):
                 self._cancel([r for r in self._requests if r.generate.client == client])
                 return []
+            case CatalogSeen():
+                return [Send("adapters", message)]  # behind it, all older requests are here
+            case Retire(digest, version):
+                self._retiring[digest] = version
+                return []
+            case AdapterReply():
+                return [Send("tokenizer", self._completed(message))]
             case Acquired():
                 self._note_adapter(message)
                 return []
@@ -126,7 +142,7 @@ class Scheduler:
         sends = self._outbox.flush(room)
         if self._composer is not None and room - len(sends) >= STEPS_IN_FLIGHT:
             sends += self._send_step(self._composer, turn)
-        return sends
+        return sends + self._retire()
 
     def check(self) -> None:
         """Assert the invariants of everything that a request can hold."""
@@ -345,6 +361,42 @@ class Scheduler:
             if sequence.holding is not None and sequence.row is not None:
                 known = min(computed, sequence.computed)
                 self._composer.cache.share(sequence.holding, sequence.tokens, known)
+
+    # ---- adapters -------------------------------------------------------------------------------
+
+    def _retire(self) -> list[Send]:
+        """Forget what has no name and no request any more, and tell the store."""
+        if not self._retiring:
+            return []
+        used = {request.generate.adapter for request in self._requests}
+        sends = []
+        for digest, version in list(self._retiring.items()):
+            if digest in used or not (self._composer is None or self._composer.forget(digest)):
+                continue
+            del self._retiring[digest]
+            self._metrics.forget(digest)
+            sends.append(Send("adapters", Retired(digest, version)))
+        return sends
+
+    def _completed(self, reply: AdapterReply) -> AdapterReply:
+        """Return an answer for a client with what the scheduler knows of each adapter."""
+        answer = reply.answer
+        if isinstance(answer, Refused) or not answer.adapters:
+            return reply
+        resident: Set[str] = self._composer.slots.resident if self._composer else frozenset()
+        live = Counter(request.generate.adapter for request in self._requests)
+        states = [
+            msgspec.structs.replace(
+                state,
+                tier="device" if state.digest in resident else state.tier,
+                requests=live[state.digest],
+                requests_total=self._metrics.requests(state.digest),
+            )
+            if state.digest is not None
+            else state
+            for state in answer.adapters
+        ]
+        return AdapterReply(reply.client, msgspec.structs.replace(answer, adapters=states))
 
     # ---- inspection -----------------------------------------------------------------------------
 

@@ -65,6 +65,14 @@ class Composer:
             self.waiting.remove(sequence)
         self._release(sequence)
 
+    def forget(self, digest: str) -> bool:
+        """Free all that is kept for an adapter without requests; False: something is under way."""
+        if self.host.has(digest):
+            return False
+        self.slots.drop(digest)
+        self.cache.drop(digest)
+        return True
+
     def host_messages(self, wanted: list[str], steps_done: int) -> list[Acquire | Release]:
         """Return what the adapter store must be told; ``steps_done`` is the first not answered."""
         messages: list[Acquire | Release] = []

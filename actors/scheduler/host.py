@@ -39,6 +39,10 @@ class HostPins:
         pin = self._pins.get(digest)
         return pin.acquired if pin else None
 
+    def has(self, digest: str) -> bool:
+        """Whether the store was asked for an adapter, and not told that it may go."""
+        return digest in self._pins
+
     def want(self, digest: str) -> list[Acquire]:
         """Ask the store for an adapter, once, if there is room to hold it."""
         if digest in self._pins or len(self._pins) >= self._held_max:

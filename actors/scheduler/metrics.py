@@ -107,6 +107,15 @@ class Metrics:
         self._of(request).output_tokens += end.output_tokens
         self._of_tenant(request.tenant.name).output_tokens += end.output_tokens
 
+    def requests(self, digest: str) -> int:
+        """Return how many requests an adapter has had."""
+        counters = self._adapters.get(digest)
+        return counters.requests if counters else 0
+
+    def forget(self, digest: str) -> None:
+        """Forget an adapter that has no name any more, so that there are no more than names."""
+        self._adapters.pop(digest, None)
+
     def report(self, resident: Set[str]) -> list[AdapterMetrics]:
         """Return the counters of every adapter that was ever used."""
         return [

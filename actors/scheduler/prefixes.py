@@ -152,6 +152,13 @@ class PrefixCache:
             if node.references == 0:
                 self._pages.make_idle(node)
 
+    def drop(self, adapter: str) -> None:
+        """Free what is cached of an adapter that no sequence uses, and forget it."""
+        for key in [key for key in self._roots if key[1] == adapter]:
+            # Every node before its children: from the end, each has none left.
+            for node in reversed(list(_below(self._roots.pop(key)))):
+                self._pages.evict(node)
+
     def owned(self) -> Iterator[int]:
         """Yield every page of a sequence or of the tree, once."""
         for holding in self._holdings:
@@ -197,8 +204,14 @@ class PrefixCache:
         node.references += 1
 
     def _nodes(self) -> Iterator[Node]:
-        pending = [child for root in self._roots.values() for child in root.children.values()]
-        while pending:
-            node = pending.pop()
-            pending.extend(node.children.values())
-            yield node
+        for root in self._roots.values():
+            yield from _below(root)
+
+
+def _below(root: Node) -> Iterator[Node]:
+    """Yield every node under a root, parents before their children."""
+    pending = list(root.children.values())
+    while pending:
+        node = pending.pop()
+        pending.extend(node.children.values())
+        yield node

@@ -130,6 +130,12 @@ class AdapterSlots:
             if not self._keeps_place:
                 self._residents.move_to_end(digest)
 
+    def drop(self, digest: str) -> None:
+        """Take an adapter off the device that nobody uses, if it is there."""
+        resident = self._residents.get(digest)
+        if resident is not None:
+            self._pages.evict(resident)
+
     def forget(self, resident: Resident) -> None:
         """Take an adapter off the table, whose pages the pool takes back."""
         del self._residents[resident.digest]

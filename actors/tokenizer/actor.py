@@ -17,18 +17,28 @@ from weft.runtime.actor import Send, Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import (
     Abort,
+    AdapterOperation,
+    AdapterReply,
+    AdapterRequest,
     Cancel,
     Catalog,
+    CatalogSeen,
+    Discover,
     Generate,
     Inspect,
     Inspection,
+    ListAdapters,
     ListModels,
+    LoadAdapter,
     ModelEntry,
     Models,
+    PinAdapter,
+    PrefetchAdapter,
     Refused,
     Reject,
     Submit,
     TokenizerInbox,
+    UnloadAdapter,
 )
 
 # Requests encoded between two looks at the inbox. A long prompt takes tens of milliseconds.
@@ -37,8 +47,8 @@ SUBMITS_PER_TURN_MAX = 8
 # A label, a model's name, a user: strings that every message about a request may repeat.
 LABEL_CHARACTERS_MAX = 1024
 
-# Inspections and aborts that wait for room on their links; more are answered or dropped.
-INSPECTIONS_MAX = 64
+# Requests to the store, and aborts, that wait for room on their links; more are refused or dropped.
+REQUESTS_MAX = 256
 ABORTS_MAX = 65536
 
 
@@ -51,7 +61,8 @@ class TokenizerManager:
     """Turns requests into ``Generate``, or refuses them.
 
     Owns nothing that a request's text could not rebuild: an inbox of requests that wait for room,
-    and the adapter store's catalog. Submits wait until the first catalog has arrived.
+    and the adapter store's catalog. Submits wait until the first catalog has arrived, and those for
+    an adapter that nobody has asked for yet until the store has read it.
     """
 
     def __init__(self, config: Config, model: TextModel, *, nonce: int, started_s: int) -> None:
@@ -78,7 +89,9 @@ class TokenizerManager:
         self._is_draining = False
         self._inbox: deque[_Asked] = deque()
         self._aborts: dict[Abort, None] = {}  # a set in order of arrival
-        self._inspections: deque[Inspection] = deque()
+        self._parked: dict[str, deque[_Asked]] = {}  # by the name that is being read
+        self._requests: deque[Inspection | AdapterRequest | Discover] = deque()  # to the store
+        self._seen: CatalogSeen | None = None  # that the scheduler has not been told of
         self._replies = Replies()
 
     def receive(self, source: str, message: TokenizerInbox, now_ns: int) -> list[Send]:
@@ -94,11 +107,19 @@ class TokenizerManager:
                 )
             case Inspect(label):
                 self._inspect(source, label[:LABEL_CHARACTERS_MAX])
-            case Catalog(adapters):
-                self._names.replace(adapters)
+            case (
+                LoadAdapter() | UnloadAdapter() | PinAdapter() | PrefetchAdapter() | ListAdapters()
+            ):
+                self._operate(source, message)
+            case Catalog(adapters, removed, version):
+                self._names.update(adapters, removed)
+                self._seen = CatalogSeen(version)
                 self._has_catalog = True
+                self._unpark()
             case Reject(client, refused):
                 self._refuse(client, refused)
+            case AdapterReply(client, answer):
+                self._replies.put(client, answer)
             case _:
                 assert_never(message)
         return []
@@ -112,18 +133,24 @@ class TokenizerManager:
             abort = next(iter(self._aborts))
             del self._aborts[abort]
             sends.append(Send("scheduler", abort))
+        # Behind every request that was resolved by an older catalog, before any by this one.
+        if self._seen is not None and len(sends) < room:
+            sends.append(Send("scheduler", self._seen))
+            self._seen = None
         if self._has_catalog:
             for _ in range(min(SUBMITS_PER_TURN_MAX, len(self._inbox))):
                 if len(sends) == room:
                     break
                 sends += self._answer(self._inbox.popleft())
-        for _ in range(min(len(self._inspections), turn.room("adapters"))):
-            sends.append(Send("adapters", self._inspections.popleft()))
+        for _ in range(min(len(self._requests), turn.room("adapters"))):
+            sends.append(Send("adapters", self._requests.popleft()))
         return sends + self._replies.flush(turn.room)
 
     def lost(self, peer: str, now_ns: int) -> list[Send]:
         """Forget a client; the detokenizer hears of it too and tells the scheduler."""
         self._inbox = deque(asked for asked in self._inbox if asked.client != peer)
+        for name, parked in list(self._parked.items()):
+            self._parked[name] = deque(asked for asked in parked if asked.client != peer)
         self._replies.forget(peer)
         return []
 
@@ -134,13 +161,14 @@ class TokenizerManager:
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits."""
-        return not (self._inbox or self._aborts or self._inspections or len(self._replies))
+        is_told = not (self._aborts or self._requests or self._seen or len(self._replies))
+        return self._waiting == 0 and is_told
 
     def check(self) -> None:
         """Assert the limits of everything that waits."""
-        assert len(self._inbox) <= self._inbox_max
+        assert self._waiting <= self._inbox_max
         assert len(self._aborts) <= ABORTS_MAX
-        assert len(self._inspections) <= INSPECTIONS_MAX
+        assert all(self._names.is_unread(name) for name in self._parked)
         self._replies.check()
 
     def _take(self, client: str, submit: Submit) -> None:
@@ -164,49 +192,98 @@ class TokenizerManager:
                 param,
                 f"at most {LABEL_CHARACTERS_MAX} characters are taken",
             )
-        if self._is_draining:
-            text = "the server is shutting down; try again later"
-            raise Refusal("draining", text, retry_after_s=DRAINING_RETRY_S)
-        if len(self._inbox) == self._inbox_max:
+        self._need_no_drain()
+        if self._waiting == self._inbox_max:
             text = f"{self._inbox_max} requests wait already; try again later"
             raise Refusal("queue_full", text, retry_after_s=QUEUE_FULL_RETRY_S)
         tenants.check_priority(submit.priority)
         sampling.check(submit.sampling, self._model.vocab_size)
         self._prompts.check_size(submit)
 
+    def _need_no_drain(self) -> None:
+        if self._is_draining:
+            text = "the server is shutting down; try again later"
+            raise Refusal("draining", text, retry_after_s=DRAINING_RETRY_S)
+
     def _cancel(self, client: str, label: str) -> None:
-        for asked in self._inbox:
-            if asked.client == client and asked.submit.label == label:
-                self._inbox.remove(asked)
-                self._refuse(
-                    client, Refused(label, "cancelled", "cancelled before it was accepted")
-                )
-                return
+        for queue in (self._inbox, *self._parked.values()):
+            for asked in queue:
+                if asked.client == client and asked.submit.label == label:
+                    queue.remove(asked)
+                    self._refuse(
+                        client, Refused(label, "cancelled", "cancelled before it was accepted")
+                    )
+                    return
         if len(self._aborts) < ABORTS_MAX and len(label) <= LABEL_CHARACTERS_MAX:
             self._aborts[Abort(client, label)] = None
 
     def _inspect(self, client: str, label: str) -> None:
         self.check()
-        if len(self._inspections) == INSPECTIONS_MAX:
-            text = f"{INSPECTIONS_MAX} inspections wait already; try again later"
-            refused = Refused(label, "queue_full", text, retry_after_s=QUEUE_FULL_RETRY_S)
-            self._refuse(client, refused)
+        if not self._has_room_to_ask(client, label):
             return
         counters = {
-            "waiting": len(self._inbox),
+            "waiting": self._waiting,
             "generated_total": self._generated,
             "refused_total": self._refused,
             "replies_unread": len(self._replies),
             "replies_dropped_total": self._replies.dropped,
         }
         sections = {"tokenizer": {name: float(value) for name, value in counters.items()}}
-        self._inspections.append(Inspection(client, label, sections))
+        self._requests.append(Inspection(client, label, sections))
+
+    def _operate(self, client: str, operation: AdapterOperation) -> None:
+        """Pass an operation on adapters to the store."""
+        try:
+            for param, text in (
+                ("label", operation.label),
+                ("name", operation.name),
+                ("source", operation.source if isinstance(operation, LoadAdapter) else None),
+            ):
+                need(
+                    len(text or "") <= LABEL_CHARACTERS_MAX,
+                    param,
+                    f"at most {LABEL_CHARACTERS_MAX} characters are taken",
+                )
+            self._need_no_drain()
+        except Refusal as refusal:
+            self._refuse(client, refusal.refused(operation.label[:LABEL_CHARACTERS_MAX]))
+            return
+        if self._has_room_to_ask(client, operation.label):
+            self._requests.append(AdapterRequest(client, operation))
+
+    def _has_room_to_ask(self, client: str, label: str) -> bool:
+        """Whether one more request to the store may wait; the client is told if not."""
+        if len(self._requests) < REQUESTS_MAX:
+            return True
+        text = f"{REQUESTS_MAX} inspections and operations wait already; try again later"
+        refused = Refused(label, "queue_full", text, retry_after_s=QUEUE_FULL_RETRY_S)
+        self._refuse(client, refused)
+        return False
+
+    @property
+    def _waiting(self) -> int:
+        """Requests that have not been answered or generated."""
+        return len(self._inbox) + sum(map(len, self._parked.values()))
+
+    def _park(self, asked: _Asked, name: str) -> None:
+        """Let a request wait until the store has read what its name stands for."""
+        if name not in self._parked:
+            self._requests.append(Discover(name))
+        self._parked.setdefault(name, deque()).append(asked)
+
+    def _unpark(self) -> None:
+        """Resolve what waits for names that have been read, or are gone, before all others."""
+        for name in [name for name in self._parked if not self._names.is_unread(name)]:
+            self._inbox.extendleft(reversed(self._parked.pop(name)))
 
     def _refuse(self, client: str, refused: Refused) -> None:
         self._refused += 1
         self._replies.put(client, refused)
 
     def _answer(self, asked: _Asked) -> list[Send]:
+        if (name := asked.submit.model) is not None and self._names.is_unread(name):
+            self._park(asked, name)
+            return []
         try:
             generate = self._generate(asked.client, asked.submit)
         except Refusal as refusal:

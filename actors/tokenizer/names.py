@@ -18,9 +18,16 @@ class Names:
         self._base = base
         self._adapters: dict[str, AdapterEntry] = {}
 
-    def replace(self, adapters: list[AdapterEntry]) -> None:
-        """Take over a new catalog."""
-        self._adapters = {adapter.name: adapter for adapter in adapters}
+    def update(self, adapters: list[AdapterEntry], removed: list[str]) -> None:
+        """Take over what a catalog says has changed."""
+        for name in removed:
+            self._adapters.pop(name, None)
+        self._adapters |= {adapter.name: adapter for adapter in adapters}
+
+    def is_unread(self, model: str | None) -> bool:
+        """Whether a name stands for an adapter that has to be read before it can be resolved."""
+        adapter = self._adapters.get(model or "")
+        return adapter is not None and adapter.is_unread
 
     def digest(self, model: str | None) -> str | None:
         """Return the adapter's digest, or None for the base. Raises ``Refusal``."""
@@ -50,8 +57,8 @@ class Names:
                     name=adapter.name,
                     root=adapter.root,
                     parent=self._base.name,
-                    digest=adapter.digest,
-                    rank=adapter.rank,
+                    digest=adapter.digest or None,
+                    rank=adapter.rank or None,
                     created_s=adapter.created_s,
                     max_model_len=self._base.max_model_len,
                 )

@@ -13,7 +13,9 @@ from weft.runtime.client.asynchronous import AsyncClient, AsyncStream
 from weft.runtime.client.blocking import Client, Stream
 from weft.runtime.client.events import (
     Accepted,
+    Adapter,
     Asker,
+    Changed,
     Disconnected,
     Event,
     Failed,
@@ -28,9 +30,11 @@ from weft.runtime.runs import NoRun
 
 __all__ = [
     "Accepted",
+    "Adapter",
     "Asker",
     "AsyncClient",
     "AsyncStream",
+    "Changed",
     "Client",
     "Disconnected",
     "Event",

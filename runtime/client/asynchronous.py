@@ -12,7 +12,16 @@ from typing import Any
 import zmq
 
 from weft.runtime.client.connection import Connection
-from weft.runtime.client.events import Asker, Disconnected, Event, Model, Report, first_text
+from weft.runtime.client.events import (
+    Adapter,
+    Asker,
+    Changed,
+    Disconnected,
+    Event,
+    Model,
+    Report,
+    first_text,
+)
 from weft.runtime.client.session import (
     ANSWER_TIMEOUT_S,
     Answer,
@@ -104,6 +113,28 @@ class AsyncClient:
         """Return every name that ``model`` may take, the base first."""
         return await self._ask(self._connection.session.list_models)
 
+    async def load_adapter(
+        self, name: str, source: str, *, replace: bool = False, pinned: bool | None = None
+    ) -> Changed:
+        """Let a name mean the adapter of a folder. Raises ``Refused`` with the reason."""
+        return await self._operate("LoadAdapter", name, source, replace, pinned)
+
+    async def unload_adapter(self, name: str) -> Changed:
+        """Forget a name, and wait until nothing is left of what only it meant."""
+        return await self._operate("UnloadAdapter", name)
+
+    async def pin_adapter(self, name: str, *, pinned: bool = True) -> Changed:
+        """Keep an adapter in host memory, or no longer."""
+        return await self._operate("PinAdapter", name, pinned)
+
+    async def prefetch_adapter(self, name: str) -> Changed:
+        """Have an adapter read into host memory."""
+        return await self._operate("PrefetchAdapter", name)
+
+    async def adapters(self, name: str | None = None) -> list[Adapter]:
+        """Describe one adapter, or all."""
+        return (await self._operate("ListAdapters", name)).adapters
+
     async def inspect(self) -> Report:
         """Have every process of weft check its invariants, and return their counters."""
         return await self._ask(self._connection.session.inspect)
@@ -121,6 +152,14 @@ class AsyncClient:
         self._pump_soon()
         async with _answer_due():
             await settled.wait()
+        return question.take()
+
+    async def _operate(self, name: str, *fields: str | bool | None) -> Changed:
+        """Wait as long as it takes: an unload waits for the last request."""
+        settled = asyncio.Event()
+        question = self._connection.session.operate(settled.set, name, *fields)
+        self._pump_soon()
+        await settled.wait()
         return question.take()
 
     def _cancel(self, request: Request) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import zmq
 
 from weft.runtime.client.connection import Connection
-from weft.runtime.client.events import Asker, Event, Model, Report, first_text
+from weft.runtime.client.events import Adapter, Asker, Changed, Event, Model, Report, first_text
 from weft.runtime.client.session import (
     ANSWER_TIMEOUT_S,
     Answer,
@@ -92,6 +92,28 @@ class Client:
         """Return every name that ``model`` may take, the base first."""
         return self._ask(self._connection.session.list_models)
 
+    def load_adapter(
+        self, name: str, source: str, *, replace: bool = False, pinned: bool | None = None
+    ) -> Changed:
+        """Let a name mean the adapter of a folder. Raises ``Refused`` with the reason."""
+        return self._operate("LoadAdapter", name, source, replace, pinned)
+
+    def unload_adapter(self, name: str) -> Changed:
+        """Forget a name, and wait until nothing is left of what only it meant."""
+        return self._operate("UnloadAdapter", name)
+
+    def pin_adapter(self, name: str, *, pinned: bool = True) -> Changed:
+        """Keep an adapter in host memory, or no longer."""
+        return self._operate("PinAdapter", name, pinned)
+
+    def prefetch_adapter(self, name: str) -> Changed:
+        """Have an adapter read into host memory."""
+        return self._operate("PrefetchAdapter", name)
+
+    def adapters(self, name: str | None = None) -> list[Adapter]:
+        """Describe one adapter, or all."""
+        return (self._operate("ListAdapters", name)).adapters
+
     def inspect(self) -> Report:
         """Have every process of weft check its invariants, and return their counters."""
         return self._ask(self._connection.session.inspect)
@@ -106,6 +128,12 @@ class Client:
         self._wait(lambda: question.is_settled)
         return question.take()
 
+    def _operate(self, name: str, *fields: str | bool | None) -> Changed:
+        question = self._connection.session.operate(_nothing, name, *fields)
+        self._connection.pump()
+        self._wait(lambda: question.is_settled, timeout_s=None)
+        return question.take()
+
     def _cancel(self, request: Request) -> None:
         self._connection.session.cancel(request)
         self._connection.pump()
@@ -116,13 +144,19 @@ class Client:
             self._connection.pump()
         return request.take()
 
-    def _wait(self, until: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    def _wait(
+        self, until: Callable[[], bool], *, timeout_s: float | None = ANSWER_TIMEOUT_S
+    ) -> None:
+        """Wait for what weft answers at once, or (None) for what takes as long as it takes."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not until():
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise unanswered()
-            self._poller.poll(int(left_s * 1000) + 1)
+            if deadline is None:
+                self._poller.poll()
+            else:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise unanswered()
+                self._poller.poll(int(left_s * 1000) + 1)
             self._connection.pump()
 
 

@@ -101,6 +101,31 @@ class Model(NamedTuple):
     max_model_len: int
 
 
+class Adapter(NamedTuple):
+    """What is true of one adapter."""
+
+    name: str
+    version: int  # greater whenever the name gets other content
+    digest: str | None  # None: not read yet, or refused
+    root: str  # where it came from
+    rank: int | None
+    size_bytes: int | None  # in host memory
+    tier: str  # where it is nearest to being used: "device", "host" or "disk"
+    pinned: bool
+    requests: int  # queued or running with its content
+    requests_total: int
+    created_s: int  # unix time
+    refused: str | None = None  # why it cannot be used, if so
+
+
+class Changed(NamedTuple):
+    """What came of an operation on adapters: its outcome, and what is true now."""
+
+    # loaded, replaced, already_loaded, unloaded, pinned, unpinned, prefetched or listed
+    outcome: str
+    adapters: list[Adapter]  # that it was about: none after an unload
+
+
 class Report(NamedTuple):
     """The counters of every process, after each has checked its invariants."""
 

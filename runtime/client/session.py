@@ -8,7 +8,9 @@ from typing import Any, Generic, TypeVar
 
 from weft.runtime.client.events import (
     Accepted,
+    Adapter,
     Asker,
+    Changed,
     Disconnected,
     Event,
     Finished,
@@ -95,11 +97,11 @@ class Request:
         self._wake()
 
 
-Answer = TypeVar("Answer", list[Model], Report)
+Answer = TypeVar("Answer", list[Model], Report, Changed)
 
 
 class Question(Generic[Answer]):
-    """Something with one answer: a list of models, or a report."""
+    """Something with one answer: a list of models, a report, or what came of an operation."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         """``wake`` is called when it is settled."""
@@ -182,6 +184,12 @@ class Session:
         """Ask every process of weft to check its invariants, and for their counters."""
         return self._ask("Inspect", Question[Report](wake))
 
+    def operate(
+        self, wake: Callable[[], None], name: str, *fields: str | bool | None
+    ) -> Question[Changed]:
+        """Send an operation on adapters: a message's name, and its fields after the label."""
+        return self._ask(name, Question[Changed](wake), *fields)
+
     def receive(self, link: Link, frame: bytes) -> None:
         """Take in what came through a link."""
         try:
@@ -210,13 +218,15 @@ class Session:
             for request in requests:
                 request.fail(failure)
 
-    def _ask(self, name: str, question: Question[Answer]) -> Question[Answer]:
+    def _ask(
+        self, name: str, question: Question[Answer], *fields: str | bool | None
+    ) -> Question[Answer]:
         if self.failure is not None:
             question.settle(self.failure)
             return question
         label = self._label()
         self._questions[label] = question
-        self.tokenizer.send([name, label])
+        self.tokenizer.send([name, label, *fields])
         return question
 
     def _label(self) -> str:
@@ -238,6 +248,12 @@ class Session:
         question = self._questions.pop(label, None)
         if question is not None:
             question.settle([Model(*model) for model in models])
+
+    def _changed(self, fields: Fields) -> None:
+        label, outcome, adapters = fields
+        question = self._questions.pop(label, None)
+        if question is not None:
+            question.settle(Changed(outcome, [Adapter(*adapter) for adapter in adapters]))
 
     def _report(self, fields: Fields) -> None:
         label, sections, adapters, tenants = [*fields, []][:4]
@@ -288,6 +304,7 @@ _HANDLERS: dict[str, Callable[[Session, Fields], None]] = {
     "Refused": Session._refused,
     "Models": Session._models,
     "Report": Session._report,
+    "AdapterAnswer": Session._changed,
     "Accepted": Session._accepted,
     "Text": Session._text,
 }

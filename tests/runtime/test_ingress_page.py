@@ -20,6 +20,7 @@ SAID = {kind for edge in EDGES for kind in (*edge.forward, *edge.backward)}
 CONTROL = set(typing.get_args(messages.LinkInbox))
 PARTS = {
     messages.ModelEntry,
+    messages.AdapterState,
     messages.End,
     messages.TextLogprobs,
     messages.AdapterMetrics,
@@ -124,6 +125,7 @@ def test_the_client_has_the_protocols_numbers():
     assert list(session._METRICS_FIELDS) == [name for name, _ in fields(messages.AdapterMetrics)]
     assert list(session._TENANT_FIELDS) == [name for name, _ in fields(messages.TenantMetrics)]
     assert list(events.Model._fields) == list(messages.ModelEntry.__struct_fields__)
+    assert list(events.Adapter._fields) == list(messages.AdapterState.__struct_fields__)
     # A Finished is an End whose sequence has become a choice.
     assert list(events.Finished._fields)[1:] == list(messages.End.__struct_fields__)[1:]
 

@@ -25,7 +25,13 @@ class MemoryFiles:
         self.is_full = False
 
     def names(self, folder):
+        if folder not in self.folders:
+            raise FileError(f"{folder} is gone; put it back")
         return sorted(self.folders[folder])
+
+    def subfolders(self, folder):
+        prefix = f"{folder}/"
+        return sorted(path.removeprefix(prefix) for path in self.folders if path.startswith(prefix))
 
     def read(self, folder, name, *, bytes_max):
         try:

@@ -183,7 +183,8 @@ class Flow:
         idle = sum(scheduler[f"pages_{name}"] for name in ("free", "cached", "adapters_idle"))
         assert idle == scheduler["pages"]
         assert store["pinned"] == store["waiting"] == 0
-        assert len(self.files.written) == store["loaded"] <= self.config.max_loaded_loras
+        assert len(self.files.written) == store["loaded"]
+        assert store["loaded"] <= self.config.max_loaded_loras + store["kept"]
         assert sections["tokenizer"]["waiting"] == sections["tokenizer"]["replies_unread"] == 0
         for name in ("sequences", "clients", "characters_unsent"):
             assert sections["detokenizer"][name] == 0, name

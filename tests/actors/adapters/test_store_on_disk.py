@@ -192,6 +192,6 @@ def test_an_adapter_put_back_as_it_was_is_served_again(opened, subject):
     content = (subject / WEIGHTS).read_bytes()
     (subject / WEIGHTS).write_bytes(folder(weights=tensors(seed=3))[WEIGHTS])
     failed = acquire(store, digest)
-    assert "has changed since it was checked; restart" in failed.reason
+    assert "has changed since it was checked; load it again" in failed.reason
     (subject / WEIGHTS).write_bytes(content)
     assert isinstance(acquire(store, digest), Acquired)

@@ -13,6 +13,7 @@ from weft.runtime.messages import (
     AdapterEntry,
     Cancel,
     Catalog,
+    CatalogSeen,
     ChatMessage,
     Generate,
     Inspect,
@@ -42,6 +43,7 @@ class Desk:
         self.actor = TokenizerManager(config, model, nonce=NONCE, started_s=5)
         self.room = {"scheduler": 100, "adapters": 10, "ann": 100, "bob": 100}
         self.hear(CATALOG, source="adapters")
+        assert self.advance() == [Send("scheduler", CatalogSeen(1))]
 
     def hear(self, message, *, source="ann"):
         assert self.actor.receive(source, message, 0) == []
@@ -228,6 +230,7 @@ def test_two_lives_draw_different_seeds_and_ids(model):
     one, two = Desk(model), Desk(model)
     two.actor = TokenizerManager(Config(model="/models/base"), model, nonce=1, started_s=5)
     two.hear(CATALOG)
+    two.advance()
     a, b = one.answer(), two.answer()
     assert a.request_id != b.request_id
     assert a.sampling.seed != b.sampling.seed
@@ -239,7 +242,9 @@ def test_requests_wait_for_the_catalog(model):
     desk.submit(model="sql")
     assert desk.advance() == []
     desk.hear(CATALOG, source="adapters")
-    assert desk.advance()[0].message.adapter == "d1"
+    seen, generate = desk.advance()
+    assert seen.message == CatalogSeen(1)
+    assert generate.message.adapter == "d1"
 
 
 def test_requests_wait_for_room_and_are_refused_beyond_the_queue(model):

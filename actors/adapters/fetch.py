@@ -1,0 +1,156 @@
+"""Who waits for an adapter to be in host memory, and how it gets there."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from weft.actors.adapters.asked import Asked, CannotDo
+from weft.actors.adapters.cache import Resident
+from weft.actors.adapters.errors import BadAdapter
+from weft.actors.adapters.files import FileError
+from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Content, Loaded, Loader
+from weft.actors.adapters.memory import HostMemory
+from weft.actors.adapters.registry import Registry
+
+NO_ROOM_RETRY_S = 1.0
+
+
+class Want(NamedTuple):
+    """Whoever wants an adapter there: a client, or the scheduler (None), which pins it."""
+
+    digest: str
+    asked: Asked | None
+
+
+class _Load(NamedTuple):
+    """An adapter that is being read, from the first of the folders that may hold it."""
+
+    digest: str
+    folders: tuple[str, ...]
+    problem: str  # with the folder before
+
+
+class Fetcher:
+    """A queue. What has to be read holds up nobody but those that ask for it.
+
+    A scheduler's pin that finds every place pinned waits for a ``Release``, and so do those that
+    come after it; a client is refused instead.
+
+    Invariant, checked by ``check``: nothing is read twice at once.
+    """
+
+    def __init__(self, registry: Registry, memory: HostMemory, loader: Loader, places: int) -> None:
+        """``places`` is how many adapters host memory has room for, beside those that are kept."""
+        self.hits = 0  # of the scheduler: it was there
+        self.misses = 0
+        self._registry = registry
+        self._memory = memory
+        self._loader = loader
+        self._places = places
+        self._waiting: deque[Want] = deque()
+        self._loading: dict[int, _Load] = {}  # by the loader's ticket
+        self._failed: list[tuple[Want, CannotDo]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def loading(self) -> int:
+        """Adapters that are being read."""
+        return len(self._loading)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits, and nothing is being read."""
+        return not (self._waiting or self._loading or self._failed)
+
+    def want(self, want: Want) -> None:
+        """Wait for an adapter."""
+        self._waiting.append(want)
+        if want.asked is None:
+            is_there = self._memory.cache.get(want.digest) is not None
+            self.hits += is_there
+            self.misses += not is_there
+
+    def forget_scheduler(self) -> None:
+        """Drop the wants of a scheduler that is gone."""
+        self._waiting = deque(want for want in self._waiting if want.asked is not None)
+        self._failed = [failed for failed in self._failed if failed[0].asked is not None]
+
+    def grant(self) -> list[tuple[Want, Resident | CannotDo]]:
+        """Return whom there is an answer for, and begin to read what is not there."""
+        granted: list[tuple[Want, Resident | CannotDo]] = []
+        wants, self._waiting = self._waiting, deque()
+        loading = {load.digest for load in self._loading.values()}
+        is_full = False  # for the scheduler: those after one without a place wait as well
+        for want in wants:
+            digest, asked = want
+            if digest in loading or (is_full and asked is None):
+                self._waiting.append(want)
+            elif not self._has_place(digest, asked):
+                if asked is None:
+                    is_full = True
+                    self._waiting.append(want)
+                else:
+                    text = "host memory is full of adapters in use; try again later"
+                    granted.append((want, CannotDo("queue_full", text, None, NO_ROOM_RETRY_S)))
+            elif resident := self._resident(want):
+                granted.append((want, resident))
+            else:
+                loading.add(digest)
+                self._waiting.append(want)
+                unknown = f"no adapter has the digest {digest[:64]}"
+                self._begin(_Load(digest, tuple(self._registry.sources(digest)), unknown))
+        failed, self._failed = self._failed, []
+        return granted + list(failed)
+
+    def take(self, loaded: Loaded) -> None:
+        """Take in what was read."""
+        load = self._loading.pop(loaded.ticket)
+        problem = self._put(load, loaded.result)
+        if problem is not None:
+            self._begin(load._replace(folders=load.folders[1:], problem=problem))
+
+    def check(self) -> None:
+        """Assert the invariant."""
+        digests = [load.digest for load in self._loading.values()]
+        assert len(set(digests)) == len(digests), f"one is read twice: {digests}"
+
+    def _resident(self, want: Want) -> Resident | None:
+        cache = self._memory.cache
+        return cache.get(want.digest) if want.asked else cache.pin(want.digest)
+
+    def _has_place(self, digest: str, asked: Asked | None) -> bool:
+        cache = self._memory.cache
+        if cache.is_kept(digest) or cache.is_pinned(digest):
+            return True
+        if asked is not None and cache.get(digest) is not None:
+            return True
+        return cache.places_pinned + len(self._loading) < self._places
+
+    def _begin(self, load: _Load) -> None:
+        """Read an adapter from the next of its folders, or say what was wrong with the last."""
+        if load.folders:
+            self._loading[self._loader.start(load.folders[0], with_file=True)] = load
+            return
+        problem = CannotDo("bad_adapter", load.problem[:REASON_CHARACTERS_MAX], "name")
+        self._failed += [(want, problem) for want in self._waiting if want.digest == load.digest]
+        self._waiting = deque(want for want in self._waiting if want.digest != load.digest)
+
+    def _put(self, load: _Load, result: Content | BadAdapter) -> str | None:
+        """Put what has been read into host memory; return what is wrong with it, if so."""
+        if isinstance(result, BadAdapter):
+            return str(result)
+        if result.digest != load.digest:
+            self._memory.discard(result)
+            folder = load.folders[0]
+            return f"{folder} has changed since it was checked; load it again to take it over"
+        if not self._memory.has_room_for(load.digest):
+            self._memory.discard(result)  # whoever waits for it will have it read again
+            return None
+        try:
+            self._memory.put(result)
+        except FileError as error:
+            return str(error)
+        return None

@@ -1,0 +1,115 @@
+"""Names of adapters, and the content that each one means: name -> version -> digest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from weft.runtime.messages import AdapterEntry, Catalog
+
+
+class Registry:
+    """Every name, with the newest version of what it means.
+
+    Any change has a number, greater than all before it: the version of what changed, and of the
+    catalog that tells of it. ``catalog`` returns what has changed since it was last called.
+
+    Invariants, checked by ``check``: no version is greater than the registry's, none is twice, and
+    only names that are there are pinned.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._entries: dict[str, AdapterEntry] = {}
+        self._sources: dict[str, list[str]] = {}  # digest -> where it was found, first known first
+        self._pinned: set[str] = set()
+        self._changed: dict[str, None] = {}  # names, since the last catalog
+        self._is_announced = False
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[AdapterEntry]:
+        """Every entry, the name known longest first."""
+        return iter(self._entries.values())
+
+    @property
+    def contents(self) -> int:
+        """Digests that the store can tell where to find."""
+        return len(self._sources)
+
+    @property
+    def refused(self) -> int:
+        """Names whose content cannot be used."""
+        return sum(entry.refused is not None for entry in self)
+
+    def find(self, name: str) -> AdapterEntry | None:
+        """Return what a name means."""
+        return self._entries.get(name)
+
+    def put(self, entry: AdapterEntry) -> AdapterEntry:
+        """Let a name mean something, whatever it meant before; return it with its version."""
+        self.version += 1
+        entry = msgspec.structs.replace(entry, version=self.version)
+        self._entries[entry.name] = entry
+        self._changed[entry.name] = None
+        if entry.digest:
+            sources = self._sources.setdefault(entry.digest, [])
+            if entry.root not in sources:
+                sources.append(entry.root)
+        return entry
+
+    def remove(self, name: str) -> AdapterEntry:
+        """Let a name mean nothing; return what it meant."""
+        self.version += 1
+        self._pinned.discard(name)
+        self._changed[name] = None
+        return self._entries.pop(name)
+
+    def names(self, digest: str) -> list[str]:
+        """Return every name of a content."""
+        return [entry.name for entry in self if entry.digest == digest]
+
+    def sources(self, digest: str) -> list[str]:
+        """Return where a content was found."""
+        return self._sources.get(digest, [])
+
+    def forget(self, digest: str) -> None:
+        """Forget where a content was found; no name may mean it."""
+        assert not self.names(digest), f"{digest} has a name"
+        self._sources.pop(digest, None)
+
+    def is_pinned(self, name: str) -> bool:
+        """Whether a name is to stay in host memory."""
+        return name in self._pinned
+
+    def set_pinned(self, name: str, *, pinned: bool) -> None:
+        """Let a name stay in host memory, or no longer."""
+        assert name in self._entries
+        (self._pinned.add if pinned else self._pinned.discard)(name)
+
+    def pinned_beside(self, name: str) -> set[str]:
+        """Return the contents that other names have pinned."""
+        return {self._entries[other].digest for other in self._pinned if other != name}
+
+    def is_wanted(self, digest: str) -> bool:
+        """Whether some name of a content is pinned."""
+        return any(self._entries[name].digest == digest for name in self._pinned)
+
+    def catalog(self) -> Catalog | None:
+        """Return what has changed, if anything has; the first time everything, if only nothing."""
+        if self._is_announced and not self._changed:
+            return None
+        changed, self._changed, self._is_announced = self._changed, {}, True
+        entries = [self._entries[name] for name in changed if name in self._entries]
+        removed = [name for name in changed if name not in self._entries]
+        return Catalog(entries, removed, self.version)
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        versions = [entry.version for entry in self]
+        assert len(set(versions)) == len(versions)
+        assert max(versions, default=0) <= self.version
+        assert self._pinned <= self._entries.keys()
+        assert all(entry.digest in self._sources for entry in self if entry.digest)

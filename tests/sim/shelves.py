@@ -1,0 +1,303 @@
+"""A simulated weft whose adapters come and go, and a model of what each name may mean."""
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+from tests.sim.client import Heard, Plan
+from tests.sim.files import adapter_folder
+from tests.sim.flow import Flow
+from weft.runtime.actor import Send
+from weft.runtime.messages import (
+    Accepted,
+    AdapterAnswer,
+    Cancel,
+    ListAdapters,
+    LoadAdapter,
+    PinAdapter,
+    PrefetchAdapter,
+    Refused,
+    Sampling,
+    Submit,
+    Text,
+    UnloadAdapter,
+)
+
+NAMES = tuple(f"n{number}" for number in range(5))
+CONTENTS = tuple(f"/shelf/c{number}" for number in range(6))
+BROKEN = "/shelf/broken"
+RANK = 2
+
+
+class Walker:
+    """A client that sends what it is given, as far as its credit goes."""
+
+    def __init__(self):
+        self.outbox = deque()
+        self.operations = {}  # label -> AdapterAnswer, Refused, or None: not answered yet
+        self.requests = {}  # label -> Heard
+        self._sequences = {}
+
+    def say(self, message):
+        if isinstance(message, Submit):
+            self.requests[message.label] = Heard()
+        elif not isinstance(message, Cancel):
+            self.operations[message.label] = None
+        self.outbox.append(message)
+
+    def receive(self, source, message, now_ns):
+        match message:
+            case AdapterAnswer(label):
+                assert self.operations[label] is None, f"{label} is answered twice"
+                self.operations[label] = message
+            case Refused(label):
+                if label in self.operations:
+                    assert self.operations[label] is None, f"{label} is answered twice"
+                    self.operations[label] = message
+                else:
+                    self.requests[label].refused = message
+            case Accepted(label, _, first, choices):
+                heard = self.requests[label]
+                heard.accepted = message
+                for choice in range(choices):
+                    self._sequences[first + choice] = heard, choice
+                    heard.texts[choice], heard.logprobs[choice] = "", []
+            case Text(sequences, texts, ends):
+                for sequence, text in zip(sequences, texts, strict=True):
+                    heard, choice = self._sequences[sequence]
+                    heard.texts[choice] += text
+                for end in ends:
+                    heard, choice = self._sequences.pop(end.sequence)
+                    heard.ends[choice] = end
+        return []
+
+    def advance(self, turn):
+        room = turn.room("tokenizer") if turn.room("detokenizer") else 0
+        count = min(room, len(self.outbox))
+        return [Send("tokenizer", self.outbox.popleft()) for _ in range(count)]
+
+    def lost(self, peer, now_ns):
+        raise AssertionError(f"{peer} is lost")
+
+    def check(self):
+        pass
+
+
+@dataclass
+class Asked:
+    """A request, and every content that its name may have meant until it was answered."""
+
+    plan: Plan
+    heard: Heard
+    walker: Walker
+    may_mean: set = field(default_factory=set)  # digests; None: nothing
+    is_open: bool = True
+
+
+class Shelves:
+    """Random operations by several clients, each name changed by one operation at a time.
+
+    So what a name means is known, but for the time between an operation and its answer: then it may
+    be what it was, or what it will be.
+    """
+
+    def __init__(self, seed, model, folder, *, clients=2, **options):
+        self.rng = random.Random(f"shelves {seed}")
+        self.flow = Flow(
+            seed, model, folder, lora_ranks={"a0": RANK} | dict.fromkeys(NAMES, RANK),
+            adapter_roots=["/shelf"], **options,
+        )  # fmt: skip
+        for number, source in enumerate(CONTENTS):
+            self.flow.files.folders[source] = adapter_folder(100 + number, rank=RANK)
+        self.flow.files.folders[BROKEN] = adapter_folder(99, use_dora=True)
+        self.means = {name: self.flow.store._registry.find(name).digest for name in NAMES}
+        self.digests = dict(zip(CONTENTS, map(self._digest_of, CONTENTS), strict=True))
+        self.walkers = [Walker() for _ in range(clients)]
+        for number, walker in enumerate(self.walkers):
+            self.flow.world.spawn("client", walker, name=f"walker{number}")
+        self.pinned = set()
+        self.changing = {}  # name -> (walker, operation)
+        self.asked = []
+        self.counts = {}
+        self._label = 0
+
+    def step(self):
+        """Do one random thing, let some time pass, and hold everything against the model."""
+        rng = self.rng
+        walker = rng.choice(self.walkers)
+        name = rng.choice(NAMES)
+        self._label += 1
+        label = f"l{self._label}"
+        kind = rng.choices(
+            ("request", "cancel", "load", "replace", "unload", "pin", "prefetch", "list", "wait"),
+            (40, 5, 12, 12, 10, 6, 4, 3, 8),
+        )[0]
+        if kind == "request":
+            self._request(walker, name, label)
+        elif kind == "cancel":
+            live = [asked for asked in self.asked if not asked.heard.is_over]
+            if live:
+                asked = rng.choice(live)
+                asked.plan.is_cancelled = True
+                asked.walker.say(Cancel(asked.plan.submit.label))
+        elif kind == "list":
+            walker.say(ListAdapters(label))
+        elif kind != "wait" and name not in self.changing:
+            self._change(walker, kind, name, label)
+        until = self.flow.world.now_ns + rng.choice((0, 100_000, 3_000_000, 20_000_000))
+        self.flow.wait(lambda: self.flow.world.now_ns >= until)
+        self.flow.world.check()
+        self._look()
+
+    def finish(self):
+        """Let everything end, and hold the end against the model."""
+        self.flow.wait(self._is_over)
+        self._look()
+        assert not self.asked
+        for walker in self.walkers:
+            assert None not in walker.operations.values()
+        self.flow.run()
+        self.flow.assert_all_is_back()
+        wanted = {digest for digest in self.means.values() if digest}
+        registry = self.flow.store._registry
+        assert {e.name: e.digest for e in registry if e.name in NAMES} == {
+            name: digest for name, digest in self.means.items() if digest
+        }
+        assert len(self.flow.store._leaving) == 0
+        ours = set(self.digests.values())
+        on_device = set(self.flow.scheduler._composer.slots.resident) & ours
+        in_host = {path.split("/")[-1].split(".")[0] for path in self.flow.files.written} & ours
+        cached = {key[1] for key in self.flow.scheduler._composer.cache._roots} & ours
+        assert on_device <= wanted
+        assert in_host <= wanted
+        assert cached <= wanted
+        assert {name for name in NAMES if registry.is_pinned(name)} == self.pinned
+
+    # ---- what is done ---------------------------------------------------------------------------
+
+    def _request(self, walker, name, label):
+        sampling = Sampling(max_tokens=self.rng.choice((1, 4, 12)), seed=self.rng.randrange(3))
+        submit = Submit(label, name, prompt=self.rng.choice(("x", "The quick")), sampling=sampling)
+        walker.say(submit)
+        asked = Asked(Plan(submit, 0), walker.requests[label], walker)
+        asked.may_mean = {self.means[name]}
+        if name in self.changing:
+            asked.may_mean.add(self._target(name))
+        self.asked.append(asked)
+
+    def _change(self, walker, kind, name, label):
+        source = self.rng.choice((*CONTENTS, BROKEN))
+        match kind:
+            case "load":
+                operation = LoadAdapter(label, name, source)
+            case "replace":
+                pinned = self.rng.choice((None, None, True, False))
+                operation = LoadAdapter(label, name, source, replace=True, pinned=pinned)
+            case "unload":
+                operation = UnloadAdapter(label, name)
+            case "pin":
+                operation = PinAdapter(label, name, pinned=self.rng.random() < 0.5)
+            case "prefetch":
+                operation = PrefetchAdapter(label, name)
+        self.changing[name] = walker, operation
+        walker.say(operation)
+        for asked in self.asked:
+            if asked.is_open and asked.plan.submit.model == name:
+                asked.may_mean.add(self._target(name))
+
+    def _target(self, name):
+        """What a name means once its operation has been done."""
+        operation = self.changing[name][1]
+        before = self.means[name]
+        if isinstance(operation, UnloadAdapter):
+            return None
+        if isinstance(operation, LoadAdapter) and operation.source != BROKEN:
+            return self.digests[operation.source] if operation.replace or not before else before
+        return before
+
+    # ---- what is heard --------------------------------------------------------------------------
+
+    def _look(self):
+        for name, (walker, operation) in list(self.changing.items()):
+            answer = walker.operations[operation.label]
+            if answer is not None:
+                self._judge(name, operation, answer)
+                del self.changing[name]
+        for asked in list(self.asked):
+            heard = asked.heard
+            if heard.accepted or heard.refused:
+                asked.is_open = False
+            if heard.is_over:
+                self.asked.remove(asked)
+                self._judge_request(asked)
+
+    def _judge(self, name, operation, answer):
+        before, after = self.means[name], self._target(name)
+        expected = self._outcomes(name, operation, before, after)
+        outcome = answer.code if isinstance(answer, Refused) else answer.outcome
+        assert outcome in expected, (operation, answer, expected)
+        self.counts[outcome] = self.counts.get(outcome, 0) + 1
+        if isinstance(answer, Refused):
+            return
+        self.means[name] = after
+        if isinstance(operation, PinAdapter):
+            (self.pinned.add if operation.pinned else self.pinned.discard)(name)
+        if isinstance(operation, LoadAdapter) and operation.pinned is not None:
+            (self.pinned.add if operation.pinned else self.pinned.discard)(name)
+        if isinstance(operation, UnloadAdapter):
+            self.pinned.discard(name)
+            assert answer.adapters == []
+        else:
+            [state] = answer.adapters
+            assert (state.name, state.digest) == (name, after)
+            assert state.pinned == (name in self.pinned)
+        # What a client hears is true already: whoever asks from now on gets the new meaning.
+
+    def _outcomes(self, name, operation, before, after):
+        if isinstance(operation, LoadAdapter):
+            if operation.source == BROKEN:
+                return {"bad_adapter"}
+            wanted = self.digests[operation.source]
+            is_pin = operation.pinned or (operation.pinned is None and name in self.pinned)
+            too_many = {"invalid_value"} if is_pin else set()
+            if before == wanted:
+                return {"already_loaded"} | too_many
+            if before is None:
+                return {"loaded"} | too_many
+            return {"replaced"} | too_many if operation.replace else {"name_taken"}
+        if before is None:
+            return {"model_not_found"}
+        if isinstance(operation, UnloadAdapter):
+            return {"unloaded"}
+        if isinstance(operation, PrefetchAdapter):
+            return {"prefetched", "queue_full"}
+        return {"pinned", "invalid_value"} if operation.pinned else {"unpinned"}
+
+    def _judge_request(self, asked):
+        """Hold an answer against each content that its name may have meant."""
+        if asked.heard.refused is not None:
+            code = asked.heard.refused.code
+            allowed = {"model_not_found"} if None in asked.may_mean else set()
+            assert code in allowed | ({"cancelled"} if asked.plan.is_cancelled else set()), asked
+            return
+        found = []
+        for digest in asked.may_mean - {None}:
+            self.flow.oracle._digest = lambda name, digest=digest: digest
+            try:
+                self.flow.oracle.check(asked.plan, asked.heard)
+            except AssertionError as error:
+                found.append(error)
+            else:
+                return
+        raise AssertionError(f"no meaning of {asked} explains the answer: {found}")
+
+    def _is_over(self):
+        self._look()
+        is_told = all(None not in walker.operations.values() for walker in self.walkers)
+        return not (self.asked or self.changing) and is_told
+
+    def _digest_of(self, source):
+        loader = self.flow.store._loader
+        loader.start(source, with_file=False)
+        [loaded] = loader.finished()
+        return loaded.result.digest

@@ -1,0 +1,113 @@
+"""Adapters that come and go while they are used, held against a model of what names mean."""
+
+import pytest
+
+from tests.sim.shelves import CONTENTS, NAMES, Shelves
+from weft.actors.adapters.leaving import Leaving
+from weft.runtime.messages import Retire, Sampling, Submit, UnloadAdapter
+
+TIGHT = {"pages": 24, "max_loras_per_batch": 2, "max_loaded_loras": 3}
+
+
+def walk(seed, model, folder, steps, **options):
+    shelves = Shelves(seed, model, folder, **(TIGHT | options))
+    for _ in range(steps):
+        shelves.step()
+    shelves.finish()
+    return shelves
+
+
+def walk_all(model, folder):
+    for seed in range(20):
+        walk(seed, model, folder, 150)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_name_means_what_was_last_answered(seed, model, folder):
+    walk(seed, model, folder, 150, ranks=1 + seed % 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 110))
+def test_ten_thousand_operations_leave_every_name_right(seed, model, folder):
+    shelves = walk(seed, model, folder, 1000)
+    seen = {"loaded", "replaced", "already_loaded", "unloaded", "pinned", "unpinned"}
+    assert seen <= shelves.counts.keys()
+    assert shelves.flow.sections()["scheduler"]["adapter_evictions_total"] > 10
+
+
+def test_content_is_gone_only_once_nobody_uses_it(model, folder):
+    """The handover: an unload right behind a request, while the request is on its way."""
+    for seed in range(10):
+        shelves = Shelves(seed, model, folder, **TIGHT)
+        walker = shelves.walkers[0]
+        digest = shelves.means[NAMES[0]]
+        for number in range(4):
+            sampling = Sampling(max_tokens=30, seed=number, ignore_eos=True)
+            walker.say(Submit(f"r{number}", NAMES[0], prompt="x", sampling=sampling))
+        walker.say(UnloadAdapter("u", NAMES[0]))
+        walker.say(Submit("r4", NAMES[0], prompt="x"))
+        shelves.flow.wait(
+            lambda walker=walker: (
+                walker.operations["u"] is not None
+                and all(heard.is_over for heard in walker.requests.values())
+            )
+        )
+        assert walker.operations["u"].outcome == "unloaded"
+        for number in range(5):
+            heard = walker.requests[f"r{number}"]
+            # Each was taken in before the name went, or refused as the name was gone.
+            if heard.refused is None:
+                assert heard.ends[0].reason in ("stop", "length"), heard
+            else:
+                assert heard.refused.code == "model_not_found"
+        walker.say(Submit("late", NAMES[0], prompt="x"))
+        shelves.flow.wait(lambda walker=walker: walker.requests["late"].is_over)
+        assert walker.requests["late"].refused.code == "model_not_found"
+        composer = shelves.flow.scheduler._composer
+        assert digest not in composer.slots.resident
+        assert not any(key[1] == digest for key in composer.cache._roots)
+        assert not any(digest in path for path in shelves.flow.files.written)
+        assert shelves.flow.store._registry.sources(digest) == []
+
+
+def content_goes_as_soon_as_its_name_has(monkeypatch):
+    leave = Leaving.leave
+
+    def at_once(self, digest, version):
+        leave(self, digest, version)
+        self._left[digest].version = 0
+
+    monkeypatch.setattr(Leaving, "leave", at_once)
+
+
+def what_has_come_back_is_dropped_all_the_same(monkeypatch):
+    monkeypatch.setattr(Leaving, "return_", lambda self, digest: [])
+
+
+def an_unload_is_answered_before_the_last_request_ends(monkeypatch):
+    def hasty(self, version):
+        return [Retire(digest, 0) for digest in list(self._left)]
+
+    monkeypatch.setattr(Leaving, "seen", hasty)
+
+
+@pytest.mark.parametrize(
+    "break_rule",
+    [
+        content_goes_as_soon_as_its_name_has,
+        what_has_come_back_is_dropped_all_the_same,
+        an_unload_is_answered_before_the_last_request_ends,
+    ],
+    ids=lambda rule: rule.__name__,
+)
+def test_a_broken_rule_of_leaving_is_caught(break_rule, monkeypatch, model, folder):
+    break_rule(monkeypatch)
+    with pytest.raises((AssertionError, TimeoutError, KeyError)):
+        walk_all(model, folder)
+
+
+def test_contents_are_as_many_as_the_model_says(model, folder):
+    shelves = Shelves(0, model, folder)
+    assert len(set(shelves.digests.values())) == len(CONTENTS)
+    assert not set(shelves.digests.values()) & set(shelves.means.values())
