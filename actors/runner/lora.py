@@ -34,6 +34,37 @@ class PagedLora(Protocol):
         ...
 
 
+class AdapterFile(Protocol):
+    """The adapter store's normalised file, mapped: its name may vanish while it is read.
+
+    ``layers.{i}.{module}.A`` [rank, in] and ``.B`` [out, rank]; each module's scale is in the
+    metadata.
+    """
+
+    def metadata(self) -> dict[str, str]:
+        """Return the digest, and the scales as JSON."""
+        ...
+
+    def get_slice(self, name: str) -> Saved:
+        """Return a tensor of which a part can be read."""
+        ...
+
+
+class Saved(Protocol):
+    """A tensor in a file."""
+
+    def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
+        """Read a part of it."""
+        ...
+
+
+def open_file(path: Path, digest: str) -> AdapterFile:
+    """Map the file of an adapter."""
+    file: AdapterFile = safe_open(path, framework="pt")
+    assert file.metadata()["digest"] == digest, f"{path} is not {digest}"
+    return file
+
+
 class LoraSlots:
     """Which adapter each slot holds, and in which pages of the arena its weights lie."""
 
@@ -53,24 +84,20 @@ class LoraSlots:
         self._kernel: PagedLora = make(arena, self._tables, widths)
         self.digests: list[str | None] = [None] * slots
 
-    def fill(self, slot: int, digest: str, path: Path, pages: Sequence[int]) -> None:
+    def fill(self, slot: int, digest: str, file: AdapterFile, pages: Sequence[int]) -> None:
         """Replace what a slot holds by an adapter, whose weights are written into ``pages``.
 
-        ``path`` is the adapter store's normalised file: ``layers.{i}.{module}.A`` [rank, in] and
-        ``.B`` [out, rank], with each module's scale in the metadata.
+        A step that uses neither the slot nor the pages may be computed meanwhile.
         """
         self._tables.clear(slot, pages)
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            assert metadata["digest"] == digest, f"{path} is not {digest}"
-            scales: dict[str, float] = json.loads(metadata["scales"])
-            for layer in range(self._architecture.layers):
-                sites = [
-                    _modules(file, scales, layer, modules, self._architecture.shard)
-                    for modules in SITES.values()
-                ]
-                laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
-                granules.write(self._arena, layer, pages, laid)
+        scales: dict[str, float] = json.loads(file.metadata()["scales"])
+        for layer in range(self._architecture.layers):
+            sites = [
+                _modules(file, scales, layer, modules, self._architecture.shard)
+                for modules in SITES.values()
+            ]
+            laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
+            granules.write(self._arena, layer, pages, laid)
         self.digests[slot] = digest
 
     def add(self, y: Tensor, x: Tensor, site: str, layer: int, segments: Segments) -> None:
@@ -89,16 +116,12 @@ def granules_max(architecture: Architecture, rank: int) -> int:
     )
 
 
-class _File(Protocol):
-    def get_slice(self, name: str) -> _Saved: ...
-
-
-class _Saved(Protocol):
-    def __getitem__(self, index: tuple[slice, slice]) -> Tensor: ...
-
-
 def _modules(
-    file: _File, scales: dict[str, float], layer: int, modules: Sequence[str], shard: Shard | None
+    file: AdapterFile,
+    scales: dict[str, float],
+    layer: int,
+    modules: Sequence[str],
+    shard: Shard | None,
 ) -> list[Module]:
     """Read a site's modules; of one rank, A by the inputs or B by the outputs that are here."""
     read = []

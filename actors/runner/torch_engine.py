@@ -14,6 +14,7 @@ from weft.actors.runner import architecture as architectures
 from weft.actors.runner import operations, weights
 from weft.actors.runner.architecture import UnsupportedModel
 from weft.actors.runner.arena import Arena, PageShape, page_shape
+from weft.actors.runner.loads import Loads
 from weft.actors.runner.lora import LoraSlots, granules_max
 from weft.actors.runner.model import Batch, Model
 from weft.actors.runner.rows import HostBatch, RowTable
@@ -77,6 +78,7 @@ class TorchEngine:
             slots=config.max_loaded_loras,
             pages_max=per_adapter,
         )
+        self._loads = Loads(self._lora)
         self._sampler = Sampler(architecture.vocabulary, self._device, chosen.sample)
         self._plan = chosen.planner(architecture, config.block_size, self._model.compute_dtype)
         self._ready = RunnerReady(
@@ -96,10 +98,11 @@ class TorchEngine:
     def execute(self, step: Step) -> StepDone:
         """Apply what the step changes, compute it, and return its tokens."""
         started = time.perf_counter_ns()
+        self._loads.make_way(step)
         for load in step.loads:
-            self._lora.fill(load.slot, load.digest, Path(load.path), load.pages)
+            self._loads.begin(load)
         if step.loads:
-            # The files may be gone once rank 0 answers, so every rank must have read them.
+            # The files may be gone once rank 0 answers, so every rank must have opened them.
             self._group.all_reduce(torch.zeros(1))
         for row in step.leaves:
             self._sampler.leave(row)
@@ -115,6 +118,7 @@ class TorchEngine:
         host = self._rows.lay_out(step)
         if host is None:
             return StepDone(step.step, [])
+        self._loads.wait(host.lora_slots)
         logits = self._model.forward(self._batch(host), self._arena.kv, self._lora)
         rows = host.sampled_rows
         if logits is None:
@@ -128,6 +132,7 @@ class TorchEngine:
 
     def counters(self) -> dict[str, float]:
         """Return what is in use."""
+        self._loads.wait()
         used = self._rows.adapter_slots
         assert all(self._lora.digests[slot] is not None for slot in used)
         return {

@@ -180,6 +180,7 @@ class Composer:
             pages=self.pages.available - reserve,
             adapters=self._config.max_loras_per_batch,
             pinned=self.slots.pinned,
+            resident=self.slots.resident,
         )
         admission = policy.admit(
             map(self._candidate, self.waiting),
@@ -193,6 +194,7 @@ class Composer:
         slots = self._pin(admitted, draft)
         for sequence in admitted:
             self._start(sequence, slots.get(sequence.number), draft)
+        self._begin(admitted, draft)
         if admission.starving is not None:
             adapter = policy.rotate(self.slots.pinned_since, draft.number)
             if adapter is not None:
@@ -275,8 +277,22 @@ class Composer:
             )
         )
         draft.admitted.append(sequence)
-        if draft.tokens_left:
-            self._feed(sequence, draft)
+
+    def _begin(self, admitted: list[Sequence], draft: Draft) -> None:
+        """Feed those whose adapters are there; the others, when theirs have been copied.
+
+        That happens while this step is computed, so the next one need not wait for it. If there is
+        nothing else to compute they are fed now.
+        """
+        loading = {load.digest for load in draft.loads}
+        later = [s for s in admitted if s.request.generate.adapter in loading]
+        for sequence in admitted:
+            if draft.tokens_left and sequence not in later:
+                self._feed(sequence, draft)
+        if not (draft.sampled or draft.chunks):
+            for sequence in later:
+                if draft.tokens_left:
+                    self._feed(sequence, draft)
 
     def _rotate(self) -> None:
         """Make the adapter that has run longest give way to the starving sequence."""

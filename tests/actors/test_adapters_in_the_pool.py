@@ -4,6 +4,7 @@ import pytest
 
 from tests.actors.scheduler_harness import Harness
 from tests.sim.fake_engine import generate
+from weft.actors.scheduler.policy import LOADS_MAX
 from weft.runtime.messages import Abort, Acquire
 
 
@@ -212,3 +213,51 @@ def test_pages_are_counted_by_their_owners():
     assert found["pages_cached"] >= 2
     owners = ("free", "sequences", "cached", "adapters")
     assert sum(found[f"pages_{owner}"] for owner in owners) == found["pages"] == 32
+
+
+def test_an_adapter_is_copied_while_others_compute_and_used_in_the_next_step():
+    harness = Harness()
+    harness.generate("warm", prompt(5), max_tokens=20, stop_token_ids=[])
+    harness.run_step()
+    harness.generate("cold", prompt(6), adapter="x", max_tokens=3, stop_token_ids=[])
+    harness.run()
+    [loading] = [step for step in harness.sent_steps if step.loads]
+    assert [join.adapter_slot for join in loading.joins] == [loading.loads[0].slot]
+    assert loading.chunks == []
+    following = harness.sent_steps[loading.step + 1]
+    assert [chunk.tokens for chunk in following.chunks] == [prompt(6)]
+    assert harness.output("cold") == generate("x", prompt(6), max_tokens=3, stop=())
+    harness.assert_all_is_back()
+
+
+def test_an_adapter_is_used_at_once_when_there_is_nothing_else_to_compute():
+    harness = Harness()
+    ask(harness, "a", "x")
+    assert [len(step.chunks) for step in harness.sent_steps if step.loads] == [1]
+
+
+def test_many_cold_adapters_are_loaded_a_few_in_a_step():
+    names = [f"x{number}" for number in range(8)]
+    harness = Harness(max_loras_per_batch=8, max_num_batched_tokens=64)
+    for name in names:
+        harness.generate(name, prompt(5), adapter=name, max_tokens=9, stop_token_ids=[])
+    harness.run()
+    counts = [len(step.loads) for step in harness.sent_steps if step.loads]
+    assert counts == [LOADS_MAX, LOADS_MAX]
+    for name in names:
+        assert harness.output(name) == generate(name, prompt(5), max_tokens=9, stop=())
+    harness.assert_all_is_back()
+
+
+def test_one_that_is_cancelled_before_its_first_tokens_leaves_nothing():
+    harness = Harness()
+    harness.generate("warm", prompt(5), max_tokens=20, stop_token_ids=[])
+    harness.run_step()
+    harness.generate("cold", prompt(6), adapter="x", max_tokens=3)
+    while not any(step.loads for step in harness.sent_steps):
+        harness.run_step()
+    harness.receive("tokenizer", Abort("c", "cold"))
+    harness.run()
+    assert harness.output("cold") == []
+    assert harness.end("cold").reason == "cancelled"
+    harness.assert_all_is_back()

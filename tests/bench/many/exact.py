@@ -14,7 +14,10 @@ PAGES = 160
 def wrong(catalogue, place, asked):
     """Return how many of (question, answer) have other tokens than the adapter alone gives."""
     named = {q.model: str(catalogue.adapters[q.model]) for q, _ in asked}
-    settings = Config(model=str(catalogue.model), adapters=named, max_loaded_loras=len(named))
+    settings = Config(
+        model=str(catalogue.model), adapters=named, max_loras_per_batch=1,
+        max_loaded_loras=len(named),
+    )  # fmt: skip
     store = AdapterStore(settings, catalogue.base, LocalFiles(), str(place), started_s=0)
     turn = Turn(0, lambda peer: 100)
     [(_, catalog)] = store.advance(turn)
