@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from weft.actors.scheduler import policy
 from weft.actors.scheduler.draft import Composed, Draft
 from weft.actors.scheduler.host import HostPins
@@ -70,6 +72,10 @@ class Composer:
             messages += self.host.release(needed, steps_done)
         for digest in wanted:
             messages += self.host.want(digest)
+        for digest in self._waited_for():
+            if not self.host.has_room_ahead:
+                break
+            messages += self.host.want(digest)
         return messages
 
     def compose(self, number: int) -> tuple[Composed | None, list[str]]:
@@ -79,6 +85,8 @@ class Composer:
         self._decode(draft)
         self._prefill(draft)
         wanted = self._admit(draft) if self.waiting and not draft.preempted else []
+        if draft.sampled or draft.chunks:
+            self._load_ahead(draft)
         composed = draft.finish(self._leaves)
         if composed is not None:
             self._leaves = []
@@ -217,6 +225,26 @@ class Composer:
             and len(sequence.request.generate.prompt) > self.cache.page_tokens
         )
         return sequence.choice == 0 or not shares_prompt or sequence.request.leads
+
+    def _waited_for(self) -> list[str]:
+        """Return adapters of waiting sequences that are not on the device, longest waited first."""
+        resident = self.slots.resident
+        waited_for = islice(self.waiting.adapters, policy.LOOK_AHEAD)
+        return [adapter for adapter in waited_for if adapter not in resident]
+
+    def _load_ahead(self, draft: Draft) -> None:
+        """Put adapters that are waited for where nobody is, beside what the step computes."""
+        free = self.pages.free - len(self.rows) // 2  # what running sequences will soon grow by
+        for adapter in self._waited_for():
+            if len(draft.loads) >= policy.LOADS_MAX or not self.slots.has_free:
+                return
+            acquired = self.host.get(adapter)
+            if acquired is None:
+                continue
+            free -= self.slots.page_count(adapter, acquired)
+            if free < 0:
+                return
+            draft.loads.append(self.slots.load(self.host.read(adapter, draft.number)))
 
     def _need(self, sequence: Sequence) -> Need:
         generate = sequence.request.generate
