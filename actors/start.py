@@ -6,6 +6,7 @@ Each process imports its own actor only, so that all but the runner start withou
 from __future__ import annotations
 
 import secrets
+import select
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,15 @@ from weft.runtime.topology import serving
 
 
 def build(
-    role: str, config: Config, run_dir: Path, report: Callable[[float, str], None]
+    role: str,
+    config: Config,
+    run_dir: Path,
+    report: Callable[[float, str], None],
+    wakes: select.epoll,
 ) -> Actor[Any]:
     """Return the actor of ``role``; ``report`` hears how far a long start has come, 0 to 1.
 
+    What is registered with ``wakes`` gives the actor a turn once it is readable.
     Raises ``ConfigError`` for what the user can mend.
     """
     match role.rstrip("0123456789"):  # of one kind there may be several
@@ -29,7 +35,7 @@ def build(
         case "detokenizer":
             return _detokenizer(config)
         case "adapters":
-            return _adapters(config, run_dir)
+            return _adapters(config, run_dir, wakes)
         case "scheduler":
             return _scheduler(config)
         case "runner":
@@ -55,13 +61,15 @@ def _detokenizer(config: Config) -> Actor[Any]:
     return Detokenizer(Vocabulary(TextModel.load(config).backend))
 
 
-def _adapters(config: Config, run_dir: Path) -> Actor[Any]:
+def _adapters(config: Config, run_dir: Path, wakes: select.epoll) -> Actor[Any]:
     from weft.actors.adapters.actor import AdapterStore
     from weft.actors.adapters.base import BaseShapes
     from weft.actors.adapters.files import LocalFiles
+    from weft.actors.adapters.sandbox import SandboxedLoader
 
     base, now_s = BaseShapes.load(config.model), int(time.time())
-    return AdapterStore(config, base, LocalFiles(), str(run_dir), started_s=now_s)
+    loader = SandboxedLoader(config, base, run_dir / "adapters", wakes)
+    return AdapterStore(config, LocalFiles(), loader, str(run_dir), started_s=now_s)
 
 
 def _scheduler(config: Config) -> Actor[Any]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from weft.runtime.client import (
     Accepted,
+    Asker,
     AsyncClient,
     AsyncStream,
     Event,
@@ -38,7 +39,7 @@ class Answer:
         prompts: Sequence[Prompt],
         *,
         model: str | None,
-        user: str | None,
+        asker: Asker,
         sampling: Mapping[str, Any],
     ) -> None:
         """Send everything."""
@@ -50,7 +51,11 @@ class Answer:
         self._early: list[tuple[int, Text | Finished]] = []  # heard by ``start``
         self._streams = [
             client.generate(
-                messages=prompt.messages, prompt=prompt.prompt, model=model, user=user, **sampling
+                messages=prompt.messages,
+                prompt=prompt.prompt,
+                model=model,
+                **asker._asdict(),
+                **sampling,
             )
             for prompt in prompts
         ]

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from weft.gateway import chat, completions, errors, models, operations
+from weft.gateway import chat, completions, errors, keys, models, operations
 from weft.runtime.client import AsyncClient
 from weft.runtime.config import Config
 
@@ -33,6 +33,7 @@ def create(config: Config, run_dir: Path) -> FastAPI:
         app.include_router(part.router)
     errors.install(app)
     app.add_middleware(_BodyLimit)
+    app.add_middleware(keys.ApiKeys, tenant_of_key=config.tenant_of_key)
     return app
 
 

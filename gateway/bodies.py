@@ -119,6 +119,7 @@ class _Generation(_Body):
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     no_stop_trim: bool | None = None
+    priority: Integer | None = None  # among the tenant's requests; lower is earlier
 
     # Without effect on the answer.
     store: bool | None = None

@@ -6,10 +6,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from weft.gateway import keys
 from weft.gateway.answer import Answer, Prompt
 from weft.gateway.bodies import ChatBody
 from weft.gateway.responses import Choice, Json, respond
-from weft.runtime.client import TokenLogprob
+from weft.runtime.client import Asker, TokenLogprob
 
 router = APIRouter()
 
@@ -22,7 +23,7 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
         state.client,
         [Prompt(messages=[message.turn() for message in body.messages])],
         model=body.model,
-        user=body.user,
+        asker=Asker(body.user, keys.tenant(request), body.priority or 0),
         sampling=body.sampling(),
     )
     return await respond(request, answer, _ChatFormat(body, state.config.base_name))

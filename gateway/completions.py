@@ -6,10 +6,11 @@ from collections import Counter
 
 from fastapi import APIRouter, Request, Response
 
+from weft.gateway import keys
 from weft.gateway.answer import Answer, Prompt
 from weft.gateway.bodies import CompletionBody
 from weft.gateway.responses import Choice, Json, respond
-from weft.runtime.client import Refused, TokenLogprob
+from weft.runtime.client import Asker, Refused, TokenLogprob
 
 router = APIRouter()
 
@@ -30,7 +31,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
         state.client,
         [Prompt(prompt=prompt) for prompt in body.prompts],
         model=body.model,
-        user=body.user,
+        asker=Asker(body.user, keys.tenant(request), body.priority or 0),
         sampling=sampling,
     )
     return await respond(request, answer, _CompletionFormat(body, state.config.base_name))

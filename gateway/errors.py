@@ -26,6 +26,7 @@ _REFUSALS = {
     "model_not_found": (404, _INVALID, "model_not_found"),
     "adapter_refused": (404, _INVALID, "adapter_refused"),
     "queue_full": (429, "rate_limit_exceeded", "rate_limit_exceeded"),
+    "rate_limit_exceeded": (429, "rate_limit_exceeded", "rate_limit_exceeded"),
     "draining": (503, "server_error", "service_unavailable"),
 }
 

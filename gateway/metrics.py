@@ -32,9 +32,17 @@ _HISTOGRAMS = {
     "time_to_first_token": ("first_token_s", "Time from acceptance to the first token"),
 }
 
+# Of each tenant; those that have no series of their own are one, without a name.
+_TENANT_COUNTERS = {
+    "requests": "Requests accepted",
+    "rejected": "Requests refused for a limit or a full queue",
+    "prompt_tokens": "Prompt tokens of accepted requests",
+    "output_tokens": "Tokens generated",
+}
+
 
 def text(report: Report) -> bytes:
-    """Return all metrics, named ``weft_<process>_<counter>`` and ``weft_adapter_<counter>``."""
+    """Return all metrics, named ``weft_<process|adapter|tenant>_<counter>``."""
     registry = CollectorRegistry()
     registry.register(_Reported(report))
     return generate_latest(registry)
@@ -68,6 +76,27 @@ class _Reported(Collector):
         for adapter in adapters:
             resident.add_metric(_labels(adapter), float(adapter["resident"]))
         yield resident
+        yield from _of_tenants(self._report.tenants)
+
+
+def _of_tenants(tenants: Sequence[dict[str, Any]]) -> Iterator[Metric]:
+    names = [tenant["tenant"] or "" for tenant in tenants]
+    for field, help_text in _TENANT_COUNTERS.items():
+        counter = CounterMetricFamily(f"weft_tenant_{field}", help_text, labels=["tenant"])
+        for name, tenant in zip(names, tenants, strict=True):
+            counter.add_metric([name], tenant[field])
+        yield counter
+    queue = HistogramMetricFamily(
+        "weft_tenant_queue_seconds", "Time from acceptance to the first step", labels=["tenant"]
+    )
+    service = GaugeMetricFamily(
+        "weft_tenant_service", "Weighted tokens by which turns are taken", labels=["tenant"]
+    )
+    for name, tenant in zip(names, tenants, strict=True):
+        queue.add_metric([name], _buckets(tenant["queue_s"]), tenant["queue_s_sum"])
+        service.add_metric([name], tenant["counter"])
+    yield queue
+    yield service
 
 
 def _process_metric(process: str, name: str, value: float) -> Metric:

@@ -40,7 +40,7 @@ async def ready(request: Request) -> Json:
 
 @router.get("/metrics", response_model=None)
 async def show_metrics(request: Request) -> Response:
-    """Return Prometheus' text: every actor's counters, and those of each adapter."""
+    """Return Prometheus' text: every actor's counters, and those of each adapter and tenant."""
     report = await request.app.state.client.inspect()
     return Response(metrics.text(report), media_type=CONTENT_TYPE_LATEST)
 
@@ -49,4 +49,4 @@ async def show_metrics(request: Request) -> Response:
 async def state(request: Request) -> Json:
     """Have every actor check its invariants, and return what each one holds."""
     report = await request.app.state.client.inspect()
-    return {"sections": report.sections, "adapters": report.adapters}
+    return {"sections": report.sections, "adapters": report.adapters, "tenants": report.tenants}

@@ -36,8 +36,11 @@ class Actor(Protocol[InboxIn]):
         """Take in one message from ``source``."""
         ...
 
-    def advance(self, turn: Turn) -> list[Send]:
-        """Do the work that no single message asks for. Empty: nothing to do until one arrives."""
+    def advance(self, turn: Turn) -> list[Send] | None:
+        """Do the work that no single message asks for. Empty: nothing to do until one arrives.
+
+        None: something is under way whose end no message announces, so ask again at once.
+        """
         ...
 
     def lost(self, peer: str, now_ns: int) -> list[Send]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,37 @@ RANKS_MAX = 64
 
 class ConfigError(Exception):
     """The configuration cannot be used; the message says what to change."""
+
+
+# In ``tenants`` and ``adapter_limits``: everyone who is not named.
+ANY_OTHER = "*"
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What an adapter's requests may take together. None: as much as there is."""
+
+    max_concurrency: int | None = None  # requests under way; each choice counts
+    max_tokens_per_minute: int | None = None  # of prompts and answers
+
+    def __post_init__(self) -> None:
+        for name in ("max_concurrency", "max_tokens_per_minute"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}: it must be positive")
+
+
+class TenantLimits(Limits, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a tenant may take, and its share of what there is."""
+
+    weight: float = 1.0  # twice the weight, twice the tokens when all want more than there is
+    max_lora_rank: int | None = None  # of the adapters that it may use
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"weight is {self.weight}: it must be positive")
+        if self.max_lora_rank is not None and self.max_lora_rank <= 0:
+            raise ValueError(f"max_lora_rank is {self.max_lora_rank}: it must be positive")
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -48,11 +80,18 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     block_size: int = 16  # tokens whose KV fills a page
     kv_cache_memory_mib: int = 512  # for KV and adapters, on CPU
     gpu_memory_utilization: float = 0.9  # on CUDA, weights included
+    enforce_eager: bool = False  # on CUDA: no graphs of decode steps
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     max_queued_requests: int = 1024  # beyond it: 429
     tensor_parallel_size: int = 1  # runners that share one model
     threads: int | None = None  # of each runner on CPU; default: the cores, divided among them
+
+    # Tenants: whose requests share one turn. The key's owner, else ``user``, else the adapter.
+    scheduling_policy: Literal["vtc", "fcfs"] = "vtc"  # among tenants
+    tenants: dict[str, TenantLimits] = {}  # by name
+    adapter_limits: dict[str, Limits] = {}  # by name
+    api_keys: dict[str, str] | str = {}  # key -> tenant, or a YAML file of that
 
     # Serving.
     host: str = "127.0.0.1"
@@ -104,6 +143,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         need(self.threads is None or self.threads > 0, "threads must be positive")
 
     @property
+    def tenant_of_key(self) -> dict[str, str]:
+        """Whom each API key belongs to. Empty: no key is asked for."""
+        assert isinstance(self.api_keys, dict), "load has read the file"
+        return self.api_keys
+
+    @property
     def base_name(self) -> str:
         """The name that clients use for the base model."""
         return self.served_model_name or Path(self.model).name
@@ -147,6 +192,7 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     }
     if config.chat_template:
         changes["chat_template"] = str(folder / config.chat_template)
+    changes["api_keys"] = _checked_keys(config.api_keys, folder)
     config = msgspec.structs.replace(config, **changes)
     if not Path(config.model, "config.json").is_file():
         raise ConfigError(f"model: no config.json in {config.model}")
@@ -156,3 +202,24 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     if config.base_name in config.adapters:
         raise ConfigError(f"adapters: {config.base_name!r} is the base model's own name")
     return config
+
+
+def _checked_keys(keys: dict[str, str] | str, folder: Path) -> dict[str, str]:
+    """Return key to tenant. No error quotes what may be a key."""
+    if isinstance(keys, str):
+        keys = _read_keys(folder / keys)
+    for place, (key, tenant) in enumerate(keys.items(), 1):
+        if not key.isascii() or not key.isprintable() or not key.strip() or " " in key:
+            raise ConfigError(f"api_keys: key {place} must be printable ASCII without spaces")
+        if not tenant:
+            raise ConfigError(f"api_keys: key {place} has no tenant's name")
+    return keys
+
+
+def _read_keys(path: Path) -> dict[str, str]:
+    try:
+        return msgspec.convert(yaml.safe_load(path.read_text()), dict[str, str])
+    except OSError as error:
+        raise ConfigError(f"api_keys: {error}") from None
+    except (UnicodeDecodeError, yaml.YAMLError, msgspec.ValidationError):
+        raise ConfigError(f"api_keys: {path} must be a YAML mapping of key to tenant") from None

@@ -67,13 +67,13 @@ class Drain:
 def turn(actor: Actor[Any], mailbox: Mailbox, clock: Callable[[], int], wait_s: float) -> bool:
     """Let the actor work once, then take in what has arrived; return whether anything happened.
 
-    Waits only if the actor had nothing to do. ``clock`` returns nanoseconds. An exception is a bug
-    in the actor, and ends the process.
+    Waits only if the actor had nothing to do, and nothing under way. ``clock`` returns nanoseconds.
+    An exception is a bug in the actor, and ends the process.
     """
     produced = actor.advance(Turn(clock(), mailbox.room))
-    for send in produced:
+    for send in produced or ():
         mailbox.send(send)
-    events = mailbox.take(TURN_MESSAGES_MAX, 0.0 if produced else wait_s)
+    events = mailbox.take(TURN_MESSAGES_MAX, wait_s if produced == [] else 0.0)
     for event in events:
         match event:
             case Mail(source, message):
@@ -84,7 +84,7 @@ def turn(actor: Actor[Any], mailbox: Mailbox, clock: Callable[[], int], wait_s: 
                 replies = actor.lost(client, clock())
         for send in replies:
             mailbox.send(send)
-    return bool(produced or events)
+    return produced != [] or bool(events)
 
 
 def _tell(source: str, message: Message) -> None:

@@ -14,6 +14,10 @@ from typing import Literal
 
 import msgspec
 
+# Priorities lie within this of 0, the default. vLLM's range is open; here the least urgent request
+# waits for a bounded time only.
+PRIORITY_MAX = 100
+
 # Token ids, rows, pages and slots: all below 2**31, because devices index with int32.
 Sequence = int
 
@@ -84,6 +88,8 @@ class Submit(Message, frozen=True):
     prompt: str | list[int] | None = None
     sampling: Sampling = Sampling()
     user: str | None = None
+    tenant: str | None = None  # whose share it is; None: the user's, else the adapter's own
+    priority: int = 0  # among the tenant's requests; lower is earlier
 
 
 class Cancel(Message, frozen=True):
@@ -205,6 +211,8 @@ class Generate(Message, frozen=True):
     stop: list[str] = []
     include_stop: bool = False
     skip_special_tokens: bool = True
+    tenant: str = ""  # whose share it is
+    priority: int = 0  # lower is earlier
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -213,6 +221,8 @@ class Generate(Message, frozen=True):
             raise ValueError(f"max_tokens is {self.max_tokens}, not positive")
         if self.choices < 1:
             raise ValueError(f"choices is {self.choices}, not positive")
+        if abs(self.priority) > PRIORITY_MAX:
+            raise ValueError(f"priority is {self.priority}, beyond {PRIORITY_MAX}")
 
 
 class Abort(Message, frozen=True):
@@ -229,6 +239,7 @@ class Inspection(Message, frozen=True):
     label: str
     sections: dict[str, dict[str, float]]  # actor -> counter -> value
     adapters: list[AdapterMetrics] = []
+    tenants: list[TenantMetrics] = []
 
 
 # ---- scheduler to tokenizer ---------------------------------------------------------------------
@@ -470,7 +481,20 @@ class AdapterMetrics(Part, frozen=True):
     resident: bool  # on the device now
 
 
-# Upper edges of the histograms in AdapterMetrics, in seconds.
+class TenantMetrics(Part, frozen=True):
+    """What the scheduler counted for one tenant, or for all that it does not list (None)."""
+
+    tenant: str | None
+    requests: int
+    rejected: int  # for a limit, or for a full queue
+    prompt_tokens: int
+    output_tokens: int
+    queue_s: list[int]  # histogram as in AdapterMetrics
+    queue_s_sum: float
+    counter: float  # service divided by weight, by which turns are taken; 0 for None
+
+
+# Upper edges of the histograms in AdapterMetrics and TenantMetrics, in seconds.
 METRIC_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -480,6 +504,7 @@ class Report(Message, frozen=True):
     label: str
     sections: dict[str, dict[str, float]]
     adapters: list[AdapterMetrics]
+    tenants: list[TenantMetrics] = []
 
 
 # ---- link control: every edge, both ways --------------------------------------------------------

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import resource
+import select
 import signal
 import sys
 import traceback
@@ -91,12 +92,13 @@ def _run_actor(
     status: StatusPipe,
 ) -> None:
     drain = loop.Drain()
+    wakes = select.epoll()
     actor = build(
-        role, handover.config, run_dir, lambda share, what: status.say(Progress(what, share))
+        role, handover.config, run_dir, lambda share, what: status.say(Progress(what, share)), wakes
     )
     identity = process_identity(role, EPOCH, handover.key)
     endpoint = Endpoint(role, table, identity=identity, epoch=EPOCH, key=handover.key)
-    mailbox = ZmqMailbox(endpoint, table, run_dir)
+    mailbox = ZmqMailbox(endpoint, table, run_dir, wakes.fileno())
     try:
         loop.run(actor, mailbox, drain, lambda: status.say(Ready()))
     finally:

@@ -51,8 +51,9 @@ class Process(NamedTuple):
     """One row of the table: a process and how it starts.
 
     ``start`` names a function as "module:function". An actor's is called with ``(role, config,
-    run_dir, report)`` and returns the actor; one that is not an actor runs its own loop until
-    SIGTERM, and is called with ``(config, run_dir, on_ready)``.
+    run_dir, report, wakes)`` and returns the actor; one that is not an actor runs its own loop
+    until SIGTERM, and is called with ``(config, run_dir, on_ready)``. ``wakes`` is an epoll object:
+    what is registered with it gives the actor a turn once it is readable, as a message does.
     """
 
     role: str

@@ -37,14 +37,22 @@ _log = logging.getLogger(__name__)
 class ZmqMailbox:
     """An endpoint on real sockets, in the private directory of a run."""
 
-    def __init__(self, endpoint: Endpoint, topology: Topology, run_dir: Path) -> None:
-        """Bind what the role binds, connect what it connects, and say Hello."""
+    def __init__(
+        self, endpoint: Endpoint, topology: Topology, run_dir: Path, wakes: int | None = None
+    ) -> None:
+        """Bind what the role binds, connect what it connects, and say Hello.
+
+        ``take`` also waits no longer once the file descriptor ``wakes`` is readable.
+        """
         self.endpoint = endpoint
         self.room = endpoint.room
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: dict[str, zmq.Socket[bytes]] = {}  # by port
         self._poll_all = zmq.Poller()
         self._poll_connected = zmq.Poller()
+        if wakes is not None:
+            for poller in (self._poll_all, self._poll_connected):
+                poller.register(wakes, zmq.POLLIN)
         self._faults_logged = 0
         self._fault_log_at = 0.0
         self._probe_at = 0.0

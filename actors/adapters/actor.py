@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from pathlib import Path
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
-from weft.actors.adapters import adapter, peft_config, safetensors
-from weft.actors.adapters.adapter import Adapter
-from weft.actors.adapters.base import BaseShapes
 from weft.actors.adapters.cache import HostCache, Resident
 from weft.actors.adapters.errors import BadAdapter
 from weft.actors.adapters.files import FileError, Files
+from weft.actors.adapters.loader import Content, Loader
 from weft.runtime.actor import Send, Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import (
@@ -25,38 +23,38 @@ from weft.runtime.messages import (
     Release,
 )
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
-PICKLE_NAME = "adapter_model.bin"
 
-# Of what is said about an adapter. It quotes names from files, and goes into every catalog.
-REASON_CHARACTERS_MAX = 1024
+class _Load(NamedTuple):
+    """An adapter that is being read, from the first of the folders that may hold it."""
+
+    digest: str
+    folders: tuple[str, ...]
+    problem: str  # with the folder before
 
 
 class AdapterStore:
     """Owns the catalog, and the normalized files in the run directory.
 
-    A pin (``Acquire``) that finds every place pinned waits for a ``Release``; pins are granted in
-    order of arrival.
+    A pin (``Acquire``) that finds every place pinned waits for a ``Release``, and so do those that
+    come after it. What has to be read holds up nobody but those that ask for it.
+
+    Invariant, checked by ``check``: there is a place for whatever is being read, whoever is pinned.
     """
 
     def __init__(
-        self, config: Config, base: BaseShapes, files: Files, run_dir: str, *, started_s: int
+        self, config: Config, files: Files, loader: Loader, run_dir: str, *, started_s: int
     ) -> None:
-        """Read and check every adapter of the configuration; ``started_s`` is unix time.
-
-        Raises ``ConfigError`` if the base cannot be split as the configuration says.
-        """
-        self._base = base
-        self._shards = base.shards(config.tensor_parallel_size)
+        """Read and check every adapter of the configuration; ``started_s`` is unix time."""
         self._files = files
+        self._loader = loader
         self._folder = Path(run_dir, "adapters")
-        self._rank_max = config.max_lora_rank
+        self._places = config.max_loaded_loras
         self._cache = HostCache(config.max_loaded_loras, config.lora_eviction_policy)
         self._sources: dict[str, list[str]] = {}  # digest -> the folders that held it at start
         self._waiting: deque[str] = deque()  # digests to pin
+        self._loading: dict[int, _Load] = {}  # by the loader's ticket
         self._outbox: deque[Send] = deque()
-        entries = [self._entry(name, folder, started_s) for name, folder in config.adapters.items()]
+        entries = self._catalog(config.adapters, started_s)
         self._refused = sum(entry.refused is not None for entry in entries)
         self._outbox.append(Send("tokenizer", Catalog(entries)))
 
@@ -77,9 +75,10 @@ class AdapterStore:
         return []
 
     def advance(self, turn: Turn) -> list[Send]:
-        """Load at most one adapter, and send what the links have room for."""
-        if self._waiting:
-            self._grant()
+        """Hear what has been read, have more read, and send what the links have room for."""
+        # What a loader does at once is heard at once.
+        while self._hear() or self._grant():
+            pass
         sends = []
         room = {role: turn.room(role) for role in ("tokenizer", "scheduler")}
         for _ in range(len(self._outbox)):
@@ -110,94 +109,102 @@ class AdapterStore:
     @property
     def is_idle(self) -> bool:
         """Whether no answer is due."""
-        return not (self._waiting or self._outbox)
+        return not (self._waiting or self._loading or self._outbox)
 
     def check(self) -> None:
         """Assert the invariants."""
         self._cache.check()
+        digests = [load.digest for load in self._loading.values()]
+        assert len(set(digests)) == len(digests), f"one is read twice: {digests}"
+        assert self._cache.pinned + len(digests) <= self._places
 
-    def _entry(self, name: str, folder: str, started_s: int) -> AdapterEntry:
-        try:
-            checked = self._read(folder)
-        except (BadAdapter, FileError) as error:
-            return AdapterEntry(name, folder, "", 0, started_s, _reason(error))
-        self._sources.setdefault(checked.digest, []).append(folder)
-        return AdapterEntry(name, folder, checked.digest, checked.rank, started_s)
+    def _catalog(self, adapters: dict[str, str], started_s: int) -> list[AdapterEntry]:
+        """Read every adapter once, and wait for it."""
+        names = {
+            self._loader.start(folder, with_file=False): name for name, folder in adapters.items()
+        }
+        found: dict[str, Content | BadAdapter] = {}
+        while len(found) < len(adapters):
+            self._loader.wait()
+            found |= {names[ticket]: result for ticket, result in self._loader.finished()}
+        entries = []
+        for name, folder in adapters.items():
+            result = found[name]
+            if isinstance(result, BadAdapter):
+                entries.append(AdapterEntry(name, folder, "", 0, started_s, str(result)))
+            else:
+                facts = result.facts
+                self._sources.setdefault(facts.digest, []).append(folder)
+                entries.append(AdapterEntry(name, folder, facts.digest, facts.rank, started_s))
+        return entries
 
-    def _read(self, folder: str) -> Adapter:
-        """Return a folder's adapter. Raises ``BadAdapter`` or ``FileError``."""
-        names = self._files.names(folder)
-        if CONFIG_NAME not in names:
-            raise BadAdapter(f"{CONFIG_NAME}: there is none in {folder}; check the path")
-        if WEIGHTS_NAME not in names:
-            if PICKLE_NAME in names:
-                raise BadAdapter(
-                    f"{PICKLE_NAME}: pickled weights can run code and are never read; convert "
-                    f"them to {WEIGHTS_NAME}, as PEFT's save_pretrained does"
-                )
-            raise BadAdapter(f"{WEIGHTS_NAME}: there is none in {folder}; check the path")
-        raw = self._files.read(folder, CONFIG_NAME, bytes_max=peft_config.CONFIG_BYTES_MAX)
-        try:
-            config = peft_config.parse(raw)
-        except BadAdapter as error:
-            raise BadAdapter(f"{CONFIG_NAME}: {error}") from None
-        limit = self._base.adapter_bytes_max(self._rank_max)
-        weights = self._files.read(folder, WEIGHTS_NAME, bytes_max=limit)
-        try:
-            tensors = safetensors.parse(weights)
-            return adapter.build(config, tensors, self._base, rank_max=self._rank_max)
-        except BadAdapter as error:
-            raise BadAdapter(f"{WEIGHTS_NAME}: {error}") from None
+    def _grant(self) -> bool:
+        """Pin what is there and begin to read what is not, in order, up to one without a place.
 
-    def _grant(self) -> None:
-        """Answer the first that waits, unless there is no place for it."""
-        digest = self._waiting[0]
-        resident = self._cache.pin(digest)
-        if resident is None:
-            if not self._cache.has_room:
-                return
-            try:
-                self._load(digest)
-            except (BadAdapter, FileError) as error:
-                self._waiting.popleft()
-                self._outbox.append(Send("scheduler", AcquireFailed(digest, _reason(error))))
-                return
+        Return whether anything was begun.
+        """
+        digests, self._waiting = self._waiting, deque()
+        loading = {load.digest for load in self._loading.values()}
+        has_begun = False
+        while digests:
+            digest = digests.popleft()
+            if digest in loading:
+                self._waiting.append(digest)
+                continue
+            is_free = self._cache.pinned + len(self._loading) < self._places
+            if not (is_free or self._cache.is_pinned(digest)):
+                digests.appendleft(digest)
+                break
             resident = self._cache.pin(digest)
-            assert resident is not None
-        self._waiting.popleft()
-        answer = Acquired(*resident)
-        self._outbox.append(Send("scheduler", answer))
+            if resident is not None:
+                self._outbox.append(Send("scheduler", Acquired(*resident)))
+                continue
+            loading.add(digest)
+            self._waiting.append(digest)
+            unknown = f"no adapter has the digest {digest[:64]}"
+            self._begin(_Load(digest, tuple(self._sources.get(digest, ())), unknown))
+            has_begun = True
+        self._waiting.extend(digests)
+        return has_begun
 
-    def _load(self, digest: str) -> None:
-        """Put an adapter into host memory. Raises ``BadAdapter`` or ``FileError``."""
-        loaded = self._find(digest)
+    def _begin(self, load: _Load) -> None:
+        """Read an adapter from the next of its folders, or say what was wrong with the last."""
+        if load.folders:
+            self._loading[self._loader.start(load.folders[0], with_file=True)] = load
+            return
+        waiting = len(self._waiting)
+        self._waiting = deque(digest for digest in self._waiting if digest != load.digest)
+        failed = AcquireFailed(load.digest, load.problem)
+        self._outbox.extend([Send("scheduler", failed)] * (waiting - len(self._waiting)))
+
+    def _hear(self) -> bool:
+        """Take in what has been read; return whether anything was."""
+        finished = self._loader.finished()
+        for ticket, result in finished:
+            load = self._loading.pop(ticket)
+            problem = self._put(load, result)
+            if problem is not None:
+                self._begin(load._replace(folders=load.folders[1:], problem=problem))
+        return bool(finished)
+
+    def _put(self, load: _Load, result: Content | BadAdapter) -> str | None:
+        """Put what has been read into host memory; return what is wrong with it, if so."""
+        if isinstance(result, BadAdapter):
+            return str(result)
+        assert result.file is not None
+        facts = result.facts
+        if facts.digest != load.digest:
+            self._files.remove(result.file)
+            return f"{load.folders[0]} has changed since it was checked; restart to take it over"
         for victim in self._cache.victims():
             self._files.remove(victim.path)
-        path = str(self._folder / f"{digest}.safetensors")
-        parts = loaded.file()
-        self._files.write(path, parts)
-        size_bytes = sum(len(part) for part in parts)
-        granules = loaded.granules(self._base, self._shards)
-        self._cache.add(Resident(digest, path, loaded.rank, size_bytes, granules))
-
-    def _find(self, digest: str) -> Adapter:
-        """Read an adapter from the first of its folders that still holds it.
-
-        Raises what is wrong with the last folder, ``BadAdapter`` or ``FileError``.
-        """
-        problem: BadAdapter | FileError = BadAdapter(f"no adapter has the digest {digest[:64]}")
-        for folder in self._sources.get(digest, ()):
-            try:
-                found = self._read(folder)
-            except (BadAdapter, FileError) as error:
-                problem = error
-                continue
-            if found.digest == digest:
-                return found
-            problem = BadAdapter(
-                f"{folder} has changed since it was checked; restart to take it over"
-            )
-        raise problem
+        path = str(self._folder / f"{facts.digest}.safetensors")
+        try:
+            self._files.move(result.file, path)
+        except FileError as error:
+            return str(error)
+        self._cache.add(Resident(facts.digest, path, facts.rank, facts.size_bytes, facts.granules))
+        return None
 
     def _counters(self) -> dict[str, float]:
         return {
@@ -207,9 +214,6 @@ class AdapterStore:
             "loaded_bytes": self._cache.size_bytes,
             "pinned": self._cache.pinned,
             "waiting": len(self._waiting),
+            "loading": len(self._loading),
             "evictions_total": self._cache.evictions,
         }
-
-
-def _reason(error: BadAdapter | FileError) -> str:
-    return str(error)[:REASON_CHARACTERS_MAX]

@@ -48,6 +48,10 @@ class HostCache:
         """Whether ``victims`` can make place for one more."""
         return len(self._residents) < self._entries_max or self.pinned < len(self._residents)
 
+    def is_pinned(self, digest: str) -> bool:
+        """Whether an adapter has a pin."""
+        return digest in self._pins
+
     def pin(self, digest: str) -> Resident | None:
         """Pin a resident and return it; None: it has to be added first."""
         resident = self._residents.get(digest)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -24,8 +23,8 @@ class Files(Protocol):
         """Return a regular file's content. Raises ``FileError``, also if it is larger."""
         ...
 
-    def write(self, path: str, parts: Iterable[bytes | memoryview]) -> None:
-        """Put a file in place as a whole or not at all. Raises ``FileError``."""
+    def move(self, source: str, path: str) -> None:
+        """Put a file of the same disk in place. Raises ``FileError``, and removes it then."""
         ...
 
     def remove(self, path: str) -> None:
@@ -72,17 +71,12 @@ class LocalFiles:
             raise FileError(f"{name}: it changed while it was read; try again")
         return content
 
-    def write(self, path: str, parts: Iterable[bytes | memoryview]) -> None:
-        """Write beside the place, then rename."""
-        partial = f"{path}.partial"
+    def move(self, source: str, path: str) -> None:
+        """Rename a file: whoever opens the path finds it whole, or what was there before."""
         try:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            with open(partial, "wb") as file:
-                for part in parts:
-                    file.write(part)
-            os.replace(partial, path)
+            os.replace(source, path)
         except OSError as error:
-            self.remove(partial)
+            self.remove(source)
             raise FileError(f"{path}: {_reason(error)}") from None
 
     def remove(self, path: str) -> None:

@@ -6,7 +6,6 @@ it is refused too, unless it is empty.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import warnings
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 import regex
 
+from weft.actors.adapters import strict_json
 from weft.actors.adapters.errors import BadAdapter, shown, shown_name
 
 CONFIG_BYTES_MAX = 4 * 1024 * 1024
@@ -90,9 +90,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
 def parse(file: bytes) -> AdapterConfig:
     """Return a checked configuration. Raises ``BadAdapter`` for the first field at fault."""
     try:
-        fields = json.loads(file)
-        # Half of a surrogate pair is JSON and no text: a message about it could not be sent.
-        json.dumps(fields, ensure_ascii=False).encode()
+        fields = strict_json.loads(file)
     except (ValueError, RecursionError) as error:
         raise BadAdapter(f"it is no JSON ({error}); save the adapter again") from None
     if not isinstance(fields, dict):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from weft.actors.adapters import strict_json
 from weft.actors.adapters.errors import BadAdapter, shown_name
 
 # An adapter of a hundred layers with seven modules each has 1,400 entries of about 150 bytes.
@@ -102,21 +103,12 @@ def _header(file: bytes) -> tuple[dict[str, Any], int]:
             f"taken; {_DAMAGED}"
         )
     try:
-        header = json.loads(file[_LENGTH_BYTES:start], object_pairs_hook=_unique)
-        # Half of a surrogate pair is JSON and no text: a message about it could not be sent.
-        json.dumps(header, ensure_ascii=False).encode()
+        header = strict_json.loads(file[_LENGTH_BYTES:start])
     except (ValueError, RecursionError) as error:
         raise BadAdapter(f"the header is no JSON ({error}); {_DAMAGED}") from None
     if not isinstance(header, dict):
         raise BadAdapter(f"the header is no JSON object; {_DAMAGED}")
     return header, start
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return values
 
 
 def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:

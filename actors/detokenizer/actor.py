@@ -60,10 +60,10 @@ class Detokenizer:
                 self._begin(message)
             case Sampled():
                 self._take(message)
-            case Inspection(client, label, sections, adapters):
+            case Inspection(client, label, sections, adapters, tenants):
                 self.check()
                 sections = {**sections, "detokenizer": self._counters()}
-                self._outbox(client).report(Report(label, sections, adapters))
+                self._outbox(client).report(Report(label, sections, adapters, tenants))
             case _:
                 assert_never(message)
         return []

@@ -1,6 +1,8 @@
 """The runner actor: executes steps in the order in which they come.
 
-Of the runners that share a model, every one executes every step, and rank 0 answers.
+Of the runners that share a model, every one executes every step, and rank 0 answers. A step is
+launched before the one before it has been answered: while the device computes that one, its host
+prepares this one.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import assert_never
 
-from weft.actors.runner.engine import Engine
+from weft.actors.runner.engine import STEPS_MAX, Engine, Launched
 from weft.runtime.actor import Send, Turn
 from weft.runtime.messages import Inspection, RunnerInbox, Step
 
@@ -22,11 +24,12 @@ class Runner:
         self._answers = engine.ready().rank == 0
         self._is_announced = False
         self._steps: deque[Step] = deque()
+        self._launched: deque[Launched] = deque()
 
     @property
     def is_idle(self) -> bool:
         """Whether every step has been answered."""
-        return not self._steps
+        return not self._steps and not self._launched
 
     def drain(self) -> None:
         """Nothing to do: only the scheduler sends work."""
@@ -41,23 +44,28 @@ class Runner:
             case Step():
                 self._steps.append(message)
                 return []
-            case Inspection(client, label, sections, adapters):
+            case Inspection(client, label, sections, adapters, tenants):
                 self.check()
                 sections = {**sections, self._role: self._engine.counters()}
-                return [Send("scheduler", Inspection(client, label, sections, adapters))]
+                inspection = Inspection(client, label, sections, adapters, tenants)
+                return [Send("scheduler", inspection)]
             case _:
                 assert_never(message)
 
-    def advance(self, turn: Turn) -> list[Send]:
-        """Execute the oldest step; one whose answer nobody waits for makes way for the next."""
+    def advance(self, turn: Turn) -> list[Send] | None:
+        """Answer the oldest step if it is done; launch the next one while it is not."""
         if not self._is_announced:
             self._is_announced = True
             return [Send("scheduler", self._engine.ready())]
-        while self._steps:
-            done = self._engine.execute(self._steps.popleft())
-            if self._answers:
-                return [Send("scheduler", done)]
-        return []
+        while True:
+            if self._launched and self._launched[0].is_done:
+                done = self._launched.popleft().collect()
+                if self._answers:
+                    return [Send("scheduler", done)]
+            elif self._steps and len(self._launched) < STEPS_MAX:
+                self._launched.append(self._engine.launch(self._steps.popleft()))
+            else:
+                return None if self._launched else []
 
     def check(self) -> None:
         """Assert the invariants of the engine."""

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from weft.runtime.messages import RunnerReady, Step, StepDone
+
+
+class Launched(Protocol):
+    """A step under way."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its answer can be had without waiting."""
+        ...
+
+    def collect(self) -> StepDone:
+        """Wait for its end, and return its answer. Steps are collected as they were launched."""
+        ...
 
 
 class Engine(Protocol):
@@ -14,8 +27,8 @@ class Engine(Protocol):
         """Return what the scheduler must know about this device."""
         ...
 
-    def execute(self, step: Step) -> StepDone:
-        """Apply what the step changes, compute it, and return its tokens.
+    def launch(self, step: Step) -> Launched:
+        """Apply what the step changes, and begin to compute it. ``STEPS_MAX`` may be under way.
 
         A step that breaks the rules (an unknown row, a page out of range) is a bug in the
         scheduler, and an assertion here.
@@ -25,3 +38,22 @@ class Engine(Protocol):
     def counters(self) -> dict[str, float]:
         """Return rows, pages and slots in use, after asserting their invariants."""
         ...
+
+
+# One that the device computes, and one that it begins with as soon as it is done.
+STEPS_MAX = 2
+
+
+class Done(NamedTuple):
+    """A step that was computed when it was launched."""
+
+    answer: StepDone
+
+    @property
+    def is_done(self) -> bool:
+        """Always."""
+        return True
+
+    def collect(self) -> StepDone:
+        """Return its answer."""
+        return self.answer

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from weft.actors.runner.architecture import Architecture
+from weft.actors.runner.rows import HostBatch
+from weft.actors.runner.staging import Staging
 from weft.actors.shards import Shard, Span
 from weft.kernels.sgmv import cpu, granules, segments
 from weft.kernels.sgmv.granules import COLUMNS, RANKS, Module, Tables
@@ -23,15 +26,60 @@ SITES = {
     "gate_up": ("gate_proj", "up_proj"),
     "down": ("down_proj",),
 }
-_SITE_INDEX = {site: index for index, site in enumerate(SITES)}
+QKV, OUT, GATE_UP, DOWN = range(len(SITES))
 
 
-class PagedLora(Protocol):
-    """The kernel of one device."""
+# Adds the updates of one step's batch: y [T, out of the site], x [T, in], layer, site's index.
+LoraUpdate = Callable[[Tensor, Tensor, int, int], None]
 
-    def add(self, y: Tensor, x: Tensor, layer: int, site: int, segments: Segments) -> None:
-        """Add the updates of a sorted batch: y [T, out of the site], x [T, in]."""
+
+class LoraKernel(Protocol):
+    """The update as one device computes it."""
+
+    def update(self, slot: int) -> None:
+        """Hear that the tables of a slot have changed."""
         ...
+
+    def plan(
+        self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None
+    ) -> LoraUpdate:
+        """Return the update of a step, of which what the device reads lies in ``staging``.
+
+        ``graph_rows``: of the graph that it is part of, of which every launch has the same shape.
+        """
+        ...
+
+    def staged_bytes(self) -> int:
+        """Return how much of the staging a step takes at most."""
+        ...
+
+
+class HostLora:
+    """For the kernels of a CPU, which find everything in host memory."""
+
+    def __init__(self, arena: Tensor, tables: Tables, widths: Sequence[Sequence[int]]) -> None:
+        """``arena`` as ``granules.typed`` returns it; ``widths``: by site, columns of each part."""
+        make = segments.PagedLora if cpu.library() is None else cpu.PagedLora
+        self._kernel = make(arena, tables, widths)
+
+    def update(self, slot: int) -> None:
+        """Do nothing: these are the tables that the kernel reads."""
+
+    def plan(
+        self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None
+    ) -> LoraUpdate:
+        """Return the update of a step."""
+        if not host.lora_slots:
+            return no_update
+        return partial(self._kernel.add, segments=Segments(host.lora_starts, host.lora_slots))
+
+    def staged_bytes(self) -> int:
+        """Return that nothing is staged."""
+        return 0
+
+
+def no_update(y: Tensor, x: Tensor, layer: int, site: int) -> None:
+    """Leave y as it is: all rows are the base's."""
 
 
 class AdapterFile(Protocol):
@@ -69,7 +117,13 @@ class LoraSlots:
     """Which adapter each slot holds, and in which pages of the arena its weights lie."""
 
     def __init__(
-        self, architecture: Architecture, arena: Tensor, *, slots: int, pages_max: int
+        self,
+        architecture: Architecture,
+        arena: Tensor,
+        make: Callable[[Tensor, Tables, Sequence[Sequence[int]]], LoraKernel],
+        *,
+        slots: int,
+        pages_max: int,
     ) -> None:
         """``arena`` as ``granules.typed`` returns it; no adapter has more than ``pages_max``."""
         self._architecture = architecture
@@ -79,9 +133,7 @@ class LoraSlots:
             [architecture.module_shape(module)[0] for module in modules]
             for modules in SITES.values()
         ]
-        is_native = arena.device.type == "cpu" and cpu.library() is not None
-        make = cpu.PagedLora if is_native else segments.PagedLora
-        self._kernel: PagedLora = make(arena, self._tables, widths)
+        self.kernel = make(arena, self._tables, widths)
         self.digests: list[str | None] = [None] * slots
 
     def fill(self, slot: int, digest: str, file: AdapterFile, pages: Sequence[int]) -> None:
@@ -98,12 +150,8 @@ class LoraSlots:
             ]
             laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
             granules.write(self._arena, layer, pages, laid)
+        self.kernel.update(slot)
         self.digests[slot] = digest
-
-    def add(self, y: Tensor, x: Tensor, site: str, layer: int, segments: Segments) -> None:
-        """Add the updates of a sorted batch: y [T, out of the site], x [T, in]."""
-        if len(segments):
-            self._kernel.add(y, x, layer, _SITE_INDEX[site], segments)
 
 
 def granules_max(architecture: Architecture, rank: int) -> int:

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weft.actors.runner.architecture import Architecture
-from weft.actors.runner.lora import LoraSlots
+from weft.actors.runner.lora import DOWN, GATE_UP, OUT, QKV, LoraUpdate
 from weft.actors.runner.operations import Operations, Plan, Projection
 from weft.actors.runner.weights import parent
 from weft.kernels.collectives.reference import Collectives
-from weft.kernels.sgmv.segments import Segments
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,8 @@ class Batch:
     tokens: Tensor  # [T] int64
     positions: Tensor  # [T] int64
     kv_slots: Tensor  # [T] int64, page * page_tokens + offset
-    plan: Plan  # of attention
-    segments: Segments  # of adapters; base tokens come first and are in none
+    attention: Plan
+    update: LoraUpdate  # of adapters
     sampled: Tensor  # [R] int64, indices of the tokens whose logits are wanted
 
 
@@ -69,7 +68,7 @@ class Model:
         self._group = group
         self._device = device
         self.dtype = dtype  # of the weights
-        self._operations = operations
+        self.operations = operations
         embedding = self._padded(tensors["embed_tokens.weight"])
         head = embedding if architecture.tied else self._padded(tensors["lm_head.weight"])
         self._embedding = self._dense(embedding)
@@ -84,34 +83,34 @@ class Model:
         self._cos = (angles.cos() * architecture.rope_scale).to(device)
         self._sin = (angles.sin() * architecture.rope_scale).to(device)
 
-    def forward(
-        self, batch: Batch, kv: list[tuple[Tensor, Tensor]], lora: LoraSlots
-    ) -> Tensor | None:
+    def forward(self, batch: Batch, kv: list[tuple[Tensor, Tensor]]) -> Tensor | None:
         """Write the batch's KV and return the logits of its sampled tokens: [R, vocabulary].
 
         None on all ranks but the first. ``kv`` holds each layer's keys and values, [pages,
         page_tokens, kv_heads, head_dim].
         """
-        a, do = self.architecture, self._operations
+        a, do = self.architecture, self.operations
         scale = a.head_dim**-0.5
         x = self._embed(batch.tokens)
         normed = do.rms_norm(x, self._layers[0].input_norm, a.epsilon)
         for i, layer in enumerate(self._layers):
             qkv = layer.qkv(normed)
-            lora.add(qkv, normed, "qkv", i, batch.segments)
+            batch.update(qkv, normed, i, QKV)
             q, k, v = self._rotated(layer, qkv, batch.positions)
             keys, values = kv[i]
             do.kv_write(k, v, keys, values, batch.kv_slots)
-            seen = batch.plan.attend(q, keys, values, scale=scale, window=a.windows[i]).flatten(1)
+            seen = batch.attention.attend(
+                q, keys, values, scale=scale, window=a.windows[i]
+            ).flatten(1)
             out = layer.o(seen)
-            lora.add(out, seen, "o", i, batch.segments)
+            batch.update(out, seen, i, OUT)
             self._group.all_reduce(out)
             normed = do.add_rms_norm(x, out, layer.post_norm, a.epsilon)
             gate_up = layer.gate_up(normed)
-            lora.add(gate_up, normed, "gate_up", i, batch.segments)
+            batch.update(gate_up, normed, i, GATE_UP)
             inner = do.silu_mul(gate_up)
             out = layer.down(inner)
-            lora.add(out, inner, "down", i, batch.segments)
+            batch.update(out, inner, i, DOWN)
             self._group.all_reduce(out)
             normed = do.add_rms_norm(x, out, self._next_norms[i], a.epsilon)
         logits = self._group.gather(self._head(normed[batch.sampled]).float())
@@ -133,7 +132,7 @@ class Model:
         self, layer: Layer, qkv: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k and v as [T, heads of each, head_dim], q and k at their positions."""
-        a, do = self.architecture, self._operations
+        a, do = self.architecture, self.operations
         heads = qkv.view(len(qkv), -1, a.head_dim)
         q, k, v = torch.split(heads, [a.heads, a.kv_heads, a.kv_heads], dim=1)
         if layer.q_norm is None or layer.k_norm is None:
@@ -180,7 +179,7 @@ class Model:
     def _linear(self, weights: list[Tensor], biases: list[Tensor] | None) -> Projection:
         weight = torch.cat(weights).to(self._device, self.dtype)
         bias = None if biases is None else torch.cat(biases).to(self._device, self.dtype)
-        return self._operations.linear(weight, bias)
+        return self.operations.linear(weight, bias)
 
     def _padded(self, rows: Tensor) -> Tensor:
         """Return a matrix with a row for each token of this rank, and as many as on any rank."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weft.actors.runner.architecture import Architecture, UnsupportedModel
-from weft.actors.runner.sampler import Sample
+from weft.actors.runner.device_sampler import Sample
 from weft.kernels.kv_write import cpu as native_kv_write
 from weft.kernels.kv_write import reference as kv_write
 from weft.kernels.linear import cpu as native_linear
@@ -69,7 +69,7 @@ class Operations(NamedTuple):
     planner: Callable[[Architecture, int, torch.dtype], Planner]
     """From the part of a model, the tokens of a page and the type of the computation."""
     sample: Sample | None = None
-    """Draws on the device; None: the sampler does, with torch."""
+    """Draws where the logits are; None: only the host does."""
 
 
 def choose(device: torch.device, *, int8: bool) -> Operations:
@@ -82,7 +82,7 @@ def choose(device: torch.device, *, int8: bool) -> Operations:
         if int8:
             raise UnsupportedModel("quantization is int8, which only a CPU computes: leave it out")
         if find_spec("triton") is None:
-            return _plain(device, Linear)
+            raise UnsupportedModel("a GPU needs triton: install it, or let device be cpu")
         return in_triton(device, torch.cuda.get_device_properties(device).multi_processor_count)
     if any(kernel.library() is None for kernel in NATIVE):
         return _plain(device, partial(OneDnnLinear, int8=int8))

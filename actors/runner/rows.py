@@ -16,7 +16,8 @@ Ints = NDArray[np.int64]
 class HostBatch:
     """One step's tokens, sorted by adapter slot with the base first."""
 
-    tokens: Ints  # [T]
+    # [T]; ``~row`` stands for a row's last token, if nobody has told the host.
+    tokens: Ints
     positions: Ints  # [T]
     kv_slots: Ints  # [T], page * page_tokens + offset
     starts: Ints  # [entries + 1]; entry i, one row's part, is tokens starts[i]:starts[i + 1]
@@ -25,6 +26,12 @@ class HostBatch:
     lora_slots: list[int]
     sampled: Ints  # [R] indices of tokens, in the order of sampled_rows
     sampled_rows: Ints  # [R], ascending
+    sampled_positions: Ints  # [R], which the sampled tokens take in their sequences
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every row feeds one token and samples."""
+        return len(self.tokens) == len(self.sampled)
 
 
 class RowTable:
@@ -36,7 +43,7 @@ class RowTable:
         self._page_counts = np.zeros(rows, dtype=np.int64)
         self._positions = np.zeros(rows, dtype=np.int64)  # tokens whose KV has been written
         self._slots = np.full(rows, -1, dtype=np.int64)  # -1: the base
-        self._last_tokens = np.zeros(rows, dtype=np.int64)
+        self._last_tokens = ~np.arange(rows, dtype=np.int64)
         self._joined = np.zeros(rows, dtype=bool)
         self._decoding = np.zeros(rows, dtype=bool)
 
@@ -107,6 +114,7 @@ class RowTable:
         self._decoding[rows[samples]] = True
         lora_starts, lora_slots = _segments(self._slots[rows], starts)
         ascending = np.argsort(rows[samples])
+        sampled_rows = rows[samples][ascending]
         return HostBatch(
             tokens=flat,
             positions=positions,
@@ -116,16 +124,15 @@ class RowTable:
             lora_starts=lora_starts,
             lora_slots=lora_slots,
             sampled=(starts[1:][samples] - 1)[ascending],
-            sampled_rows=rows[samples][ascending],
+            sampled_rows=sampled_rows,
+            sampled_positions=self._positions[sampled_rows],
         )
 
-    def next_positions(self, rows: Ints) -> list[int]:
-        """Return the positions that the next tokens of rows take."""
-        positions: list[int] = self._positions[rows].tolist()
-        return positions
-
     def feed(self, rows: Ints, tokens: Ints) -> None:
-        """Note the tokens that rows decode in the next step."""
+        """Note the tokens that rows decode in the next step.
+
+        Where the device keeps them itself, the host never does.
+        """
         self._last_tokens[rows] = tokens
 
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from weft.actors.runner import architecture as architectures
-from weft.actors.runner import operations, weights
+from weft.actors.runner import backend as backends
+from weft.actors.runner import warmup, weights
+from weft.actors.runner.ahead import Ahead
 from weft.actors.runner.architecture import UnsupportedModel
 from weft.actors.runner.arena import Arena, PageShape, page_shape
-from weft.actors.runner.loads import Loads
+from weft.actors.runner.backend import Backend
+from weft.actors.runner.eager import Eager, Executor, Parts
+from weft.actors.runner.engine import Done, Launched
+from weft.actors.runner.limits import Limits
 from weft.actors.runner.lora import LoraSlots, granules_max
-from weft.actors.runner.model import Batch, Model
-from weft.actors.runner.rows import HostBatch, RowTable
-from weft.actors.runner.sampler import Drawn, Sampler
+from weft.actors.runner.model import Model
+from weft.actors.runner.rows import RowTable
 from weft.kernels.collectives.reference import Alone, Collectives
-from weft.kernels.sgmv.segments import Segments
 from weft.runtime.config import Config
 from weft.runtime.messages import RunnerReady, Step, StepDone
 
@@ -41,8 +44,12 @@ class TorchEngine:
         config: Config,
         progress: Callable[[float], None],
         group: Collectives | None = None,
+        backend: Backend | None = None,
     ) -> None:
-        """``group`` is this rank's end of its tensor-parallel group; None: there is no other."""
+        """``group`` is this rank's end of its tensor-parallel group; None: there is no other.
+
+        ``backend``: what to compute with; None: with the best that the device has.
+        """
         self._group = group = group or Alone()
         folder = Path(config.model)
         self._device = device_of(config, group.rank)
@@ -50,14 +57,15 @@ class TorchEngine:
             torch.set_num_threads(config.threads)
         whole = architectures.read(folder)
         architecture = whole if group.size == 1 else whole.part(group.rank, group.size)
+        self._architecture = architecture
+        self._backend = backend or backends.choose(config, self._device)
         dtype = whole.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
         tensors = weights.load(folder, whole, progress, architecture.shard)
         context_max = config.max_model_len or architecture.context_max
-        chosen = operations.choose(self._device, int8=config.quantization == "int8")
         self._model = Model(
             architecture,
             tensors,
-            chosen,
+            self._backend.operations,
             group,
             context_max=context_max,
             dtype=dtype,
@@ -67,20 +75,30 @@ class TorchEngine:
         )
         # Rank 0 has most; where the others have less, the rest of their pages is not used.
         widest = whole.part(0, group.size)
-        per_adapter = -(-granules_max(widest, config.max_lora_rank) // shape.granules)
-        pages = self._pages(config, shape, architecture.layers)
-        self._arena = Arena(shape, architecture.layers, pages, self._device)
-        pages_max = min(pages, -(-context_max // config.block_size))
-        self._rows = RowTable(config.max_num_seqs, pages_max, config.block_size)
-        self._lora = LoraSlots(
-            architecture,
-            self._arena.granules(),
-            slots=config.max_loaded_loras,
-            pages_max=per_adapter,
+        self._adapter_pages = -(-granules_max(widest, config.max_lora_rank) // shape.granules)
+        self._slots = config.max_loaded_loras
+        limits = Limits(
+            rows=config.max_num_seqs,
+            tokens=config.max_num_batched_tokens,
+            row_pages=-(-context_max // config.block_size),
+            adapters=config.max_loras_per_batch,
+            rank=config.max_lora_rank,
         )
-        self._loads = Loads(self._lora)
-        self._sampler = Sampler(architecture.vocabulary, self._device, chosen.sample)
-        self._plan = chosen.planner(architecture, config.block_size, self._model.compute_dtype)
+        pages = self._pages(config, shape, limits)
+        limits = limits._replace(row_pages=min(limits.row_pages, pages))
+        self._rows = RowTable(config.max_num_seqs, limits.row_pages, config.block_size)
+        parts = self._parts(shape, pages, limits)
+        self._lora = parts.lora
+        self._arena = parts.arena
+        self._executor: Executor
+        if self._backend.ahead is None:
+            self._executor = Eager(parts, self._rows)
+        else:
+            self._executor = ahead = Ahead(parts, limits, self._device, self._backend.ahead)
+            scratch = warmup.Scratch(pages, config.block_size)
+            with torch.inference_mode():
+                seconds = warmup.capture(ahead, scratch, ahead.graphs.kinds)
+            log.info("%d graphs of decode steps in %.1f s", len(ahead.graphs.kinds), seconds)
         self._ready = RunnerReady(
             group.rank, pages, config.block_size, config.max_loaded_loras, shape.granules
         )
@@ -95,44 +113,33 @@ class TorchEngine:
         return self._ready
 
     @torch.inference_mode()
-    def execute(self, step: Step) -> StepDone:
-        """Apply what the step changes, compute it, and return its tokens."""
-        started = time.perf_counter_ns()
-        self._loads.make_way(step)
+    def launch(self, step: Step) -> Launched:
+        """Apply what the step changes, and begin to compute it."""
+        started_ns = time.perf_counter_ns()
+        executor = self._executor
+        executor.make_way(step)
         for load in step.loads:
-            self._loads.begin(load)
+            executor.load(load)
         if step.loads:
             # The files may be gone once rank 0 answers, so every rank must have opened them.
             self._group.all_reduce(torch.zeros(1))
         for row in step.leaves:
-            self._sampler.leave(row)
+            executor.leave(row)
         self._rows.apply(step)
         for join in step.joins:
-            self._sampler.join(
-                join.row,
-                join.sampling,
-                choice=join.choice,
-                prompt_tokens=join.prompt_tokens,
-                history=join.history,
-            )
+            executor.join(join)
         host = self._rows.lay_out(step)
         if host is None:
-            return StepDone(step.step, [])
-        self._loads.wait(host.lora_slots)
-        logits = self._model.forward(self._batch(host), self._arena.kv, self._lora)
-        rows = host.sampled_rows
-        if logits is None:
-            drawn = Drawn(torch.empty(len(rows), dtype=torch.int64), [], [])
-        else:
-            drawn = self._sampler.sample(logits, rows.tolist(), self._rows.next_positions(rows))
-        self._group.broadcast(drawn.tokens)
-        self._rows.feed(rows, drawn.tokens.numpy())
-        elapsed_us = (time.perf_counter_ns() - started) // 1000
-        return StepDone(step.step, drawn.tokens.tolist(), drawn.failed, drawn.logprobs, elapsed_us)
+            return Done(StepDone(step.step, []))
+        return executor.launch(step.step, host, started_ns)
+
+    def execute(self, step: Step) -> StepDone:
+        """Compute a step, and wait for it."""
+        return self.launch(step).collect()
 
     def counters(self) -> dict[str, float]:
         """Return what is in use."""
-        self._loads.wait()
+        self._executor.settle()
         used = self._rows.adapter_slots
         assert all(self._lora.digests[slot] is not None for slot in used)
         return {
@@ -142,18 +149,20 @@ class TorchEngine:
             "adapter_slots_filled": sum(digest is not None for digest in self._lora.digests),
         }
 
-    def _batch(self, host: HostBatch) -> Batch:
-        def tensor(array: operations.Ints) -> Tensor:
-            return torch.from_numpy(array).to(self._device)
-
-        return Batch(
-            tokens=tensor(host.tokens),
-            positions=tensor(host.positions),
-            kv_slots=tensor(host.kv_slots),
-            plan=self._plan(host.page_table, host.starts, host.positions),
-            segments=Segments(host.lora_starts, host.lora_slots),
-            sampled=tensor(host.sampled),
+    def _parts(self, shape: PageShape, pages: int, limits: Limits) -> Parts:
+        """Return what computes on an arena of so many pages, and one for padding on a device."""
+        layers, compute_dtype = self._architecture.layers, self._model.compute_dtype
+        scratch = 0 if self._backend.ahead is None else 1
+        arena = Arena(shape, layers, pages + scratch, self._device)
+        lora = LoraSlots(
+            self._architecture,
+            arena.granules(),
+            partial(self._backend.lora, limits=limits, compute_dtype=compute_dtype),
+            slots=self._slots,
+            pages_max=self._adapter_pages,
         )
+        attention = self._backend.attention(self._architecture, limits, shape.tokens, compute_dtype)
+        return Parts(self._model, arena, lora, attention, self._group)
 
     def _lora_dtype(self, config: Config) -> torch.dtype:
         if config.lora_dtype != "auto":
@@ -164,15 +173,38 @@ class TorchEngine:
         is_half_on_cpu = self._device.type == "cpu" and dtype == torch.float16
         return torch.float32 if is_half_on_cpu else dtype
 
-    def _pages(self, config: Config, shape: PageShape, layers: int) -> int:
-        page_bytes = layers * shape.bytes
-        pages = _arena_bytes(config, self._device) // page_bytes
+    def _pages(self, config: Config, shape: PageShape, limits: Limits) -> int:
+        page_bytes = self._architecture.layers * shape.bytes
+        pages = self._arena_bytes(config, shape, limits) // page_bytes
         if pages < 2:
             raise UnsupportedModel(
-                f"the KV cache has room for {pages} pages of {page_bytes} bytes: raise "
+                f"the KV cache has room for {max(pages, 0)} pages of {page_bytes} bytes: raise "
                 "kv_cache_memory_mib (CPU) or gpu_memory_utilization (CUDA), or lower block_size"
             )
         return pages
+
+    def _arena_bytes(self, config: Config, shape: PageShape, limits: Limits) -> int:
+        if self._device.type == "cpu":
+            return config.kv_cache_memory_mib * MIB // config.tensor_parallel_size
+        assert self._backend.ahead is not None
+        ahead = self._backend.ahead
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self._device)
+        with torch.inference_mode():
+            needed = warmup.memory_needed(
+                lambda: Ahead(self._parts(shape, 1, limits), limits, self._device, ahead),
+                limits,
+                warmup.Scratch(1, shape.tokens),
+            )
+        allowed = int(free - total * (1 - config.gpu_memory_utilization)) - needed
+        # One more page, of which only padding takes notice.
+        allowed -= self._architecture.layers * shape.bytes
+        log.info(
+            "of %.0f MiB: %.0f used by weights and others, %.0f for steps and graphs, %.0f for "
+            "pages",
+            total / MIB, (total - free) / MIB, needed / MIB, max(0, allowed) / MIB,
+        )  # fmt: skip
+        return allowed
 
 
 def device_of(config: Config, rank: int) -> torch.device:
@@ -188,10 +220,3 @@ def device_of(config: Config, rank: int) -> torch.device:
             "devices: lower it, or let device be cpu"
         )
     return torch.device("cuda", rank)
-
-
-def _arena_bytes(config: Config, device: torch.device) -> int:
-    if device.type == "cpu":
-        return config.kv_cache_memory_mib * MIB // config.tensor_parallel_size
-    free, total = torch.cuda.mem_get_info(device)
-    return max(0, int(free - total * (1 - config.gpu_memory_utilization)))

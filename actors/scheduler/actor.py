@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Set
 from typing import assert_never
 
+from weft.actors.scheduler import fair
+from weft.actors.scheduler.accounts import Payers
 from weft.actors.scheduler.composer import Composer
 from weft.actors.scheduler.draft import Composed
 from weft.actors.scheduler.group import agreed
@@ -20,7 +22,7 @@ from weft.actors.scheduler.policy import NeverFits
 from weft.actors.scheduler.requests import Requests
 from weft.actors.scheduler.sequence import Request, Sequence
 from weft.runtime.actor import Send, Turn
-from weft.runtime.config import Config
+from weft.runtime.config import ANY_OTHER, Config
 from weft.runtime.messages import (
     Abort,
     Acquired,
@@ -60,13 +62,14 @@ class Scheduler:
         self._runners = runners
         self._ready: dict[str, RunnerReady] = {}  # by runner
         self._composer: Composer | None = None  # until every runner is ready
-        self._requests = Requests(queued_max=config.max_queued_requests)
+        self._payers = Payers(config)
+        self._requests = Requests(queued_max=config.max_queued_requests, payers=self._payers)
         self._in_flight: deque[Composed] = deque()
         self._steps_sent = 0
         self._steps_done = 0
         self._compute_us = 0
         self._outbox = Outbox()
-        self._metrics = Metrics()
+        self._metrics = Metrics(name for name in config.tenants if name != ANY_OTHER)
 
     @property
     def is_idle(self) -> bool:
@@ -137,10 +140,9 @@ class Scheduler:
 
     def _accept(self, generate: Generate, now_ns: int) -> list[Send]:
         composer = self._composer
-        waiting = len(composer.waiting) if composer else self._requests.sequence_count
-        refused = self._requests.refusal(generate, waiting=waiting)
+        refused = self._requests.refusal(generate, now_ns, room=self._room_for(generate.tenant))
         if refused is not None:
-            self._metrics.rejected += 1
+            self._metrics.rejected(generate)
             log.info("rejected: %s", refused.code, extra={"request": generate.request_id})
             return [Send("tokenizer", Reject(generate.client, refused))]
         request = self._requests.add(generate, now_ns)
@@ -168,6 +170,17 @@ class Scheduler:
             for sequence in request.sequences:
                 self._enqueue(sequence, composer)
         return []
+
+    def _room_for(self, tenant: str) -> int:
+        """Return how many more of a tenant's sequences may wait."""
+        queued_max = self._config.max_queued_requests
+        if self._composer is None:
+            return queued_max - self._requests.sequence_count
+        waiting = self._composer.waiting
+        if self._config.scheduling_policy == "fcfs":
+            return queued_max - len(waiting)
+        tenants = len(waiting.tenants | {tenant})
+        return fair.queue_room(queued_max, len(waiting), waiting.count(tenant), tenants)
 
     def _enqueue(self, sequence: Sequence, composer: Composer) -> None:
         composer.waiting.append(sequence)
@@ -308,6 +321,10 @@ class Scheduler:
         request = sequence.request
         generate = request.generate
         sequence.tokens.append(token)
+        tenant = request.tenant
+        tenant.counter += tenant.output_price
+        for account in request.metered:
+            account.spend(1, now_ns)
         if request.first_token_ns is None:
             self._metrics.first_token(request, now_ns)
             log.debug(
@@ -342,14 +359,16 @@ class Scheduler:
         resident: Set[str] = self._composer.slots.resident if self._composer else frozenset()
         sections = {**inspection.sections, "scheduler": self._counters()}
         metrics = self._metrics.report(resident)
-        forward = Inspection(inspection.client, inspection.label, sections, metrics)
+        tenants = self._metrics.report_tenants(self._payers.tenants.counter)
+        forward = Inspection(inspection.client, inspection.label, sections, metrics, tenants)
         return [Send(self._runners[0], forward)]
 
     def _counters(self) -> dict[str, float]:
         counters: dict[str, float] = {
             "requests": len(self._requests),
             "sequences": self._requests.sequence_count,
-            "rejected_total": self._metrics.rejected,
+            "rejected_total": self._metrics.rejections,
+            "tenants": len(self._payers.tenants),
             "steps_total": self._steps_done,
             "compute_us_total": self._compute_us,
         }

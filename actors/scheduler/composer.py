@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from weft.actors.scheduler import policy
@@ -38,7 +39,7 @@ class Composer:
             page_granules=ready.page_granules,
             policy=config.lora_eviction_policy,
         )
-        self.waiting = Waiting()
+        self.waiting = Waiting(config.scheduling_policy)
         self.preemptions = 0
         self._config = config
         self._leaves: list[int] = []
@@ -181,6 +182,8 @@ class Composer:
             draft.sampled.append(sequence)
 
     def _admit(self, draft: Draft) -> list[str]:
+        if self.rows.free == 0 or draft.tokens_left <= 0:
+            return []
         reserve = len(self.rows) // 2  # pages that running sequences will soon grow by
         room = Room(
             rows=self.rows.free,
@@ -190,10 +193,23 @@ class Composer:
             pinned=self.slots.pinned,
             resident=self.slots.resident,
         )
+        needs: dict[int, Need] = {}  # of those that were looked at and may start
+
+        def need(number: int) -> Need:
+            needs[number] = self._need(self.waiting[number])
+            return needs[number]
+
+        def tokens(sequence: Sequence) -> int:
+            needed = needs.get(sequence.number)
+            return len(sequence.tokens) if needed is None else needed.tokens
+
+        order = self.waiting.in_order(tokens)
+        if len(self.waiting) > policy.LOOK_AHEAD:
+            order = self._without_gaps(order, tokens)
         admission = policy.admit(
-            map(self._candidate, self.waiting),
+            map(self._candidate, order),
             room,
-            need=lambda number: self._need(self.waiting[number]),
+            need=need,
             is_at_hand=self._is_at_hand,
         )
         for number in admission.overtaken:
@@ -208,6 +224,23 @@ class Composer:
             if adapter is not None:
                 self._rotation = (adapter, admission.starving)
         return admission.wanted
+
+    def _without_gaps(
+        self, order: Iterator[Sequence], tokens: Callable[[Sequence], int]
+    ) -> Iterator[Sequence]:
+        """Yield the first of all, and then the first of those that lack no adapter's slot.
+
+        Or, where more tenants are first whose adapters must wait than are looked at, rows would
+        stay empty that others could have.
+        """
+        seen = set()
+        for sequence in islice(order, policy.LOOK_AHEAD // 2):
+            seen.add(sequence.number)
+            yield sequence
+        usable = [*self.slots.pinned, None]
+        for sequence in self.waiting.in_order(tokens, adapters=usable):
+            if sequence.number not in seen:
+                yield sequence
 
     def _candidate(self, sequence: Sequence) -> Candidate:
         return Candidate(
@@ -291,7 +324,10 @@ class Composer:
         sequence.prefill_end = len(sequence.tokens)
         sequence.overtaken = 0
         if sequence.cached_tokens is None:
+            # What is computed again after a preemption is no service.
             sequence.cached_tokens = sequence.computed
+            tenant = sequence.request.tenant
+            tenant.counter += tenant.input_price * (sequence.prefill_end - sequence.computed)
         draft.joins.append(
             Join(
                 row=self.rows.take(sequence),

@@ -1,16 +1,26 @@
-"""What the scheduler counts for each adapter."""
+"""What the scheduler counts for each adapter and each tenant."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 
 from weft.actors.scheduler.sequence import Request
-from weft.runtime.messages import METRIC_BUCKETS_S, AdapterMetrics, End
+from weft.runtime.messages import (
+    METRIC_BUCKETS_S,
+    AdapterMetrics,
+    End,
+    Generate,
+    TenantMetrics,
+)
 
 # Names remembered for one adapter: an adapter may be registered under any number of them.
 NAMES_MAX = 8
+
+# Tenants with counters of their own, those of the configuration included. Others share one set, for
+# whoever may choose a ``user`` makes up as many names as they like.
+TENANTS_MAX = 256
 
 
 @dataclass(slots=True)
@@ -40,18 +50,41 @@ class AdapterCounters:
     first_token: Histogram = field(default_factory=Histogram)
 
 
-class Metrics:
-    """Counters by adapter digest; None is the base."""
+@dataclass(slots=True)
+class TenantCounters:
+    """One tenant's, or those of all that have none of their own."""
 
-    def __init__(self) -> None:
+    requests: int = 0
+    rejected: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    queue: Histogram = field(default_factory=Histogram)
+
+
+class Metrics:
+    """Counters by adapter digest, where None is the base; and by tenant, None being all others."""
+
+    def __init__(self, tenants: Iterable[str] = ()) -> None:
+        """``tenants`` have counters from the start."""
         self._adapters: dict[str | None, AdapterCounters] = {}
-        self.rejected = 0
+        self._tenants: dict[str | None, TenantCounters] = {
+            tenant: TenantCounters() for tenant in tenants
+        }
+        self.rejections = 0
+
+    def rejected(self, generate: Generate) -> None:
+        """Count a request that will not be answered."""
+        self.rejections += 1
+        self._of_tenant(generate.tenant).rejected += 1
 
     def accepted(self, request: Request) -> None:
         """Count a request that will be answered."""
         counters = self._of(request)
         counters.requests += 1
         counters.prompt_tokens += len(request.generate.prompt)
+        tenant = self._of_tenant(request.tenant.name)
+        tenant.requests += 1
+        tenant.prompt_tokens += len(request.generate.prompt)
         name = request.generate.model
         if name not in counters.names and len(counters.names) < NAMES_MAX:
             counters.names.append(name)
@@ -61,6 +94,7 @@ class Metrics:
         request.admitted_ns = now_ns
         counters = self._of(request)
         counters.queue.add(now_ns - request.accepted_ns)
+        self._of_tenant(request.tenant.name).queue.add(now_ns - request.accepted_ns)
         counters.cached_tokens += request.sequences[0].cached_tokens or 0
 
     def first_token(self, request: Request, now_ns: int) -> None:
@@ -71,6 +105,7 @@ class Metrics:
     def ended(self, request: Request, end: End) -> None:
         """Count a sequence's output."""
         self._of(request).output_tokens += end.output_tokens
+        self._of_tenant(request.tenant.name).output_tokens += end.output_tokens
 
     def report(self, resident: Set[str]) -> list[AdapterMetrics]:
         """Return the counters of every adapter that was ever used."""
@@ -90,6 +125,27 @@ class Metrics:
             )
             for digest, counters in self._adapters.items()
         ]
+
+    def report_tenants(self, counter: Callable[[str], float]) -> list[TenantMetrics]:
+        """Return the counters of tenants; ``counter`` is a tenant's virtual one."""
+        return [
+            TenantMetrics(
+                tenant=tenant,
+                requests=counters.requests,
+                rejected=counters.rejected,
+                prompt_tokens=counters.prompt_tokens,
+                output_tokens=counters.output_tokens,
+                queue_s=list(counters.queue.counts),
+                queue_s_sum=counters.queue.sum_s,
+                counter=0.0 if tenant is None else counter(tenant),
+            )
+            for tenant, counters in self._tenants.items()
+        ]
+
+    def _of_tenant(self, name: str) -> TenantCounters:
+        if name in self._tenants or len(self._tenants) < TENANTS_MAX:
+            return self._tenants.setdefault(name, TenantCounters())
+        return self._tenants.setdefault(None, TenantCounters())
 
     def _of(self, request: Request) -> AdapterCounters:
         return self._adapters.setdefault(request.generate.adapter, AdapterCounters())

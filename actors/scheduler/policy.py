@@ -68,7 +68,7 @@ def admit(
     need: Callable[[int], Need],
     is_at_hand: Callable[[str], bool],
 ) -> Admission:
-    """Choose in arrival order. An adapter is at hand on the device or in host memory.
+    """Choose in the order given. An adapter is at hand on the device or in host memory.
 
     A sequence without tokens or pages ends the search: if smaller ones could pass it, a long prompt
     would wait for ever. One whose adapter is not at hand, or would be one too many, is passed over:

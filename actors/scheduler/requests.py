@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from weft.actors.scheduler.accounts import Payers
+from weft.actors.scheduler.limits import Excess
 from weft.actors.scheduler.sequence import Request, Sequence
 from weft.runtime.messages import Generate, Refused
+
+# A queue moves within a second.
+QUEUE_FULL_RETRY_S = 1.0
 
 
 class Requests:
     """Owner of every request from acceptance to the end of its last choice.
 
     Invariants, checked by ``check``: every live sequence belongs to a live request, and a request
-    without live ones is gone.
+    without live ones is gone; accounts count the live sequences of their tenants and adapters.
     """
 
-    def __init__(self, *, queued_max: int) -> None:
+    def __init__(self, *, queued_max: int, payers: Payers) -> None:
         self._queued_max = queued_max
+        self._payers = payers
         self._requests: dict[tuple[str, str], Request] = {}  # by client and label
         self._sequences: dict[int, Sequence] = {}  # that live, by number
         self._next_sequence = 1
@@ -45,35 +52,35 @@ class Requests:
         """Return a sequence that is not over."""
         return self._sequences.get(number)
 
-    def refusal(self, generate: Generate, *, waiting: int) -> Refused | None:
-        """Say why a request cannot be taken while so many sequences wait, if it cannot."""
-        if self.find(generate.client, generate.label) is not None:
-            return Refused(
-                generate.label,
-                "duplicate_label",
-                f"a request labelled {generate.label!r} is running; use another label",
-                param="label",
-            )
+    def refusal(self, generate: Generate, now_ns: int, *, room: int) -> Refused | None:
+        """Say why a request cannot be taken while so many more may wait, if it cannot."""
+        label = generate.label
+        if self.find(generate.client, label) is not None:
+            text = f"a request labelled {label!r} is running; use another label"
+            return Refused(label, "duplicate_label", text, param="label")
         if generate.choices > self._queued_max:  # trying again would not help
-            return Refused(
-                generate.label,
-                "invalid_value",
-                f"n: {generate.choices} is more than may wait here ({self._queued_max}); lower it, "
-                f"or have max_queued_requests raised",
-                param="n",
-            )
-        if waiting + generate.choices > self._queued_max:
-            return Refused(
-                generate.label,
-                "queue_full",
-                f"{waiting} requests are waiting already; try again later",
-                retry_after_s=1.0,
-            )
+            text = f"n: {generate.choices} is more than may wait here ({self._queued_max}); lower "
+            text += "it, or have max_queued_requests raised"
+            return Refused(label, "invalid_value", text, param="n")
+        tenant, adapter = self._payers.of(generate, now_ns)
+        for account, whose in ((tenant, "yours"), (adapter, f"of {generate.model!r}")):
+            excess = account.excess(generate, now_ns) if account is not None else None
+            if excess is not None:
+                return _beyond_limits(label, excess, whose)
+        if generate.choices > room:
+            text = "too many requests are waiting already; try again later"
+            return Refused(label, "queue_full", text, retry_after_s=QUEUE_FULL_RETRY_S)
         return None
 
     def add(self, generate: Generate, now_ns: int) -> Request:
         """Take a request that ``refusal`` has nothing against; its choices get numbers."""
-        request = Request(generate, now_ns)
+        tenant, adapter = self._payers.of(generate, now_ns)
+        self._payers.tenants.take(tenant, generate.choices)
+        if adapter is not None:
+            self._payers.adapters.take(adapter, generate.choices)
+        request = Request(generate, now_ns, tenant, adapter)
+        for account in request.metered:
+            account.spend(len(generate.prompt), now_ns)
         for choice in range(generate.choices):
             sequence = Sequence(
                 self._next_sequence, request, choice, list(generate.prompt), generate.max_tokens
@@ -89,8 +96,12 @@ class Requests:
         assert not sequence.is_over
         sequence.is_over = True
         del self._sequences[sequence.number]
-        if sequence.request.is_over:
-            del self._requests[sequence.request.key]
+        request = sequence.request
+        self._payers.tenants.give_back(request.tenant)
+        if request.adapter is not None:
+            self._payers.adapters.give_back(request.adapter)
+        if request.is_over:
+            del self._requests[request.key]
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -99,3 +110,14 @@ class Requests:
             assert not request.is_over
         live = {s.number for r in self for s in r.sequences if not s.is_over}
         assert live == set(self._sequences)
+        requests = [sequence.request for sequence in self.sequences]
+        self._payers.tenants.check(Counter(request.tenant.name for request in requests))
+        adapters = [request.adapter for request in requests if request.adapter is not None]
+        self._payers.adapters.check(Counter(adapter.name for adapter in adapters))
+
+
+def _beyond_limits(label: str, excess: Excess, whose: str) -> Refused:
+    if excess.retry_after_s is None:
+        return Refused(label, "invalid_value", f"n: {excess.reason}", param="n")
+    text = f"a limit, {whose}: {excess.reason}"
+    return Refused(label, "rate_limit_exceeded", text, retry_after_s=excess.retry_after_s)

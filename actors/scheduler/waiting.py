@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal
 
+from weft.actors.scheduler import fair
+from weft.actors.scheduler.accounts import Account
+from weft.actors.scheduler.policy import LOOK_AHEAD
 from weft.actors.scheduler.sequence import Sequence
+
+
+@dataclass(eq=False, slots=True)
+class _Line:
+    """Those of one tenant, the most urgent first; with the policy "fcfs" those of all."""
+
+    tenant: Account
+    entries: list[tuple[int, int]] = field(default_factory=list)  # urgency and number
 
 
 class Waiting:
     """The queue, and which adapters are waited for.
 
-    Invariants, checked by ``check``: nobody in it holds a row or pages; an adapter is counted as
-    often as a sequence waits for it.
+    Who has been put first (preempted, or starved by others) comes first. The rest are in order of
+    urgency, and with the policy "vtc" each tenant has a line of its own: whose counter is the least
+    comes next.
+
+    Invariants, checked by ``check``: nobody in it holds a row or pages; everyone is in one line or
+    was put first; everyone is noted under their adapter.
     """
 
-    def __init__(self) -> None:
-        self._sequences: OrderedDict[int, Sequence] = OrderedDict()  # by number
-        self._adapters: Counter[str] = Counter()
+    def __init__(self, policy: Literal["vtc", "fcfs"] = "vtc") -> None:
+        self._is_fair = policy == "vtc"
+        self._sequences: dict[int, Sequence] = {}  # by number
+        self._first: OrderedDict[int, None] = OrderedDict()
+        self._lines: dict[str, _Line] = {}  # by tenant
+        self._last: Account | None = None  # whose line was the last to end
+        self._waits_of: Counter[str] = Counter()  # sequences by tenant
+        # Those in lines and those put first, by adapter; a dict keeps the order of arrival.
+        self._of_adapter: dict[str | None, dict[int, None]] = {}
 
     @property
     def adapters(self) -> Set[str]:
-        """Those that some sequence waits for."""
-        return self._adapters.keys()
+        """Those that some sequence waits for, the one waited for longest first."""
+        return dict.fromkeys(each for each in self._of_adapter if each is not None).keys()
+
+    @property
+    def tenants(self) -> Set[str]:
+        """Those of whom some sequence waits."""
+        return self._waits_of.keys()
 
     def __len__(self) -> int:
         return len(self._sequences)
 
     def __iter__(self) -> Iterator[Sequence]:
-        """Whoever is to be admitted first comes first."""
+        """Every sequence, in no order."""
         return iter(self._sequences.values())
 
     def __getitem__(self, number: int) -> Sequence:
@@ -38,32 +68,124 @@ class Waiting:
         """Whether a sequence waits."""
         return number in self._sequences
 
+    def count(self, tenant: str) -> int:
+        """Return how many of a tenant's sequences wait."""
+        return self._waits_of[tenant]
+
+    def in_order(
+        self, tokens: Callable[[Sequence], int], *, adapters: list[str | None] | None = None
+    ) -> Iterator[Sequence]:
+        """Whoever is to be admitted first comes first; of those with ``adapters`` alone, if given.
+
+        ``tokens`` says how many a sequence has to compute; it is asked as ``fair.merge`` asks.
+        """
+        sequences = self._sequences
+        for number in self._first:
+            if adapters is None or sequences[number].request.generate.adapter in adapters:
+                yield sequences[number]
+        lines = self._lines if adapters is None else self._lines_with(adapters)
+        lanes = map(_lane, sorted(lines.values(), key=_counter))
+        for number in fair.merge(lanes, lambda number: tokens(sequences[number])):
+            yield sequences[number]
+
     def append(self, sequence: Sequence) -> None:
-        """Let a sequence wait behind all others."""
-        self._sequences[sequence.number] = sequence
-        if (adapter := sequence.request.generate.adapter) is not None:
-            self._adapters[adapter] += 1
+        """Let a sequence wait behind those of its tenant that are as urgent."""
+        self._note(sequence)
+        tenant = sequence.request.tenant
+        line = self._lines.get(self._line_of(sequence))
+        if line is None:
+            if self._is_fair:
+                counters = [other.tenant.counter for other in self._lines.values()]
+                last = self._last.counter if self._last else 0.0
+                tenant.counter = fair.lifted(tenant.counter, counters, last)
+            line = self._lines[self._line_of(sequence)] = _Line(tenant)
+        insort(line.entries, _entry(sequence))
 
     def prepend(self, sequence: Sequence) -> None:
         """Let a sequence wait before all others."""
-        self.append(sequence)
-        self.move_to_front(sequence.number)
+        self._note(sequence)
+        self._put_first(sequence.number)
 
     def move_to_front(self, number: int) -> None:
         """Let one that waits be the next."""
-        self._sequences.move_to_end(number, last=False)
+        if number not in self._first:
+            self._leave_line(self._sequences[number])
+        self._put_first(number)
 
     def remove(self, sequence: Sequence) -> None:
         """Let a sequence wait no longer."""
         del self._sequences[sequence.number]
-        if (adapter := sequence.request.generate.adapter) is not None:
-            self._adapters[adapter] -= 1
-            if self._adapters[adapter] == 0:
-                del self._adapters[adapter]
+        if sequence.number in self._first:
+            del self._first[sequence.number]
+        else:
+            self._leave_line(sequence)
+        tenant, adapter = sequence.request.tenant.name, sequence.request.generate.adapter
+        self._waits_of[tenant] -= 1
+        if self._waits_of[tenant] == 0:
+            del self._waits_of[tenant]
+        del self._of_adapter[adapter][sequence.number]
+        if not self._of_adapter[adapter]:
+            del self._of_adapter[adapter]
 
     def check(self) -> None:
         """Assert the invariants."""
         assert all(s.row is None and s.holding is None for s in self)
-        wanted = Counter(s.request.generate.adapter for s in self)
-        del wanted[None]
-        assert wanted == self._adapters
+        found = {n: adapter for adapter, numbers in self._of_adapter.items() for n in numbers}
+        assert found == {s.number: s.request.generate.adapter for s in self}
+        assert all(self._of_adapter.values())
+        assert Counter(s.request.tenant.name for s in self) == self._waits_of
+        lined = [number for line in self._lines.values() for _, number in line.entries]
+        assert sorted([*lined, *self._first]) == sorted(self._sequences)
+        for key, line in self._lines.items():
+            assert line.entries == sorted(line.entries) != []
+            for entry in line.entries:
+                sequence = self._sequences[entry[1]]
+                assert (self._line_of(sequence), _entry(sequence)) == (key, entry)
+
+    def _note(self, sequence: Sequence) -> None:
+        self._sequences[sequence.number] = sequence
+        self._waits_of[sequence.request.tenant.name] += 1
+        adapter = sequence.request.generate.adapter
+        self._of_adapter.setdefault(adapter, {})[sequence.number] = None
+
+    def _put_first(self, number: int) -> None:
+        self._first[number] = None
+        self._first.move_to_end(number, last=False)
+
+    def _leave_line(self, sequence: Sequence) -> None:
+        key = self._line_of(sequence)
+        line = self._lines[key]
+        del line.entries[bisect_left(line.entries, _entry(sequence))]
+        if not line.entries:
+            self._last = line.tenant
+            del self._lines[key]
+
+    def _lines_with(self, adapters: list[str | None]) -> dict[str, _Line]:
+        """Return lines of those alone that have one of these adapters; some of each, if many."""
+        lines: dict[str, _Line] = {}
+        for adapter in adapters:
+            some = islice(self._of_adapter.get(adapter, ()), LOOK_AHEAD // len(adapters) + 1)
+            for sequence in map(self._sequences.__getitem__, some):
+                if sequence.number not in self._first:
+                    line = lines.setdefault(self._line_of(sequence), _Line(sequence.request.tenant))
+                    line.entries.append(_entry(sequence))
+        for line in lines.values():
+            line.entries.sort()
+        return lines
+
+    def _line_of(self, sequence: Sequence) -> str:
+        return sequence.request.tenant.name if self._is_fair else ""
+
+
+def _entry(sequence: Sequence) -> tuple[int, int]:
+    request = sequence.request
+    return fair.urgency_ns(request.accepted_ns, request.generate.priority), sequence.number
+
+
+def _lane(line: _Line) -> fair.Lane:
+    tenant = line.tenant
+    return fair.Lane(tenant.counter, tenant.input_price, (number for _, number in line.entries))
+
+
+def _counter(line: _Line) -> float:
+    return line.tenant.counter

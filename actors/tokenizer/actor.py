@@ -6,11 +6,12 @@ import hashlib
 from collections import deque
 from typing import NamedTuple, assert_never
 
-from weft.actors.tokenizer import sampling
+from weft.actors.tokenizer import sampling, tenants
 from weft.actors.tokenizer.names import Names
 from weft.actors.tokenizer.prompt import PromptEncoder
 from weft.actors.tokenizer.refusal import DRAINING_RETRY_S, QUEUE_FULL_RETRY_S, Refusal, need
 from weft.actors.tokenizer.replies import Replies
+from weft.actors.tokenizer.tenants import Tenants
 from weft.actors.tokenizer.text_model import TextModel
 from weft.runtime.actor import Send, Turn
 from weft.runtime.config import Config
@@ -68,6 +69,7 @@ class TokenizerManager:
             max_model_len=model.max_model_len,
         )
         self._names = Names(self._base)
+        self._tenants = Tenants(config)
         self._inbox_max = config.max_queued_requests
         self._nonce = nonce
         self._generated = 0
@@ -155,6 +157,7 @@ class TokenizerManager:
             ("label", submit.label),
             ("model", submit.model),
             ("user", submit.user),
+            ("tenant", submit.tenant),
         ):
             need(
                 len(text or "") <= LABEL_CHARACTERS_MAX,
@@ -167,6 +170,7 @@ class TokenizerManager:
         if len(self._inbox) == self._inbox_max:
             text = f"{self._inbox_max} requests wait already; try again later"
             raise Refusal("queue_full", text, retry_after_s=QUEUE_FULL_RETRY_S)
+        tenants.check_priority(submit.priority)
         sampling.check(submit.sampling, self._model.vocab_size)
         self._prompts.check_size(submit)
 
@@ -215,6 +219,8 @@ class TokenizerManager:
         """Return the request, complete. Raises ``Refusal``."""
         wanted = submit.sampling
         digest = self._names.digest(submit.model)
+        tenant = self._tenants.of(submit, self._base.name)
+        self._tenants.check_rank(tenant, self._names.rank(submit.model))
         prompt = self._prompts.encode(submit)
         stop_token_ids = sampling.stop_tokens(wanted, self._model.eos_token_ids)
         request_id = f"{self._nonce:016x}{self._generated:016x}"
@@ -238,6 +244,8 @@ class TokenizerManager:
             stop=wanted.stop,
             include_stop=wanted.include_stop,
             skip_special_tokens=wanted.skip_special_tokens,
+            tenant=tenant,
+            priority=submit.priority,
         )
 
 

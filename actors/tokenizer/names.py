@@ -37,6 +37,10 @@ class Names:
             )
         return adapter.digest
 
+    def rank(self, model: str | None) -> int:
+        """Return an adapter's rank; 0 for the base. The name must be known."""
+        return 0 if model is None or model == self._base.name else self._adapters[model].rank
+
     def entries(self) -> list[ModelEntry]:
         """Return every name that can be used, the base first."""
         return [

@@ -60,8 +60,7 @@ INLINE vec cached(const int is_half, const char *cache, int64_t i)
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Keys up to ``last`` that follow each other in one page: a pass over all keys goes from run to run.
- */
+/* Keys that follow each other in one page: a pass over all keys goes from run to run. */
 typedef struct {
     int64_t key, count;
     int64_t place; /* of the first one of a head in a cache */
@@ -87,8 +86,10 @@ INLINE run run_at(
     return r;
 }
 
+/* All keys from first to last. */
 #define EACH_RUN(r)                                                                                \
-    run r = run_at(w, pages, kv_head, first / w->page_tokens, first % w->page_tokens, first, last); \
+    run r = run_at(                                                                                \
+        w, pages, kv_head, first / w->page_tokens, first % w->page_tokens, first, last);           \
     r.key <= last;                                                                                 \
     r = run_at(w, pages, kv_head, r.index + 1, 0, r.key + r.count, last)
 
@@ -275,8 +276,9 @@ static void attend(const work *w, const int64_t *tile, int64_t kv_head, float *s
             score(0, w, q, count, pages, kv_head, first, last, scores, stride);
         for (int64_t i = 0; i < count; i++) {
             int64_t position = w->positions[tile[0] + (begin + i) / fold];
-            int64_t own = w->window && position - w->window + 1 > first ? position - w->window + 1 : first;
-            factors[i] = softmax(scores + i * stride, own - first, position + 1 - first, last + 1 - first);
+            int64_t own = w->window ? position - w->window + 1 : first;
+            factors[i] = softmax(scores + i * stride, own > first ? own - first : 0,
+                                 position + 1 - first, last + 1 - first);
         }
         weigh_functions[w->is_half][count - 1](
             w, scores, stride, pages, kv_head, first, last, factors, out);

@@ -9,6 +9,7 @@ by online softmax (Milakov and Gimelshein 2018), and splits are merged in the or
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -69,12 +70,17 @@ class Room(NamedTuple):
     pages: int  # of the longest row
 
 
+# Takes how many integers a plan has, and for how many there must be room on the device. Returns
+# where to write the former, and where the latter are as soon as something is launched.
+Place = Callable[[int, int], tuple[Ints32, Tensor]]
+
+
 class Plan:
     """How one step's rows attend: made once, used in every layer.
 
-    Without ``room`` a plan is for one step. With it, its arrays on the device stay where they are,
-    every launch has the same shape whatever the step is, and ``fill`` describes the next step; so
-    ``attend`` can be captured in a CUDA graph.
+    Without ``room`` a plan is for one step. With it, every launch has the same shape whatever the
+    step is, and ``fill`` describes the next step; so ``attend`` can be captured in a CUDA graph, if
+    ``place`` gives the next step's arrays the same place.
     """
 
     def __init__(
@@ -89,24 +95,27 @@ class Plan:
         device: torch.device,
         processors: int,
         room: Room | None = None,
+        place: Place | None = None,
     ) -> None:
         """The first three as for the reference, in host memory; no row is empty.
 
         ``heads`` is a multiple of ``kv_heads``; the queries of one row are at adjacent positions.
-        ``processors`` are the device's, each of which runs some programs at a time.
+        ``processors`` are the device's, each of which runs some programs at a time. ``place`` says
+        where the arrays go; None: to memory of their own, which stays the same, by their own copy.
         """
         self._page_tokens = page_tokens
         self._heads, self._kv_heads = heads, kv_heads
         self._device = device
         self._programs = processors * PROGRAMS_PER_PROCESSOR
         self._room = room
-        self._packed: Tensor | None = None
+        self._place = place
+        self._own: Tensor | None = None
         self._sections: list[Tensor] = []
         self._partials: tuple[Tensor, Tensor] | None = None
         self.fill(page_table, starts, positions)
 
     def fill(self, page_table: Ints, starts: Ints, positions: Ints) -> None:
-        """Describe a step, in one copy to the device."""
+        """Describe a step."""
         narrow_tokens, wide_tokens = self._tokens(NARROW_ROWS), self._tokens(WIDE_ROWS)
         counts = np.diff(starts)
         is_narrow = counts <= narrow_tokens
@@ -204,17 +213,25 @@ class Plan:
             sizes = room
         ends = np.cumsum([-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]).tolist()
         begins = [0, *ends[:-1]]
-        host = np.zeros(begins[-1] + sections[-1].size, dtype=np.int32)
+        count = begins[-1] + sections[-1].size
+        source = None
+        if self._place is not None:
+            host, packed = self._place(count, ends[-1])
+        else:
+            # Otherwise than from pinned memory, the host waits for the copy.
+            pinned = self._device.type == "cuda"
+            source = torch.empty(count, dtype=torch.int32, pin_memory=pinned)
+            host, packed = source.numpy(), self._own_memory(ends[-1])
         for begin, section in zip(begins, sections, strict=True):
             host[begin : begin + section.size] = section.reshape(-1)
-        source = torch.from_numpy(host)
-        if self._device.type == "cuda":
-            source = source.pin_memory()  # otherwise the host waits for the copy
-        if self._packed is None:
-            self._packed = torch.empty(ends[-1], dtype=torch.int32, device=self._device)
-            spans = zip(begins, ends, strict=True)
-            self._sections = [self._packed[begin:end] for begin, end in spans]
-        self._packed[: len(host)].copy_(source, non_blocking=True)
+        if source is not None:
+            packed[:count].copy_(source, non_blocking=True)
+        self._sections = [packed[a:b] for a, b in zip(begins, ends, strict=True)]
+
+    def _own_memory(self, room: int) -> Tensor:
+        if self._own is None:
+            self._own = torch.empty(room, dtype=torch.int32, device=self._device)
+        return self._own
 
     def _grid(self, which: int, programs: int) -> int:
         """How many programs a launch has; 0: it is left out."""

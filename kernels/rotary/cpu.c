@@ -22,7 +22,7 @@ static void rotate(float *first, const float *cos, const float *sin, int64_t hal
     }
 }
 
-/* x: [tokens, heads, 2 * half], its tokens and heads the strides apart; cos, sin: [context, half]. */
+/* x: [tokens, heads, 2 * half], tokens and heads the strides apart; cos, sin: [context, half]. */
 void weft_rotary(
     float *x, const float *cos, const float *sin, const int64_t *positions, int64_t tokens,
     int64_t heads, int64_t half, int64_t token_stride, int64_t head_stride)

@@ -8,6 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from weft.kernels.sample.philox import uniform
+
+# Below it float32 loses precision, and at last is zero.
+TEMPERATURE_MIN = torch.finfo(torch.float32).tiny
+
 
 def penalise(
     logits: Tensor,
@@ -71,3 +76,45 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     # uniform < 1, so the target lies below the last sum, and the first sum above it is a token's
     # whose own share is not zero.
     return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    min_p: Tensor,
+    k: Tensor,
+    p: Tensor,
+    seeds: Tensor,
+    choices: Tensor,
+    positions: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Draw a token for each row, each by its own numbers: in host memory.
+
+    Args:
+        logits: [R, V] float32, after bias and penalties; left as it is.
+        temperature: [R] float32; 0: the first of the most likely tokens.
+        min_p: [R] float32 in 0 .. 1.
+        k: [R] int32; 0: all tokens.
+        p: [R] float32 in 0 .. 1, not 0.
+        seeds: [R] int64.
+        choices: [R] int64.
+        positions: [R] int64, which the tokens will take in their sequences.
+
+    Returns:
+        Tokens [R] int64, and whether the logits were numbers of which one is finite [R] bool; where
+        they were not, the token is 0.
+    """
+    highest, tokens = logits.max(dim=-1)
+    finite = highest.isfinite()
+    scaled = logits.masked_fill(~finite[:, None], 0.0)
+    # Without the subtraction a temperature near zero turns logits into infinities.
+    scaled = scaled - scaled.amax(dim=-1, keepdim=True)
+    scaled /= temperature.clamp(min=TEMPERATURE_MIN)[:, None]
+    floor = scaled.amax(dim=-1, keepdim=True) + min_p.log()[:, None]
+    scaled = scaled.masked_fill(scaled < floor, float("-inf"))
+    count = torch.where(k > 0, k, logits.shape[1])
+    scaled = top_k_top_p(scaled, count[:, None], p[:, None])
+    noise = uniform(seeds.numpy(), choices.numpy(), positions.numpy())
+    drawn = draw(scaled, torch.from_numpy(noise))
+    tokens = torch.where(temperature > 0, drawn, tokens)
+    return tokens.masked_fill(~finite, 0), finite

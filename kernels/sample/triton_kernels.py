@@ -204,9 +204,7 @@ def _filter(
         edge_tokens = k - above
         total = weight + edge_tokens * _weights(edge)
     if p < 1:
-        share = p.to(tl.float64) * total.to(tl.float64)
-        limit = share.to(tl.int64)
-        limit += (limit.to(tl.float64) < share).to(tl.int64)
+        limit = (p.to(tl.float64) * total.to(tl.float64)).to(tl.int64)
         limit = tl.maximum(tl.minimum(limit, total), 1)
         if weight >= limit:
             edge, above, weight = _select(

@@ -2,9 +2,10 @@
  *
  * granules.py says where weights lie. They are float32 or bfloat16, everything else is float32. A
  * sum's order does not depend on the other rows of the batch, on the tile it is computed in, or on
- * the number of threads: one chain over x's columns in steps of WIDTH, its lanes added up in order,
+ * the number of threads: one chain over x's columns in steps of WIDTH, its lanes added up in pairs,
  * then the columns that are left; and one chain over the ranks.
  */
+#include <stddef.h>
 #include <stdint.h>
 
 #include "vector.h"
@@ -13,6 +14,10 @@ enum { RANKS = 8, COLUMNS = 128, PARTS_MAX = 3 };
 
 /* Rows that pass through the cache together, and blocks of columns, in one piece of work. */
 enum { TOKEN_BLOCK = 64, COLUMN_BLOCKS = 2 };
+
+/* Granules that are asked for before they are needed: reading one takes less time than its way
+ * from memory. */
+enum { AHEAD = 4, LINE = 64 };
 
 /* The sums of a tile fit into the registers: less of the rest for four tokens than for fewer. */
 enum { TILE_TOKENS = 4 };
@@ -42,6 +47,9 @@ typedef struct {
     const float *scales;
     int64_t page_granules, granule_bytes, a_start, total; /* groups of all parts */
 } weights;
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t blocks(int64_t count, int64_t block) { return (count + block - 1) / block; }
 
 static weights find(const adapters *a, int64_t layer, int64_t site, int64_t slot)
 {
@@ -83,34 +91,44 @@ INLINE float read_one(const char *granule, int64_t i, const int is_half)
     return is_half ? widen_one(((const uint16_t *)granule)[i]) : ((const float *)granule)[i];
 }
 
-/* Ask for the line that holds a granule's i-th number: granules are too short for the processor to
- * find out by itself which ones come next. */
+/* Ask for the line that begins with a granule's i-th number, if one begins there. */
 INLINE void prefetch(const char *granule, int64_t i, const int is_half)
 {
-    __builtin_prefetch(granule + i * (is_half ? 2 : 4));
+    const int64_t bytes = is_half ? 2 : 4;
+    if (i * bytes % LINE == 0)
+        __builtin_prefetch(granule + i * bytes);
+}
+
+/* The granule of A that is so many blocks after a group's first one, or of the groups after it. */
+static const char *shrunk_later(const weights *w, int64_t blocks, int64_t block, int64_t group)
+{
+    for (; block >= blocks; block -= blocks)
+        group++;
+    return granule(w, w->a_start + (group < w->total ? block * w->total + group : 0));
 }
 
 /* v[t][r] = x[t] . a[first + r] for a tile of T tokens and R ranks of one group. */
 INLINE void shrink_tile(
-    const int T, const int R, const int is_half, const weights *w, int64_t group, int64_t first,
-    const float *x, int64_t x_stride, int64_t in, float *v, int64_t v_stride)
+    const int T, const int R, const int is_half, const int is_first, const weights *w,
+    int64_t group, int64_t first, const float *x, int64_t x_stride, int64_t in, float *v,
+    int64_t v_stride)
 {
-    int64_t blocks = (in + COLUMNS - 1) / COLUMNS;
+    const int64_t all = blocks(in, COLUMNS);
     vec sums[TILE_TOKENS][RANKS];
     UNROLL for (int t = 0; t < T; t++)
         UNROLL for (int r = 0; r < R; r++)
             sums[t][r] = (vec){0};
-    const char *a = granule(w, w->a_start + group), *next = a, *last = a;
-    for (int64_t block = 0; block < blocks; block++, a = next) {
-        last = a;
-        if (block + 1 < blocks)
-            next = granule(w, w->a_start + (block + 1) * w->total + group);
+    const char *last = NULL;
+    for (int64_t block = 0; block < all; block++) {
+        const char *a = last = granule(w, w->a_start + block * w->total + group);
+        const char *next = is_first ? shrunk_later(w, all, block + AHEAD, group) : NULL;
         const float *rows = x + block * COLUMNS;
         int64_t columns = in - block * COLUMNS < COLUMNS ? in - block * COLUMNS : COLUMNS, k = 0;
         for (; k + WIDTH <= columns; k += WIDTH) {
             vec ranks[RANKS];
             UNROLL for (int r = 0; r < R; r++) {
-                prefetch(next, (first + r) * COLUMNS + k, is_half);
+                if (is_first)
+                    prefetch(next, (first + r) * COLUMNS + k, is_half);
                 ranks[r] = read(a, (first + r) * COLUMNS + k, is_half);
             }
             UNROLL for (int t = 0; t < T; t++) {
@@ -122,18 +140,18 @@ INLINE void shrink_tile(
     }
     UNROLL for (int t = 0; t < T; t++)
         UNROLL for (int r = 0; r < R; r++) {
-            float sum = 0;
-            for (int lane = 0; lane < WIDTH; lane++)
-                sum += sums[t][r][lane];
+            float sum = sum_lanes(sums[t][r]);
             for (int64_t k = in / WIDTH * WIDTH; k < in; k++)
-                sum += x[t * x_stride + k] * read_one(last, (first + r) * COLUMNS + k % COLUMNS, is_half);
+                sum += x[t * x_stride + k]
+                     * read_one(last, (first + r) * COLUMNS + k % COLUMNS, is_half);
             v[t * v_stride + first + r] = sum;
         }
 }
 
-#define SHRINK(T, R)                                                                               \
+#define SHRINK(T, R, is_first)                                                                     \
     for (int64_t r = 0; r < RANKS; r += R)                                                         \
-    shrink_tile(T, R, is_half, w, group, r, x + t * x_stride, x_stride, in, v + t * v_stride, v_stride)
+    shrink_tile(T, R, is_half, is_first, w, group, r, x + t * x_stride, x_stride, in,              \
+                v + t * v_stride, v_stride)
 
 /* One group of ranks for all tokens. */
 INLINE void shrink_group(
@@ -141,33 +159,38 @@ INLINE void shrink_group(
     int64_t x_stride, int64_t in, float *v, int64_t v_stride)
 {
     int64_t t = 0;
+    if (tokens >= TILE_TOKENS) {
+        SHRINK(TILE_TOKENS, TILE_RANKS, 1);
+        t = TILE_TOKENS;
+    }
     for (; t + TILE_TOKENS <= tokens; t += TILE_TOKENS)
-        SHRINK(TILE_TOKENS, TILE_RANKS);
+        SHRINK(TILE_TOKENS, TILE_RANKS, 0);
     switch (tokens - t) {
-    case 3: SHRINK(3, TILE_RANKS); break;
-    case 2: SHRINK(2, TILE_RANKS); break;
-    case 1: SHRINK(1, RANKS);
+    case 3: SHRINK(3, TILE_RANKS, 1); break;
+    case 2: SHRINK(2, TILE_RANKS, 1); break;
+    case 1: SHRINK(1, RANKS, 1);
     }
 }
 
 /* y[t][c] += scale v[t] . b[:, c] for a tile of T tokens and C vectors of one block of columns. */
 INLINE void expand_tile(
-    const int T, const int C, const int is_half, const weights *w, int64_t part, int64_t block,
-    int has_next, int64_t first, int64_t columns, const float *v, int64_t v_stride, float *y, int64_t y_stride)
+    const int T, const int C, const int is_half, const int is_first, const weights *w, int64_t part,
+    int64_t block, int64_t last, int64_t first, int64_t columns, const float *v, int64_t v_stride,
+    float *y, int64_t y_stride)
 {
     vec sums[TILE_TOKENS][TILE_VECTORS];
     UNROLL for (int t = 0; t < T; t++)
         UNROLL for (int c = 0; c < C; c++)
             sums[t][c] = (vec){0};
     int64_t index = w->b_start[part] + block * w->groups[part];
-    const char *b = granule(w, index), *next = b;
-    for (int64_t group = 0; group < w->groups[part]; group++, b = next) {
-        if (group + 1 < w->groups[part] || has_next)
-            next = granule(w, index + group + 1);
+    for (int64_t group = 0; group < w->groups[part]; group++) {
+        const char *b = granule(w, index + group);
+        const char *next = is_first ? granule(w, smaller(index + group + AHEAD, last)) : NULL;
         const float *ranks = v + group * RANKS;
         for (int64_t r = 0; r < RANKS; r++)
             UNROLL for (int c = 0; c < C; c++) {
-                prefetch(next, r * COLUMNS + first + c * WIDTH, is_half);
+                if (is_first)
+                    prefetch(next, r * COLUMNS + first + c * WIDTH, is_half);
                 vec row = read(b, r * COLUMNS + first + c * WIDTH, is_half);
                 UNROLL for (int t = 0; t < T; t++)
                     sums[t][c] += ranks[t * v_stride + r] * row;
@@ -186,28 +209,29 @@ INLINE void expand_tile(
         }
 }
 
-#define EXPAND(T, C)                                                                               \
+#define EXPAND(T, C, is_first)                                                                     \
     for (int64_t first = 0; first < columns; first += C * WIDTH)                                   \
-    expand_tile(T, C, is_half, w, part, block, has_next, first, columns, v + t * v_stride, v_stride,         \
-                y + t * y_stride, y_stride)
+    expand_tile(T, C, is_half, is_first, w, part, block, last, first, columns, v + t * v_stride,   \
+                v_stride, y + t * y_stride, y_stride)
 
 /* One block of columns for all tokens. */
 INLINE void expand_block(
-    const int is_half, const weights *w, int64_t part, int64_t block, int has_next, int64_t columns,
+    const int is_half, const weights *w, int64_t part, int64_t block, int64_t last, int64_t columns,
     int64_t tokens, const float *v, int64_t v_stride, float *y, int64_t y_stride)
 {
     int64_t t = 0;
+    if (tokens >= TILE_TOKENS) {
+        EXPAND(TILE_TOKENS, TILE_VECTORS_4, 1);
+        t = TILE_TOKENS;
+    }
     for (; t + TILE_TOKENS <= tokens; t += TILE_TOKENS)
-        EXPAND(TILE_TOKENS, TILE_VECTORS_4);
+        EXPAND(TILE_TOKENS, TILE_VECTORS_4, 0);
     switch (tokens - t) {
-    case 3: EXPAND(3, TILE_VECTORS_4); break;
-    case 2: EXPAND(2, TILE_VECTORS); break;
-    case 1: EXPAND(1, TILE_VECTORS);
+    case 3: EXPAND(3, TILE_VECTORS_4, 1); break;
+    case 2: EXPAND(2, TILE_VECTORS, 1); break;
+    case 1: EXPAND(1, TILE_VECTORS, 1);
     }
 }
-
-static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t blocks(int64_t count, int64_t block) { return (count + block - 1) / block; }
 
 /* Pieces of work of one segment in both phases. */
 static int64_t shrink_pieces(const weights *w, int64_t tokens)
@@ -257,14 +281,17 @@ static void expand_piece(
         v += w->groups[part] * RANKS;
         y += s->out[part];
     }
+    int64_t last = w->b_start[part] + blocks(s->out[part], COLUMNS) * w->groups[part] - 1;
     for (int64_t block = piece * COLUMN_BLOCKS; block < (piece + 1) * COLUMN_BLOCKS; block++) {
         int64_t columns = smaller(s->out[part] - block * COLUMNS, COLUMNS);
         if (columns <= 0)
             return;
         if (is_half)
-            expand_block(1, w, part, block, block + 1 < blocks(s->out[part], COLUMNS), columns, count, v, v_stride, y + block * COLUMNS, y_stride);
+            expand_block(1, w, part, block, last, columns, count, v, v_stride,
+                         y + block * COLUMNS, y_stride);
         else
-            expand_block(0, w, part, block, block + 1 < blocks(s->out[part], COLUMNS), columns, count, v, v_stride, y + block * COLUMNS, y_stride);
+            expand_block(0, w, part, block, last, columns, count, v, v_stride,
+                         y + block * COLUMNS, y_stride);
     }
 }
 

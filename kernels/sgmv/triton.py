@@ -108,12 +108,14 @@ class PagedLora:
         v_dtype = torch.promote_types(compute_dtype, arena.dtype)
         self._forms = _forms(self._widths, limits, v_dtype)
         bounds = self.planner(limits.tokens).bounds
+        # Shorter chunks make more items of fewer tokens.
+        few = self.planner(min(limits.tokens, TOKENS_FEW)).bounds
         self._scratch = _Scratch(
             torch.empty(
                 bounds.rows * max(self._forms.v_strides), dtype=v_dtype, device=arena.device
             ),
             torch.empty(PARTIALS_BYTES // 4, dtype=torch.float32, device=arena.device),
-            torch.zeros(max(bounds.items), dtype=torch.int32, device=arena.device),
+            torch.zeros(max(*bounds.items, *few.items), dtype=torch.int32, device=arena.device),
         )
 
     def planner(self, tokens: int) -> Planner:

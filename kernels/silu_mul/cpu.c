@@ -16,7 +16,8 @@ static inline vec silu(vec x)
     return x * (top / (one + small));
 }
 
-void weft_silu_mul(float *out, const float *gate_up, int64_t stride, int64_t tokens, int64_t columns)
+void weft_silu_mul(
+    float *out, const float *gate_up, int64_t stride, int64_t tokens, int64_t columns)
 {
 #pragma omp parallel for schedule(static) if (tokens * columns > WORTH_THREADS)
     for (int64_t t = 0; t < tokens; t++) {

@@ -13,6 +13,7 @@ from weft.runtime.client.asynchronous import AsyncClient, AsyncStream
 from weft.runtime.client.blocking import Client, Stream
 from weft.runtime.client.events import (
     Accepted,
+    Asker,
     Disconnected,
     Event,
     Failed,
@@ -27,6 +28,7 @@ from weft.runtime.runs import NoRun
 
 __all__ = [
     "Accepted",
+    "Asker",
     "AsyncClient",
     "AsyncStream",
     "Client",

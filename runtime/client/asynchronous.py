@@ -12,7 +12,7 @@ from typing import Any
 import zmq
 
 from weft.runtime.client.connection import Connection
-from weft.runtime.client.events import Disconnected, Event, Model, Report, first_text
+from weft.runtime.client.events import Asker, Disconnected, Event, Model, Report, first_text
 from weft.runtime.client.session import (
     ANSWER_TIMEOUT_S,
     Answer,
@@ -87,13 +87,16 @@ class AsyncClient:
         prompt: str | Sequence[int] | None = None,
         model: str | None = None,
         user: str | None = None,
+        tenant: str | None = None,
+        priority: int = 0,
         **sampling: Any,
     ) -> AsyncStream:
         """Send a request, and return its events: ``Accepted``, ``Text`` and ``Finished``."""
         news = asyncio.Event()
         request = self._connection.session.submit(
-            news.set, model=model, messages=messages, prompt=prompt, sampling=sampling, user=user
-        )
+            news.set, model=model, messages=messages, prompt=prompt, sampling=sampling,
+            asker=Asker(user, tenant, priority),
+        )  # fmt: skip
         self._pump_soon()
         return AsyncStream(self, request, news)
 

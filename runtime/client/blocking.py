@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import zmq
 
 from weft.runtime.client.connection import Connection
-from weft.runtime.client.events import Event, Model, Report, first_text
+from weft.runtime.client.events import Asker, Event, Model, Report, first_text
 from weft.runtime.client.session import (
     ANSWER_TIMEOUT_S,
     Answer,
@@ -76,12 +76,15 @@ class Client:
         prompt: str | Sequence[int] | None = None,
         model: str | None = None,
         user: str | None = None,
+        tenant: str | None = None,
+        priority: int = 0,
         **sampling: Any,
     ) -> Stream:
         """Send a request, and return its events: ``Accepted``, ``Text`` and ``Finished``."""
         request = self._connection.session.submit(
-            _nothing, model=model, messages=messages, prompt=prompt, sampling=sampling, user=user
-        )
+            _nothing, model=model, messages=messages, prompt=prompt, sampling=sampling,
+            asker=Asker(user, tenant, priority),
+        )  # fmt: skip
         self._connection.pump()
         return Stream(self, request)
 

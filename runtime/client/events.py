@@ -27,6 +27,14 @@ class Disconnected(ConnectionError):
     """weft has ended, or turned this client away."""
 
 
+class Asker(NamedTuple):
+    """On whose behalf a request is, as far as the client says."""
+
+    user: str | None = None  # the end user
+    tenant: str | None = None  # whose share and limits count; None: the user's, else the model's
+    priority: int = 0  # among the tenant's requests; lower is earlier
+
+
 class Accepted(NamedTuple):
     """The request will be answered."""
 
@@ -98,3 +106,4 @@ class Report(NamedTuple):
 
     sections: dict[str, dict[str, float]]  # process -> counter -> value
     adapters: list[dict[str, Any]]  # one for the base and each adapter in use, see INGRESS.md
+    tenants: list[dict[str, Any]] = []  # noqa: RUF012 - never changed

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from weft.runtime.client.events import (
     Accepted,
+    Asker,
     Disconnected,
     Event,
     Finished,
@@ -22,9 +23,15 @@ from weft.runtime.client.wire import Fields, Link
 # How long weft may take to answer what it answers at once.
 ANSWER_TIMEOUT_S = 30.0
 
+_NOBODY = Asker()
+
 _METRICS_FIELDS = (
     "digest", "names", "requests", "prompt_tokens", "cached_tokens", "output_tokens", "queue_s",
     "queue_s_sum", "first_token_s", "first_token_s_sum", "resident",
+)  # fmt: skip
+_TENANT_FIELDS = (
+    "tenant", "requests", "rejected", "prompt_tokens", "output_tokens", "queue_s", "queue_s_sum",
+    "counter",
 )  # fmt: skip
 
 
@@ -147,14 +154,14 @@ class Session:
         messages: Sequence[Mapping[str, Any]] | None,
         prompt: str | Sequence[int] | None,
         sampling: Mapping[str, Any],
-        user: str | None,
+        asker: Asker = _NOBODY,
     ) -> Request:
         """Ask for a completion."""
         request = Request(self._label(), wake)
         if prompt is not None and not isinstance(prompt, str):
             prompt = list(prompt)
         chat = None if messages is None else [dict(message) for message in messages]
-        fields = ["Submit", request.label, model, chat, prompt, dict(sampling), user]
+        fields = ["Submit", request.label, model, chat, prompt, dict(sampling), *asker]
         if self.failure is not None:
             request.fail(self.failure)
             return request
@@ -233,11 +240,12 @@ class Session:
             question.settle([Model(*model) for model in models])
 
     def _report(self, fields: Fields) -> None:
-        label, sections, adapters = fields
+        label, sections, adapters, tenants = [*fields, []][:4]
         question = self._questions.pop(label, None)
         if question is not None:
-            named = [dict(zip(_METRICS_FIELDS, values, strict=False)) for values in adapters]
-            question.settle(Report(sections, named))
+            of_adapters = [dict(zip(_METRICS_FIELDS, values, strict=False)) for values in adapters]
+            of_tenants = [dict(zip(_TENANT_FIELDS, values, strict=False)) for values in tenants]
+            question.settle(Report(sections, of_adapters, of_tenants))
 
     def _accepted(self, fields: Fields) -> None:
         label, request_id, first_sequence, choices, prompt_tokens = fields

@@ -8,9 +8,8 @@ import pytest
 from tests.actors.runner.ranks import Ranks
 from tests.actors.scheduler_harness import Harness, config
 from tests.checkpoints import ARCHITECTURES, greedy, peft_model, save_adapters, save_model
-from weft.actors.adapters.actor import AdapterStore
+from tests.sim.files import store_on_disk
 from weft.actors.adapters.base import BaseShapes
-from weft.actors.adapters.files import LocalFiles
 from weft.actors.runner.operations import NATIVE
 from weft.actors.runner.torch_engine import TorchEngine
 from weft.kernels.paged_attention import cpu as paged_attention
@@ -62,7 +61,7 @@ def stored(checkpoint, place, size):
         tensor_parallel_size=size,
     )
     base = BaseShapes.load(settings.model)
-    store = AdapterStore(settings, base, LocalFiles(), place, started_s=0)
+    store = store_on_disk(settings, base, place)
     turn = Turn(0, lambda peer: 100)
     [(_, catalog)] = store.advance(turn)
     assert [entry.refused for entry in catalog.adapters] == [None] * ADAPTERS

@@ -1,6 +1,7 @@
 import pytest
 
-from tests.actors.scheduler_harness import GREEDY
+from tests.actors.scheduler_harness import GREEDY, config
+from weft.actors.scheduler.accounts import Payers
 from weft.actors.scheduler.requests import Requests
 from weft.actors.scheduler.waiting import Waiting
 from weft.runtime.messages import Generate
@@ -8,7 +9,7 @@ from weft.runtime.messages import Generate
 
 @pytest.fixture
 def requests():
-    requests = Requests(queued_max=3)
+    requests = Requests(queued_max=3, payers=Payers(config()))
     yield requests
     requests.check()
 
@@ -22,6 +23,10 @@ def waiting():
 
 def generate(label="a", *, client="c", adapter=None, choices=1):
     return Generate("0" * 32, client, label, "m", [5, 6], adapter, "", 9, choices, [], GREEDY)
+
+
+def in_order(waiting):
+    return list(waiting.in_order(lambda sequence: 1.0))
 
 
 def add(requests, label, **options):
@@ -42,17 +47,17 @@ def test_choices_are_numbered_in_order_and_the_last_to_end_takes_the_request_alo
 
 def test_a_label_is_refused_to_its_client_while_it_is_in_use(requests):
     [sequence] = add(requests, "a")
-    assert requests.refusal(generate("a"), waiting=0).code == "duplicate_label"
-    assert requests.refusal(generate("a", client="d"), waiting=0) is None
+    assert requests.refusal(generate("a"), 0, room=3).code == "duplicate_label"
+    assert requests.refusal(generate("a", client="d"), 0, room=3) is None
     requests.end(sequence)
-    assert requests.refusal(generate("a"), waiting=0) is None
+    assert requests.refusal(generate("a"), 0, room=3) is None
 
 
 @pytest.mark.parametrize(
     ("choices", "waiting", "code"), [(3, 0, None), (2, 2, "queue_full"), (4, 0, "invalid_value")]
 )
 def test_no_more_may_wait_than_is_configured(requests, choices, waiting, code):
-    refused = requests.refusal(generate(choices=choices), waiting=waiting)
+    refused = requests.refusal(generate(choices=choices), 0, room=3 - waiting)
     assert (refused and refused.code) == code
 
 
@@ -61,11 +66,11 @@ def test_the_queue_keeps_its_order_but_for_those_that_are_put_first(requests, wa
     waiting.append(a)
     waiting.append(b)
     waiting.prepend(c)
-    assert list(waiting) == [c, a, b]
+    assert in_order(waiting) == [c, a, b]
     waiting.move_to_front(b.number)
-    assert list(waiting) == [b, c, a]
+    assert in_order(waiting) == [b, c, a]
     waiting.remove(c)
-    assert list(waiting) == [b, a]
+    assert in_order(waiting) == [b, a]
     assert not waiting.has(c.number)
 
 

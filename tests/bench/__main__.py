@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.bench import kernels, latency, log_lines, pool, ranks, steps, throughput
+from tests.bench import kernels, latency, log_lines, pool, ranks, steps, tenants, throughput
 from tests.bench.gpu import decode, device, sweep
 from tests.bench.load import Load
 from tests.bench.many import cold, curve
@@ -56,6 +56,11 @@ def _tables(section, options):
         case "steps":
             yield "The scheduler's part of a steady decode step", steps.scheduler_table()
             yield (
+                f"A decode step of {steps.BACKLOG_ROWS} rows while others wait that cannot start, "
+                "microseconds by scheduling_policy",
+                steps.backlog_table(),
+            )
+            yield (
                 "A step of the running demonstration: what is not the model's computing",
                 steps.share_table(threads=threads),
             )
@@ -84,6 +89,12 @@ def _tables(section, options):
             yield from pool.tables()
         case "adapters":
             yield from _adapters(options)
+        case "tenants":
+            yield (
+                "Milliseconds to the first token of a tenant that asks now and then, alone and "
+                f"beside one that sends {tenants.FLOOD_PER_S} requests a second",
+                tenants.run(threads=threads, rounds=rounds),
+            )
         case "peers":
             yield from _peers(options, load, what)
         case "lora":

@@ -11,7 +11,9 @@ from tests.bench.models import SHAPES
 from tests.bench.peers import compare
 from tests.bench.peers.install import FOLDER
 
-SECTIONS = ("throughput", "latency", "steps", "logging", "kernels", "pool", "ranks", "adapters")
+SECTIONS = (
+    "throughput", "latency", "steps", "logging", "kernels", "pool", "ranks", "adapters", "tenants",
+)  # fmt: skip
 # They need what is not part of this project, or another machine.
 OTHERS = ("peers", "lora", "decode", "gpu")
 TOGETHER = {"gpu": ["lora", "decode"]}

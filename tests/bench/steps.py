@@ -15,6 +15,10 @@ from weft.runtime.messages import Sampled
 ROWS = (1, 32, 256)
 STEPS = 200
 
+# Of the table of waiting tenants.
+BACKLOG_ROWS = 32
+WAITING = (0, 64, 1024)
+
 
 def scheduler_table():
     """Return microseconds and bytes of a step in which every row decodes."""
@@ -25,15 +29,37 @@ def scheduler_table():
     return markdown(("rows", "scheduler, us", "Step, B", "StepDone, B", "Sampled, B"), rows)
 
 
-def _measure(count):
+def backlog_table():
+    """Return microseconds of a step while many wait: for a row, or for an adapter's turn."""
+    rows = []
+    for waiting in WAITING:
+        for what, free in (("a row", 0), ("an adapter", 8)):
+            cells = []
+            for policy in ("fcfs", "vtc"):
+                costs, _ = _measure(
+                    BACKLOG_ROWS, waiting=waiting, free=free, scheduling_policy=policy
+                )
+                cells.append(f"{statistics.median(costs) * 1e6:.0f}")
+            rows.append((f"{waiting} tenants wait for {what}", *cells))
+    return markdown(("", "fcfs", "vtc"), rows)
+
+
+def _measure(count, *, waiting=0, free=0, **options):
+    """Decode ``count`` rows; ``waiting`` tenants wait, though ``free`` further rows are free."""
     harness = Harness(
-        pages=count * 80, max_num_seqs=count, max_num_batched_tokens=max(count, 32),
-        block_size=16, max_queued_requests=count,
+        pages=count * 80 + 64, max_num_seqs=count + free,
+        max_num_batched_tokens=max(count + free, 32), block_size=16,
+        max_queued_requests=2 * (count + waiting), max_loras_per_batch=1, **options,
     )  # fmt: skip
     for index in range(count):
         harness.generate(
-            f"{index}", [5, 6, index % 900 + 10], max_tokens=STEPS * 3, stop_token_ids=[]
-        )
+            f"{index}", [5, 6, index % 900 + 10], max_tokens=STEPS * 3, stop_token_ids=[],
+            adapter="own" if waiting and index == 0 else None,
+        )  # fmt: skip
+    while waiting and harness.scheduler._counters()["waiting"]:
+        harness.run_step()
+    for index in range(waiting):
+        harness.generate(f"w{index}", [5, 6, 7], tenant=f"t{index}", adapter=f"a{index % 4}")
     costs, sizes = [], ()
     for _ in range(STEPS):
         while harness.advance():

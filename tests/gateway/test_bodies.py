@@ -176,3 +176,8 @@ def test_other_prompts_are_refused(prompt):
 def test_what_completions_cannot_do_is_refused_by_name(changes):
     [name] = changes
     assert refusal(CompletionBody, {"prompt": "x"} | changes)[1] == name
+
+
+def test_a_priority_is_a_number():
+    assert ChatBody.model_validate(CHAT | {"priority": -3}).priority == -3
+    assert refusal(CompletionBody, {"prompt": "x", "priority": "high"})[1] == "priority"

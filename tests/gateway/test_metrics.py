@@ -13,7 +13,13 @@ ADAPTER = {
 BASE = ADAPTER | {"digest": None, "names": ["base"], "resident": False}
 
 
-LABELS = ("model", "digest", "le")
+TENANT = {
+    "tenant": "alice", "requests": 3, "rejected": 2, "prompt_tokens": 30, "output_tokens": 45,
+    "queue_s": COUNTS, "queue_s_sum": 1.5, "counter": 120.5,
+}  # fmt: skip
+OTHERS = TENANT | {"tenant": None, "requests": 9, "counter": 0.0}
+
+LABELS = ("model", "digest", "tenant", "le")
 
 
 def samples(report):
@@ -47,3 +53,13 @@ def test_histograms_are_cumulative():
     assert found[f"{name}_bucket", "a,b", "d1", "+Inf"] == 6
     assert found[f"{name}_count", "a,b", "d1"] == 6
     assert found[f"{name}_sum", "a,b", "d1"] == 1.5
+
+
+def test_every_tenant_has_its_own_series_and_the_rest_share_one():
+    found = samples(Report({}, [], [TENANT, OTHERS]))
+    assert found["weft_tenant_requests_total", "alice"] == 3
+    assert found["weft_tenant_rejected_total", "alice"] == 2
+    assert found["weft_tenant_output_tokens_total", "alice"] == 45
+    assert found["weft_tenant_service", "alice"] == 120.5
+    assert found["weft_tenant_queue_seconds_bucket", "alice", "0.01"] == 3
+    assert found["weft_tenant_requests_total", ""] == 9

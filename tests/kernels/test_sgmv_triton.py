@@ -267,3 +267,13 @@ def test_a_slot_that_is_filled_again_keeps_no_trace():
     expected = made.expected(y, x, [0, 3, 5], [0, 1])
     torch.testing.assert_close(actual.cpu(), expected, rtol=1e-5, atol=1e-5)
     assert bits(actual[:3, :60]).equal(bits(y[:3, :60]))
+
+
+@pytest.mark.parametrize("tokens", [1, 256, 257, 300, 511, 512])
+def test_scratch_memory_has_room_for_steps_of_any_size(tokens):
+    """Steps of few tokens are cut into shorter chunks."""
+    lora = adapters([[8]], SITES["one"], 130, tokens=tokens, dtype=torch.bfloat16).lora
+    for most in {min(tokens, count) for count in (1, 8, 256, 512)}:
+        bounds = lora.planner(most).bounds
+        assert max(bounds.items) <= lora._scratch.arrivals.numel()
+        assert bounds.rows * max(lora._forms.v_strides) <= lora._scratch.v.numel()

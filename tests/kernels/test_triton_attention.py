@@ -204,6 +204,17 @@ def test_a_row_of_nan_reaches_no_other_row():
     assert actual[: case.starts[2]].equal(expected[: case.starts[2]])
 
 
+def test_what_lies_before_the_window_is_not_read():
+    case = made([(1, 700), (5, 90), (1, 3)])
+    expected = attended(case, 20)
+    for row, (count, length) in enumerate(zip(case.counts, case.lengths, strict=True)):
+        # Positions that not even the row's first query sees.
+        gone = max(0, length - count - 19) // case.page_tokens
+        case.k_cache[case.page_table[row, :gone]] = NAN
+        case.v_cache[case.page_table[row, :gone]] = NAN
+    assert attended(case, 20).equal(expected)
+
+
 def test_large_scores_are_exact_enough():
     case = made([(1, 40), (9, 30)])
     case.q *= 100

@@ -69,6 +69,7 @@ def test_add_rms_norm_adds_in_place_and_norms_the_sum(hidden, dtype):
     expected_sum = x + delta
     actual = add_rms_norm(x, delta, weight, 1e-5)
     assert_near(x, expected_sum)
+    assert actual.equal(rms_norm(x, weight, 1e-5))  # of the sum as it was rounded
     assert_near(actual, rms_norm_reference.rms_norm(expected_sum, weight, 1e-5))
     torch.testing.assert_close(wide, kept, rtol=0, atol=0, equal_nan=True)
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from weft.kernels.sample import triton as device_sampling
-from weft.kernels.sample.triton_kernels import noise
+from weft.kernels.sample.triton_kernels import _draw, noise
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cuda":
@@ -98,6 +98,23 @@ def test_noise_is_that_of_philox_bit_for_bit():
     arrays = (torch.from_numpy(x).to(DEVICE) for x in (seeds, choices, positions))
     _noise_kernel[(1,)](out, *arrays, BLOCK=count)
     assert (out.cpu().numpy() / 2.0**53).tolist() == uniform(seeds, choices, positions).tolist()
+
+
+@triton.jit
+def _draw_kernel(out_ptr, logits_ptr, TARGET: tl.constexpr, SIZE: tl.constexpr):
+    edge = tl.full((), 0x41F40000, tl.int32)
+    tl.store(out_ptr, _draw(logits_ptr, 0.0, 1.0, edge, 0, TARGET, SIZE, 4))
+
+
+@pytest.mark.parametrize(
+    ("target", "token"), [(0, 2), (2**44 - 1, 2), (2**44, 6), (2**45 - 1, 6), (2**45, 7)]
+)
+def test_a_target_up_to_a_tokens_share_draws_that_token(target, token):
+    """Also at the ends, where no weight is."""
+    logits = torch.tensor([-INFINITY, -40.0, 0.0, -INFINITY, -31.0, -INFINITY, 0.0], device=DEVICE)
+    out = torch.empty(1, dtype=torch.int32, device=DEVICE)
+    _draw_kernel[(1,)](out, logits, TARGET=target, SIZE=7)
+    assert out.item() == token
 
 
 RULES = {

@@ -34,7 +34,7 @@ class Weft:
 
     def ask(self, prompt="hello", model=None, **sampling):
         request = self.session.submit(
-            lambda: None, model=model, messages=None, prompt=prompt, sampling=sampling, user=None
+            lambda: None, model=model, messages=None, prompt=prompt, sampling=sampling
         )
         self.settle()
         return request

@@ -7,6 +7,7 @@ from tests.runtime.client_harness import Weft, events
 from weft.runtime import messages
 from weft.runtime.client.events import (
     Accepted,
+    Asker,
     Disconnected,
     Finished,
     Model,
@@ -53,13 +54,26 @@ def test_everything_that_can_be_asked_arrives_as_it_was_meant(weft):
     assert set(sampling) == set(Sampling.__struct_fields__)
     chat = [{"role": "user", "content": "hi", "name": "Ann"}, {"role": "assistant"}]
     request = weft.session.submit(
-        lambda: None, model="sql", messages=chat, prompt=None, sampling=sampling, user="me"
+        lambda: None, model="sql", messages=chat, prompt=None, sampling=sampling, asker=Asker("me")
     )
     weft.settle()
     turns = [ChatMessage(role="user", content="hi", name="Ann"), ChatMessage(role="assistant")]
     assert weft.heard == [
         messages.Submit(request.label, "sql", turns, None, Sampling(**sampling), "me")
     ]
+
+
+def test_a_request_may_name_its_tenant_and_its_priority(weft):
+    weft.session.submit(
+        lambda: None,
+        model=None,
+        messages=None,
+        prompt="x",
+        sampling={},
+        asker=Asker(tenant="ann", priority=-3),
+    )
+    weft.settle()
+    assert (weft.heard[0].tenant, weft.heard[0].priority) == ("ann", -3)
 
 
 def test_a_prompt_may_be_any_sequence_of_tokens(weft):
@@ -143,22 +157,22 @@ def test_questions_get_their_own_answers(weft):
     listed, inspected = weft.heard
     counts = [0] * (len(METRIC_BUCKETS_S) + 1)
     metrics = messages.AdapterMetrics("d", ["a"], 1, 2, 3, 4, counts, 0.5, counts, 0.25, True)
-    weft.say(messages.Report(inspected.label, {"scheduler": {"rows": 1.0}}, [metrics]))
+    tenant = messages.TenantMetrics("ann", 1, 2, 3, 4, counts, 0.5, 11.0)
+    weft.say(messages.Report(inspected.label, {"scheduler": {"rows": 1.0}}, [metrics], [tenant]))
     entry = messages.ModelEntry("m", "/m", None, None, None, 1, 2048)
     weft.say(messages.Models(listed.label, [entry]), "tokenizer")
     assert models.take() == [Model("m", "/m", None, None, None, 1, 2048)]
-    sections, [adapter] = report.take()
+    sections, [adapter], [found] = report.take()
     assert sections == {"scheduler": {"rows": 1.0}}
     assert adapter == {name: getattr(metrics, name) for name in metrics.__struct_fields__}
+    assert found == {name: getattr(tenant, name) for name in tenant.__struct_fields__}
 
 
 def test_more_requests_than_credit_wait_and_arrive_in_order(weft):
     window = next(edge for edge in TOPOLOGY.edges if edge.connects == CLIENT).forward_window
     prompts = [str(number) for number in range(5 * window)]
     for prompt in prompts:
-        weft.session.submit(
-            lambda: None, model=None, messages=None, prompt=prompt, sampling={}, user=None
-        )
+        weft.session.submit(lambda: None, model=None, messages=None, prompt=prompt, sampling={})
     assert not weft.session.tokenizer.is_flushed
     weft.settle()
     assert weft.session.tokenizer.is_flushed

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from weft.runtime.config import Config, ConfigError, load
+from weft.runtime.config import ANY_OTHER, Config, ConfigError, Limits, TenantLimits, load
 
 
 @pytest.fixture
@@ -86,3 +86,64 @@ def test_an_override_that_is_no_yaml_is_refused(folder):
 def test_the_base_models_name_can_be_chosen():
     assert Config(model="/models/base", served_model_name="weaver").base_name == "weaver"
     assert Config(model="/models/base").base_name == Path("/models/base").name
+
+
+def test_tenants_and_limits_are_read_and_checked(folder):
+    text = (
+        "tenants: {ann: {weight: 2, max_concurrency: 3}, '*': {max_lora_rank: 8}}\n"
+        "adapter_limits: {sql: {max_tokens_per_minute: 100}}\n"
+    )
+    config = load(write(folder, "model: base\n" + text))
+    assert config.scheduling_policy == "vtc"
+    assert config.tenants["ann"] == TenantLimits(weight=2.0, max_concurrency=3)
+    assert config.tenants[ANY_OTHER].max_lora_rank == 8
+    assert config.adapter_limits == {"sql": Limits(max_tokens_per_minute=100)}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("tenants: {ann: {weight: 0}}", "weight is 0.0: it must be positive"),
+        ("tenants: {ann: {weight: .inf}}", "weight is inf"),
+        ("tenants: {ann: {max_concurrency: 0}}", "max_concurrency is 0: it must be positive"),
+        ("tenants: {ann: {max_lora_rank: -1}}", "max_lora_rank is -1"),
+        ("tenants: {ann: {wait: 1}}", "unknown field `wait`"),
+        ("adapter_limits: {a: {weight: 1}}", "unknown field `weight`"),
+        ("adapter_limits: {a: {max_tokens_per_minute: 0}}", "max_tokens_per_minute is 0"),
+        ("scheduling_policy: lpm", "scheduling_policy"),
+    ],
+)
+def test_limits_that_mean_nothing_are_refused(folder, line, message):
+    with pytest.raises(ConfigError, match=message):
+        load(write(folder, f"model: base\n{line}\n"))
+
+
+def test_api_keys_stand_in_the_file_or_in_one_of_their_own(folder):
+    (folder / "keys.yaml").write_text("sk-1: ann\nsk-2: ann\n")
+    assert load(write(folder, "model: base\napi_keys: {sk-3: bob}\n")).tenant_of_key == {
+        "sk-3": "bob"
+    }
+    assert load(write(folder, "model: base\napi_keys: keys.yaml\n")).tenant_of_key == {
+        "sk-1": "ann",
+        "sk-2": "ann",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- sk-secret\n", "must be a YAML mapping of key to tenant"),
+        ("sk-secret: [\n", "must be a YAML mapping of key to tenant"),
+        ("sk-secret: 5\n", "must be a YAML mapping of key to tenant"),
+        ("sk-secret: ''\n", "key 1 has no tenant's name"),
+        ("sk-0: ann\nsk secret: ann\n", "key 2 must be printable ASCII without spaces"),
+        ("sk-0: ann\nsk-secrét: ann\n", "key 2 must be printable ASCII"),
+        (None, "No such file"),
+    ],
+)
+def test_no_complaint_about_keys_quotes_one(folder, content, message):
+    if content is not None:
+        (folder / "keys.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(write(folder, "model: base\napi_keys: keys.yaml\n"))
+    assert "secr" not in str(caught.value)

@@ -23,6 +23,7 @@ PARTS = {
     messages.End,
     messages.TextLogprobs,
     messages.AdapterMetrics,
+    messages.TenantMetrics,
 }
 MAPS = {"ChatMessage": messages.ChatMessage, "Sampling": messages.Sampling}
 
@@ -121,6 +122,12 @@ def test_the_client_has_the_protocols_numbers():
     assert codec.PROTOCOL_VERSION == wire.PROTOCOL_VERSION
     assert codec.FRAME_BYTES_MAX == wire.FRAME_BYTES_MAX
     assert list(session._METRICS_FIELDS) == [name for name, _ in fields(messages.AdapterMetrics)]
+    assert list(session._TENANT_FIELDS) == [name for name, _ in fields(messages.TenantMetrics)]
     assert list(events.Model._fields) == list(messages.ModelEntry.__struct_fields__)
     # A Finished is an End whose sequence has become a choice.
     assert list(events.Finished._fields)[1:] == list(messages.End.__struct_fields__)[1:]
+
+
+def test_the_page_has_the_range_of_priorities():
+    low, high = re.search(r"priority \| int \| (-?\d+) \.\. (\d+) ", PAGE).groups()
+    assert (int(low), int(high)) == (-messages.PRIORITY_MAX, messages.PRIORITY_MAX)

@@ -93,6 +93,16 @@ def test_the_loop_waits_only_when_the_actor_had_nothing_to_do():
     assert actor.seen[0] == (5, 7)
 
 
+def test_the_loop_does_not_wait_for_an_actor_whose_work_ends_without_a_message():
+    class Computing(Countdown):
+        def advance(self, turn):
+            return super().advance(turn) or None
+
+    mailbox = Script([MAIL])
+    assert [turn(Computing(), mailbox, lambda: 5, 1.0) for _ in range(2)] == [True, True]
+    assert mailbox.waits == [0.0, 0.0]
+
+
 def test_a_lost_client_is_told_to_the_actor_in_order():
     actor = Countdown()
     turn(actor, Script([Lost("a"), MAIL, Lost("b")]), lambda: 0, 0.0)

@@ -8,6 +8,7 @@ early, shared with the wrong adapter, or resumed at the wrong position changes t
 import hashlib
 from dataclasses import dataclass, field
 
+from weft.actors.runner.engine import Done
 from weft.runtime.messages import AdapterLoad, Join, RunnerReady, Step, StepDone, TokenLogprobs
 
 VOCABULARY = 1000
@@ -89,6 +90,9 @@ class FakeEngine:
 
     def ready(self) -> RunnerReady:
         return self._ready
+
+    def launch(self, step: Step) -> Done:
+        return Done(self.execute(step))
 
     def execute(self, step: Step) -> StepDone:
         assert step.step == self._next_step

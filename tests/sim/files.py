@@ -1,12 +1,17 @@
 """Adapter folders that need no disk."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
 
+from weft.actors.adapters.actor import AdapterStore
 from weft.actors.adapters.base import BaseShapes
-from weft.actors.adapters.files import FileError
+from weft.actors.adapters.errors import BadAdapter
+from weft.actors.adapters.files import FileError, LocalFiles
+from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Content, Facts, Loaded
+from weft.actors.adapters.reading import read
 
 BASE = BaseShapes(num_hidden_layers=1, hidden_size=4, intermediate_size=4, num_attention_heads=1)
 
@@ -33,8 +38,69 @@ class MemoryFiles:
             raise FileError(f"{path}: No space left on device")
         self.written[path] = b"".join(parts)
 
+    def move(self, source, path):
+        self.written[path] = self.written.pop(source)
+
     def remove(self, path):
         del self.written[path]
+
+
+class DirectLoader:
+    """Reads adapters in this process as soon as it is asked; is silent as long as it is slow."""
+
+    def __init__(self, config, base, files, folder="/run/adapters"):
+        self.is_slow = False
+        self._config = config
+        self._base = base
+        self._files = files
+        self._folder = folder
+        self._tickets = 0
+        self._done = []
+
+    def start(self, source, *, with_file):
+        self._tickets += 1
+        file = f"{self._folder}/{self._tickets}.partial" if with_file else None
+        self._done.append(Loaded(self._tickets, self._read(source, file)))
+        return self._tickets
+
+    def finished(self):
+        if self.is_slow:
+            return []
+        done, self._done = self._done, []
+        return done
+
+    def wait(self):
+        assert self._done
+
+    def close(self):
+        self._done.clear()
+
+    def _read(self, source, file):
+        base, config = self._base, self._config
+        try:
+            found = read(self._files, source, base, rank_max=config.max_lora_rank)
+            parts = found.file()
+            if file is not None:
+                self._files.write(file, parts)
+        except (BadAdapter, FileError) as error:
+            return BadAdapter(str(error)[:REASON_CHARACTERS_MAX])
+        granules = found.granules(base, base.shards(config.tensor_parallel_size))
+        size_bytes = sum(len(part) for part in parts)
+        return Content(Facts(found.digest, found.rank, size_bytes, granules), file)
+
+
+class DiskFiles(LocalFiles):
+    """Files of this machine, for a loader in this process."""
+
+    def write(self, path, parts):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(b"".join(parts))
+
+
+def store_on_disk(config, base, run_dir):
+    """An adapter store of real folders, without child processes."""
+    loader = DirectLoader(config, base, DiskFiles(), f"{run_dir}/adapters")
+    return AdapterStore(config, LocalFiles(), loader, str(run_dir), started_s=0)
 
 
 def adapter_folder(number, *, rank=2, **options):

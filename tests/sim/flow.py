@@ -5,7 +5,7 @@ What a request must be answered is computed beside it, from the model's definiti
 
 from tests.sim.client import ScriptedClient
 from tests.sim.fake_engine import FakeEngine
-from tests.sim.files import BASE, MemoryFiles, adapter_folder
+from tests.sim.files import BASE, DirectLoader, MemoryFiles, adapter_folder
 from tests.sim.oracle import Oracle
 from weft.actors.adapters.actor import AdapterStore
 from weft.actors.detokenizer.actor import Detokenizer
@@ -87,7 +87,8 @@ class Flow:
         self.tokenizer = TokenizerManager(self.config, model, nonce=seed, started_s=0)
         self.scheduler = Scheduler(self.config, runners=self._topology.group)
         self.detokenizer = Detokenizer(Vocabulary(model.backend))
-        self.store = AdapterStore(self.config, BASE, self.files, "/run", started_s=0)
+        loader = DirectLoader(self.config, BASE, self.files)
+        self.store = AdapterStore(self.config, self.files, loader, "/run", started_s=0)
         self.files.folders["/gone"] = {}
         sizes = {
             "page_tokens": self.config.block_size,

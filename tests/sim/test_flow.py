@@ -42,9 +42,9 @@ def test_a_drain_at_any_moment_finishes_what_was_let_in(seed, model, folder):
     flow.drain()
     flow.assert_all_are_answered(is_drained=True)
     metrics = flow.scheduler._metrics
-    assert metrics.rejected == 0 or flow.config.max_queued_requests < 100
+    assert metrics.rejections == 0 or flow.config.max_queued_requests < 100
     requests = sum(counters.requests for counters in metrics.report(frozenset()))
-    assert requests + metrics.rejected == flow.tokenizer._generated
+    assert requests + metrics.rejections == flow.tokenizer._generated
     for actor in flow.actors.values():
         assert actor.is_idle
         actor.check()

@@ -102,7 +102,7 @@ class Worker:
         pass
 
 
-def build(role, config, run_dir, report):
+def build(role, config, run_dir, report, wakes):
     if role == "front":
         if config.served_model_name == "refused":
             raise ConfigError("model: no such thing; name another")

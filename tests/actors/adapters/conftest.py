@@ -1,11 +1,19 @@
+import os
+import select
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from tests.actors.adapters.folders import BASE
+from tests.actors.adapters.sandboxed import pids_of
 from tests.checkpoints import save_model
 from weft.actors.adapters import adapter, peft_config, safetensors
 from weft.actors.adapters.base import BaseShapes
+from weft.actors.adapters.sandbox import SandboxedLoader
+from weft.runtime.config import Config
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +62,32 @@ def read(base_folder):
         return adapter.build(config, found, base, rank_max=64)
 
     return build
+
+
+@pytest.fixture
+def loader_of(tmp_path):
+    """A function that makes a loader, which leaves no process, file or descriptor behind."""
+    loaders = []
+    before = sorted(os.listdir("/proc/self/fd"))
+
+    def make(**options):
+        wakes = select.epoll()
+        config = Config(model="/base")
+        loader = SandboxedLoader(config, BASE, tmp_path / "run", wakes, **options)
+        loaders.append((loader, wakes))
+        return loader
+
+    yield make
+    for loader, wakes in loaders:
+        loader.check()
+        pids = pids_of(loader)
+        loader.close()
+        wakes.close()
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.fixture
+def loader(loader_of):
+    return loader_of()

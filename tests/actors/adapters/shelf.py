@@ -1,7 +1,7 @@
 """An adapter store of a few hand-made adapters, without a disk."""
 
 from tests.actors.adapters.folders import BASE, folder, tensors
-from tests.sim.files import MemoryFiles
+from tests.sim.files import DirectLoader, MemoryFiles
 from weft.actors.adapters.actor import AdapterStore
 from weft.runtime.actor import Turn
 from weft.runtime.config import Config
@@ -22,7 +22,8 @@ class Shelf:
             max_loaded_loras=places,
             lora_eviction_policy=policy,
         )
-        self.store = AdapterStore(config, BASE, self.files, "/run", started_s=7)
+        self.loader = DirectLoader(config, BASE, self.files)
+        self.store = AdapterStore(config, self.files, self.loader, "/run", started_s=7)
 
     def advance(self):
         sends = self.store.advance(Turn(0, self.room.__getitem__))

@@ -54,19 +54,16 @@ def test_what_is_missing_is_said(tmp_path):
         FILES.read(str(tmp_path), "nothing", bytes_max=9)
 
 
-def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "run" / "a"
-    FILES.write(str(path), [b"one", memoryview(b"two")])
-    assert path.read_bytes() == b"onetwo"
-
-    def failing():
-        yield b"half"
-        raise OSError("disk full")
-
-    with pytest.raises(FileError, match="disk full"):
-        FILES.write(str(path), failing())
-    assert path.read_bytes() == b"onetwo"
-    assert os.listdir(path.parent) == ["a"]
+def test_a_file_is_moved_as_a_whole_or_is_gone(tmp_path):
+    path, source = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(b"before")
+    source.write_bytes(b"content")
+    FILES.move(str(source), str(path))
+    assert path.read_bytes() == b"content"
+    source.write_bytes(b"more")
+    with pytest.raises(FileError, match="No such file"):
+        FILES.move(str(source), str(tmp_path / "nowhere" / "a"))
+    assert os.listdir(tmp_path) == ["a"]
     FILES.remove(str(path))
     FILES.remove(str(path))
     assert not path.exists()

@@ -7,8 +7,7 @@ import msgspec
 import pytest
 
 from tests.actors.adapters.folders import BASE, folder, tensors
-from weft.actors.adapters.actor import AdapterStore
-from weft.actors.adapters.files import LocalFiles
+from tests.sim.files import store_on_disk
 from weft.runtime.actor import Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import Acquire, Acquired, AcquireFailed
@@ -42,7 +41,7 @@ def opened(tmp_path, good, subject):
     def start():
         adapters = {"subject": str(subject), "good": str(good)}
         config = Config(model="/base", adapters=adapters, max_loras_per_batch=1, max_loaded_loras=2)
-        store = AdapterStore(config, BASE, LocalFiles(), str(tmp_path / "run"), started_s=0)
+        store = store_on_disk(config, BASE, tmp_path / "run")
         [(_, catalog)] = advance(store)
         msgspec.msgpack.encode(catalog)
         return store, {entry.name: entry for entry in catalog.adapters}

@@ -48,7 +48,7 @@ class Walk:
     def turn(self):
         for to, answer in self.shelf.advance():
             assert to == "scheduler"
-            assert answer.digest == self.asked.popleft()
+            self.asked.remove(answer.digest)
             good = isinstance(answer, Acquired)
             assert good == (answer.digest not in self.bad)
             self.answers[good] += 1
@@ -58,18 +58,23 @@ class Walk:
         written = self.shelf.files.written
         held = {path.split("/")[-1].removesuffix(".safetensors") for path in written}
         assert (+self.pins).keys() <= held
-        assert len(held) <= PLACES
+        assert len(held - self.partial(held)) <= PLACES
+
+    def partial(self, held):
+        return {name for name in held if name.endswith(".partial")}
 
 
 @pytest.mark.parametrize("policy", ["lru", "fifo"])
 @pytest.mark.parametrize("seed", range(6))
-def test_every_pin_is_answered_once_and_in_order_and_what_is_pinned_stays(seed, policy):
+def test_every_pin_is_answered_once_and_what_is_pinned_stays(seed, policy):
     walk = Walk(seed, policy)
     for _ in range(600):
         walk.shelf.room["scheduler"] = walk.rng.choice([0, 1, 5])
+        walk.shelf.loader.is_slow = walk.rng.random() < 0.5
         walk.act()
         walk.turn()
     walk.shelf.room["scheduler"] = 9
+    walk.shelf.loader.is_slow = False
     while walk.asked or +walk.pins:
         for digest in list(walk.pins.elements()):
             walk.release(digest)

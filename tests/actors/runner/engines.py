@@ -20,22 +20,23 @@ from weft.runtime.messages import Chunk, Join, Step
 DEFAULTS = {"max_num_seqs": 40, "max_num_batched_tokens": 64, "block_size": 4}
 
 
-def engine_of(model, **options):
+def engine_of(model, *, backend=None, **options):
+    """``backend``: makes what each rank computes with."""
     settings = config(model=str(model), **DEFAULTS | {"kv_cache_memory_mib": 16} | options)
     if settings.tensor_parallel_size > 1:
-        return Ranks(settings)
-    return TorchEngine(settings, lambda share: None)
+        return Ranks(settings, backend)
+    return TorchEngine(settings, lambda share: None, backend=backend and backend())
 
 
-def harness_of(model, paths, *, pages=None, **options):
+def harness_of(model, paths, *, pages=None, backend=None, kind=Harness, **options):
     """A scheduler over a real engine of ``pages`` at most; ``paths`` maps digests to files."""
     options = DEFAULTS | {"max_loras_per_batch": 4, "max_loaded_loras": 13} | options
-    engine = engine_of(model, **options)
+    engine = engine_of(model, backend=backend, **options)
     if pages is not None:
         engine._ready = msgspec.structs.replace(engine.ready(), pages=pages)
     shapes = architecture.read(model).part(0, options.get("tensor_parallel_size", 1))
     granules = {digest: _granules(path, shapes) for digest, path in paths.items()}
-    return Harness(engine=engine, paths=paths, granules=granules, **options)
+    return kind(engine=engine, paths=paths, granules=granules, **options)
 
 
 def save_adapter(folder, model, digest, *, modules=MODULES, rank=8, size=0.4):

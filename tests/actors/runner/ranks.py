@@ -14,13 +14,13 @@ TIMEOUT_S = 120.0
 class Ranks:
     """Engines that execute each step together; answers as rank 0 does."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config, backend=None) -> None:
         size = config.tensor_parallel_size
         self._pool = ThreadPoolExecutor(size)
 
         def start(rank):
             group = shared_memory.join(Path(place), rank, size, timeout_s=TIMEOUT_S)
-            return TorchEngine(config, lambda share: None, group)
+            return TorchEngine(config, lambda share: None, group, backend and backend())
 
         with tempfile.TemporaryDirectory() as place:
             self.engines = list(self._pool.map(start, range(size)))

@@ -88,3 +88,9 @@ def test_what_a_model_says_with_bytes_is_near_what_it_says_with_floats(tmp_path)
         # As near as rounding everything to bfloat16 would be.
         assert max(abs(expected[token] - actual[token]) for token in both) < 0.25
         assert one.top != other.top
+
+
+def test_a_gpu_without_triton_is_refused_with_what_to_do(monkeypatch):
+    monkeypatch.setattr(operations, "find_spec", lambda name: None)
+    with pytest.raises(UnsupportedModel, match="needs triton: install it"):
+        operations.choose(torch.device("cuda"), int8=False)

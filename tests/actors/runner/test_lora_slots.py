@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,10 +7,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.actors.runner.engines import save_adapter
 from tests.checkpoints import ARCHITECTURES
-from weft.actors.runner import architecture
+from weft.actors.runner import architecture, warmup
 from weft.actors.runner.arena import Arena, page_shape
-from weft.actors.runner.lora import SITES, LoraSlots, open_file
-from weft.kernels.sgmv.segments import Segments
+from weft.actors.runner.lora import SITES, HostLora, LoraSlots, open_file
+
+SCRATCH = warmup.Scratch(page=0, tokens=4)
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def slots_of(model, *adapters, slots=2):
     shapes = architecture.read(model)
     page = page_shape(shapes, 4, torch.float32, torch.float32)
     arena = Arena(page, shapes.layers, 200, torch.device("cpu"))
-    made = LoraSlots(shapes, arena.granules(), slots=slots, pages_max=100)
+    made = LoraSlots(shapes, arena.granules(), HostLora, slots=slots, pages_max=100)
     pages = list(range(0, 200, 2))
     for digest, path in adapters:
         made.fill(1, digest, open_file(path, digest), pages)
@@ -41,13 +43,14 @@ def updates(model, slots, slot=1):
     """What a slot adds to zeros, at every site of every layer."""
     shapes = architecture.read(model)
     generator = torch.Generator().manual_seed(0)
+    batch = replace(warmup.blank([5], 0, SCRATCH, has_adapters=True), lora_slots=[slot])
     found = {}
     for layer in range(shapes.layers):
-        for site, modules in SITES.items():
+        for index, (site, modules) in enumerate(SITES.items()):
             width = sum(shapes.module_shape(module)[0] for module in modules)
             x = torch.randn(5, shapes.module_shape(modules[0])[1], generator=generator)
             y = torch.zeros(5, width)
-            slots.add(y, x, site, layer, Segments([0, 5], [slot]))
+            slots.kernel.plan(batch)(y, x, layer, index)
             found[layer, site] = y
     return found
 

@@ -50,14 +50,32 @@ def test_a_batch_is_sorted_by_slot_with_the_base_first(table):
 
 
 def test_a_row_that_has_sampled_feeds_its_own_token_at_its_next_position(table):
-    lay_out(table, joins=[join(4, pages=[2])], chunks=[Chunk(4, 0, [1, 2, 3], True)])
-    assert table.next_positions(np.array([4])) == [3]
+    batch = lay_out(table, joins=[join(4, pages=[2])], chunks=[Chunk(4, 0, [1, 2, 3], True)])
+    assert batch.sampled_positions.tolist() == [3]
     table.feed(np.array([4]), np.array([77]))
     batch = lay_out(table)
     assert (batch.tokens.tolist(), batch.positions.tolist()) == ([77], [3])
     table.feed(np.array([4]), np.array([78]))
     batch = lay_out(table, page_rows=[4], page_ids=[0])
     assert (batch.tokens.tolist(), batch.kv_slots.tolist()) == ([78], [0])
+
+
+def test_a_row_whose_token_nobody_has_told_feeds_its_own_name(table):
+    rows = [1, 4]
+    lay_out(
+        table,
+        joins=[join(row, pages=[row]) for row in rows],
+        chunks=[Chunk(row, 0, [5], True) for row in rows],
+    )
+    for _ in range(2):
+        assert (~lay_out(table).tokens).tolist() == rows
+
+
+def test_a_step_in_which_all_feed_one_token_and_sample_is_a_decode(table):
+    first = lay_out(table, joins=[join(0, pages=[1])], chunks=[Chunk(0, 0, [1, 2], True)])
+    second = lay_out(table, joins=[join(1, pages=[2])], chunks=[Chunk(1, 0, [3], False)])
+    third = lay_out(table, chunks=[Chunk(1, 1, [4], True)])
+    assert [batch.is_decode for batch in (first, second, third)] == [False, False, True]
 
 
 def test_a_row_between_two_chunks_does_not_decode(table):

@@ -39,6 +39,45 @@ def test_steps_are_answered_one_a_turn_in_their_order(runner):
     assert [len(done.tokens) for done in answers] == [1, 1, 1]
 
 
+class SlowEngine(FakeEngine):
+    """Its steps are done when the test says so."""
+
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        self.launched = []
+
+    def launch(self, step):
+        self.launched.append(Slow(self.execute(step)))
+        return self.launched[-1]
+
+
+class Slow:
+    def __init__(self, answer):
+        self.is_done = False
+        self._answer = answer
+
+    def collect(self):
+        assert self.is_done
+        return self._answer
+
+
+def test_a_step_is_launched_before_the_one_before_is_answered():
+    engine = SlowEngine(pages=8, page_tokens=4, slots=2, rows=4)
+    runner = Runner(engine, role="runner0")
+    runner.advance(TURN)
+    for step in (first_step(), Step(1), Step(2)):
+        runner.receive("scheduler", step, 0)
+    assert runner.advance(TURN) is None  # it must be asked again: no message tells of the end
+    assert len(engine.launched) == 2
+    for number in (0, 1, 2):
+        assert not runner.is_idle
+        engine.launched[number].is_done = True
+        [(_, done)] = runner.advance(TURN)
+        assert done.step == number
+        assert runner.advance(TURN) == (None if number < 2 else [])
+    assert runner.is_idle
+
+
 def test_an_inspection_goes_back_with_the_runners_own_section(runner):
     inspection = Inspection("client", "label", {"scheduler": {"requests": 1}})
     [(to, answer)] = runner.receive("scheduler", inspection, 0)

@@ -34,7 +34,7 @@ def logits_of(rows, *, vocabulary=VOCABULARY, seed=0):
 
 def sampler_of(*each, output=(), choice=0, vocabulary=VOCABULARY):
     """A sampler in which row i follows ``each[i]``, after PROMPT and ``output``."""
-    sampler = Sampler(vocabulary, torch.device("cpu"))
+    sampler = Sampler(vocabulary)
     for row, sampling in enumerate(each):
         history = [*PROMPT, *output] if sampling.needs_history else None
         sampler.join(row, sampling, choice=choice, prompt_tokens=len(PROMPT), history=history)
@@ -66,7 +66,7 @@ def test_a_token_depends_on_seed_choice_and_position_and_on_nothing_else():
     logits = torch.zeros(1, 5000)
 
     def token(*, seed=7, choice=0, output=0, row=0):
-        made = Sampler(5000, torch.device("cpu"))
+        made = Sampler(5000)
         made.join(
             row, rules(RANDOM, seed=seed), choice=choice, prompt_tokens=len(PROMPT), history=None
         )
@@ -275,7 +275,7 @@ def test_a_row_that_left_leaves_nothing_to_the_next_one():
 
 def test_a_history_longer_than_its_first_room_is_kept():
     sampling = rules(presence_penalty=2.0)
-    made = Sampler(1000, torch.device("cpu"))
+    made = Sampler(1000)
     made.join(0, sampling, choice=0, prompt_tokens=1, history=[999])
     # One of 300 tokens a little less likely than the last: each is drawn once, in order.
     logits = torch.full((1, 1000), -50.0)

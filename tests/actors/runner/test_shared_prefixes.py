@@ -6,9 +6,8 @@ import pytest
 
 from tests.actors.runner.engines import harness_of
 from tests.checkpoints import greedy, peft_model, save_adapters, save_model
-from weft.actors.adapters.actor import AdapterStore
+from tests.sim.files import store_on_disk
 from weft.actors.adapters.base import BaseShapes
-from weft.actors.adapters.files import LocalFiles
 from weft.runtime.actor import Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import Acquire
@@ -26,9 +25,7 @@ def run(tmp_path_factory):
     adapters["twin"] = shutil.copytree(adapters["adapter0"], folder / "copy")
     named = {name: str(path) for name, path in adapters.items()}
     settings = Config(model=str(folder / "model"), adapters=named)
-    store = AdapterStore(
-        settings, BaseShapes.load(settings.model), LocalFiles(), str(folder), started_s=0
-    )
+    store = store_on_disk(settings, BaseShapes.load(settings.model), folder)
     turn = Turn(0, lambda peer: 100)
     [(_, catalog)] = store.advance(turn)
     digests = {entry.name: entry.digest for entry in catalog.adapters}

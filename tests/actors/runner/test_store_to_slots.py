@@ -6,9 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.actors.runner.engines import harness_of
 from tests.checkpoints import greedy, peft_model, save_adapters, save_model
-from weft.actors.adapters.actor import AdapterStore
+from tests.sim.files import store_on_disk
 from weft.actors.adapters.base import BaseShapes
-from weft.actors.adapters.files import LocalFiles
 from weft.runtime.actor import Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import Acquire
@@ -43,7 +42,7 @@ def answers(model, paths, run_dir):
     named = {name: str(path) for name, path in paths.items()}
     settings = Config(model=str(model), adapters=named)
     base = BaseShapes.load(settings.model)
-    store = AdapterStore(settings, base, LocalFiles(), str(run_dir), started_s=0)
+    store = store_on_disk(settings, base, run_dir)
     turn = Turn(0, lambda peer: 100)
     [(_, catalog)] = store.advance(turn)
     assert [entry.refused for entry in catalog.adapters] == [None] * len(paths)

@@ -7,7 +7,7 @@ from weft.actors.tokenizer import replies
 from weft.actors.tokenizer.actor import LABEL_CHARACTERS_MAX, SUBMITS_PER_TURN_MAX, TokenizerManager
 from weft.actors.tokenizer.prompt import CHARACTERS_PER_TOKEN_MAX
 from weft.runtime.actor import Send, Turn
-from weft.runtime.config import Config
+from weft.runtime.config import Config, TenantLimits
 from weft.runtime.messages import (
     Abort,
     AdapterEntry,
@@ -37,8 +37,8 @@ CATALOG = Catalog(
 class Desk:
     """A tokenizer manager whose catalog has arrived, with room on every link."""
 
-    def __init__(self, model, *, queue=16):
-        config = Config(model="/models/base", max_queued_requests=queue)
+    def __init__(self, model, *, queue=16, **options):
+        config = Config(model="/models/base", max_queued_requests=queue, **options)
         self.actor = TokenizerManager(config, model, nonce=NONCE, started_s=5)
         self.room = {"scheduler": 100, "adapters": 10, "ann": 100, "bob": 100}
         self.hear(CATALOG, source="adapters")
@@ -50,9 +50,12 @@ class Desk:
         return self.actor.advance(Turn(0, lambda peer: self.room.get(peer, 0)))
 
     def submit(
-        self, prompt="Hello", *, label="a", model=None, messages=None, user=None, **sampling
-    ):
-        self.hear(Submit(label, model, messages, prompt, Sampling(**sampling), user), source="ann")
+        self, prompt="Hello", *, label="a", model=None, messages=None, user=None, tenant=None,
+        priority=0, **sampling,
+    ):  # fmt: skip
+        asker = user, tenant, priority
+        submit = Submit(label, model, messages, prompt, Sampling(**sampling), *asker)
+        self.hear(submit, source="ann")
 
     def answer(self, *args, **kwargs):
         self.submit(*args, **kwargs)
@@ -337,3 +340,50 @@ def test_a_model_without_a_template_takes_prompts_only(model):
     refused = desk.refusal(None, messages=[ChatMessage(role="user", content="Hi")])
     assert "no chat template" in refused.message
     assert isinstance(desk.answer("Hi"), Generate)
+
+
+@pytest.mark.parametrize(
+    ("said", "tenant"),
+    [
+        ({"tenant": "acme", "user": "eve", "model": "sql"}, "acme"),
+        ({"user": "eve", "model": "sql"}, "eve"),
+        ({"model": "sql"}, "sql"),
+        ({"model": "base"}, "base"),
+        ({}, "base"),
+    ],
+)
+def test_a_tenant_is_who_is_named_else_the_user_else_the_model(desk, said, tenant):
+    assert desk.answer(**said).tenant == tenant
+
+
+def test_a_priority_is_passed_on_within_its_range(desk):
+    assert desk.answer(priority=-100).priority == -100
+    refused = desk.refusal(priority=101)
+    assert (refused.code, refused.param) == ("invalid_value", "priority")
+    assert "101 is not in -100 .. 100" in refused.message
+
+
+@pytest.mark.parametrize(
+    ("limits", "tenant", "is_refused"),
+    [
+        ({"acme": TenantLimits(max_lora_rank=7)}, "acme", True),
+        ({"acme": TenantLimits(max_lora_rank=8)}, "acme", False),
+        ({"acme": TenantLimits(max_lora_rank=7)}, "eve", False),
+        ({"*": TenantLimits(max_lora_rank=7)}, "eve", True),
+        ({"*": TenantLimits(max_lora_rank=7), "acme": TenantLimits()}, "acme", False),
+    ],
+)
+def test_an_adapter_of_a_higher_rank_than_the_tenant_may_use_is_refused(
+    model, limits, tenant, is_refused
+):
+    desk = Desk(model, tenants=limits)
+    answer = desk.answer(model="sql", tenant=tenant)
+    assert isinstance(answer, Refused) == is_refused
+    if is_refused:
+        assert (answer.code, answer.param) == ("lora_rank_exceeded", "model")
+        assert "rank 8, and yours may have 7" in answer.message
+    assert desk.answer(label="b", tenant=tenant).adapter is None
+
+
+def test_a_tenants_name_of_any_length_is_not_taken(desk):
+    assert desk.refusal(tenant="x" * 1025).param == "tenant"

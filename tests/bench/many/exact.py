@@ -1,8 +1,7 @@
 """Whether answers are right: each asked again, alone, of an engine that holds one adapter."""
 
 from tests.actors.runner.engines import harness_of
-from weft.actors.adapters.actor import AdapterStore
-from weft.actors.adapters.files import LocalFiles
+from tests.sim.files import store_on_disk
 from weft.runtime.actor import Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import Acquire
@@ -18,7 +17,7 @@ def wrong(catalogue, place, asked):
         model=str(catalogue.model), adapters=named, max_loras_per_batch=1,
         max_loaded_loras=len(named),
     )  # fmt: skip
-    store = AdapterStore(settings, catalogue.base, LocalFiles(), str(place), started_s=0)
+    store = store_on_disk(settings, catalogue.base, place)
     turn = Turn(0, lambda peer: 100)
     [(_, catalog)] = store.advance(turn)
     digests, files = {}, {}

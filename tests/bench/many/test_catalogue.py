@@ -8,8 +8,7 @@ import pytest
 from tests.actors.runner.engines import harness_of
 from tests.bench.many import catalogue, exact, paper
 from tests.bench.many.client import Answer, Question
-from weft.actors.adapters.actor import AdapterStore
-from weft.actors.adapters.files import LocalFiles
+from tests.sim.files import store_on_disk
 from weft.runtime.actor import Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import Acquire
@@ -25,7 +24,7 @@ def acquired(made, tmp_path):
     """What the store says of every adapter, by name."""
     adapters = {name: str(path) for name, path in made.adapters.items()}
     settings = Config(model=str(made.model), adapters=adapters)
-    store = AdapterStore(settings, made.base, LocalFiles(), str(tmp_path), started_s=0)
+    store = store_on_disk(settings, made.base, tmp_path)
     turn = Turn(0, lambda peer: 100)
     [(_, catalog)] = store.advance(turn)
     found = {}

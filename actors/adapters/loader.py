@@ -1,0 +1,65 @@
+"""What the adapter store asks of whoever reads adapters for it: it asks now and hears later."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple, Protocol
+
+import msgspec
+
+from weft.actors.adapters.errors import BadAdapter
+
+# Of what is said about an adapter. It quotes names from files, and goes into every catalog.
+REASON_CHARACTERS_MAX = 1024
+
+_Count = Annotated[int, msgspec.Meta(gt=0, lt=2**48)]
+
+
+class Facts(msgspec.Struct, frozen=True, tag="facts", forbid_unknown_fields=True):
+    """What the store needs to know of an adapter that has been read and found good."""
+
+    digest: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    rank: _Count  # the largest
+    size_bytes: _Count  # of its normalized file
+    granules: _Count  # of the largest layer, on the device that has most of it
+
+
+class Content(NamedTuple):
+    """An adapter that has been read. Its file, if one was asked for, is the asker's from now on."""
+
+    facts: Facts
+    file: str | None  # the path of the normalized file
+
+    @property
+    def digest(self) -> str:
+        """The name of the content."""
+        return self.facts.digest
+
+
+class Loaded(NamedTuple):
+    """What became of one ``start``."""
+
+    ticket: int
+    result: Content | BadAdapter
+
+
+class Loader(Protocol):
+    """Reads and checks adapters, several at a time. Only ``wait`` waits."""
+
+    def start(self, source: str, *, with_file: bool) -> int:
+        """Ask for the adapter of a source, and return a number to know the answer by.
+
+        ``with_file``: also for its normalized file, whose path the answer tells.
+        """
+        ...
+
+    def finished(self) -> list[Loaded]:
+        """Return what has ended since the last call, in any order, each ticket once."""
+        ...
+
+    def wait(self) -> None:
+        """Wait until ``finished`` may have more to say; something must be under way."""
+        ...
+
+    def close(self) -> None:
+        """End what is under way, and leave nothing behind."""
+        ...

@@ -1,0 +1,301 @@
+"""Reads adapters in child processes that have given up all they can, and believes little of them.
+
+An adapter that crashes its child, hangs it or exhausts its memory is refused, alone. One
+thread does it all, and waits for nothing: the epoll object that it was given becomes readable when
+a child has something to say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from weft.actors.adapters.base import BaseShapes
+from weft.actors.adapters.child import EXIT_MEMORY, PACKET_BYTES_MAX, Answer, Job, Refusal, Setup
+from weft.actors.adapters.errors import BadAdapter, shown
+from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Content, Loaded
+from weft.runtime.config import Config
+
+# As Linux has it: what is longer names no file.
+PATH_BYTES_MAX = 4096
+
+# Children at once: more than one, so that a slow adapter does not hold up others.
+CHILDREN_MAX = 4
+
+# A child takes 0.2 s to start. Another one is started when more than so many tasks wait for each,
+# or when one has waited for so long.
+WAITING_PER_CHILD = 100
+PATIENCE_S = 0.2
+
+# A child that has read so many is replaced: what a library may lose with each is bounded.
+JOBS_MAX = 1000
+
+# For one adapter, whatever it does: a gigabyte from a slow disk.
+DEADLINE_S = 60.0
+
+# Between the end of a child's last words and its exit code.
+_DEATH_S = 1.0
+
+_AGAIN = "it may be damaged; save or copy the adapter again"
+
+
+class _Task(NamedTuple):
+    ticket: int
+    source: str
+    file: str | None
+    asked_at: float  # seconds, monotonic
+    is_retry: bool = False
+
+
+class _Child:
+    """A process, and the task that it is at."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.task: _Task | None = None
+        self.deadline = 0.0
+        self.tasks = 0  # in its life
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            # The kernel kills it when the thread that starts it ends.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "weft.actors.adapters.child", str(os.getpid())],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+        self.socket.setblocking(False)
+        self.descriptor = self.socket.fileno()
+        self.socket.send(msgspec.msgpack.encode(setup))
+
+    def begin(self, task: _Task, deadline: float) -> None:
+        """Give it a task. Raises ``OSError`` if the task's file cannot be made."""
+        descriptors = []
+        if task.file is not None:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            descriptors = [os.open(task.file, flags, 0o600)]
+        self.task, self.deadline = task, deadline
+        self.tasks += 1
+        # That it has died is heard where its answer would be.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(self.socket, [msgspec.msgpack.encode(Job(task.source))], descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def hear(self) -> bytes:
+        """Return what it says, nothing if it is dead. Raises ``BlockingIOError``."""
+        try:
+            return self.socket.recv(PACKET_BYTES_MAX)
+        except ConnectionResetError:
+            return b""
+
+    def end(self, *, wait_s: float = 0.0) -> int:
+        """Make sure that it is gone, and return its exit code."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(wait_s)
+        self._process.kill()
+        self.socket.close()
+        code: int = self._process.wait()
+        return code
+
+
+class SandboxedLoader:
+    """A loader (see ``loader.Loader``) of local folders, with a few children."""
+
+    def __init__(
+        self,
+        config: Config,
+        base: BaseShapes,
+        folder: Path,
+        wakes: select.epoll,
+        *,
+        deadline_s: float = DEADLINE_S,
+    ) -> None:
+        """Write files into ``folder``, which is made: ``{ticket}.partial``.
+
+        Raises ``ConfigError`` if the base cannot be split as the configuration says.
+        """
+        base.shards(config.tensor_parallel_size)
+        folder.mkdir(mode=0o700, exist_ok=True, parents=True)
+        self._setup = Setup(base, config.max_lora_rank, config.tensor_parallel_size)
+        self._folder = folder
+        self._wakes = wakes
+        self._deadline_s = deadline_s
+        self._children: dict[int, _Child] = {}  # by file descriptor
+        self._waiting: deque[_Task] = deque()
+        self._done: list[Loaded] = []
+        self._tickets = 0
+        self.deaths = 0  # of children that had not been told to end
+
+    def start(self, source: str, *, with_file: bool) -> int:
+        """Queue a folder."""
+        self._tickets += 1
+        ticket, now = self._tickets, time.monotonic()
+        file = str(self._folder / f"{ticket}.partial") if with_file else None
+        if _is_path(source):
+            self._waiting.append(_Task(ticket, source, file, now))
+            self._distribute(now)
+        else:
+            self._done.append(Loaded(ticket, BadAdapter(f"{shown(source)} is no path; mend it")))
+        return ticket
+
+    def finished(self) -> list[Loaded]:
+        """Hear the children, end those that are late, and give the others something to do."""
+        now = time.monotonic()
+        for descriptor, _ in self._wakes.poll(0):
+            if descriptor in self._children:
+                self._hear(self._children[descriptor])
+        for child in list(self._children.values()):
+            if child.task is not None and now >= child.deadline:
+                task = self._bury(child)
+                self._refuse(
+                    task,
+                    f"reading it took more than {self._deadline_s:g} seconds, and was given up; is "
+                    f"the disk there, and the adapter one?",
+                )
+        self._distribute(now)
+        done, self._done = self._done, []
+        return done
+
+    def wait(self) -> None:
+        """Wait for a child's word, or for the time at which something is due."""
+        if self._done:
+            return
+        times = [child.deadline for child in self._children.values() if child.task is not None]
+        times += [task.asked_at + PATIENCE_S for task in list(self._waiting)[:1]]
+        assert times, "nothing is under way"
+        self._wakes.poll(max(0.0, min(times) - time.monotonic()) + 0.001)
+
+    def close(self) -> None:
+        """Kill the children and remove what they were writing."""
+        for child in list(self._children.values()):
+            task = self._bury(child)
+            if task is not None:
+                _remove(task.file)
+        self._waiting.clear()
+
+    @property
+    def children(self) -> int:
+        """Processes at present."""
+        return len(self._children)
+
+    def check(self) -> None:
+        """Assert that no ticket is twice, and that there are no more children than there may be."""
+        tickets = [task.ticket for task in self._waiting]
+        tickets += [child.task.ticket for child in self._children.values() if child.task]
+        tickets += [loaded.ticket for loaded in self._done]
+        assert len(set(tickets)) == len(tickets), f"a ticket twice in {tickets}"
+        assert len(self._children) <= CHILDREN_MAX
+
+    def _distribute(self, now: float) -> None:
+        """Give idle children something to do, and let one more come if too much waits."""
+        for child in list(self._children.values()):
+            if self._waiting and child.task is None:
+                self._begin(child, now)
+        if self._waiting and len(self._children) < CHILDREN_MAX:
+            first = self._waiting[0]
+            if (
+                len(self._waiting) > WAITING_PER_CHILD * len(self._children)
+                or now >= first.asked_at + PATIENCE_S
+                or first.is_retry
+            ):
+                child = _Child(self._setup)
+                self._children[child.descriptor] = child
+                self._wakes.register(child.descriptor, select.EPOLLIN)
+                self._begin(child, now)
+
+    def _begin(self, child: _Child, now: float) -> None:
+        task = self._waiting.popleft()
+        try:
+            child.begin(task, now + self._deadline_s)
+        except OSError as error:
+            self._refuse(task, f"{task.file} cannot be written: {error.strerror}; make room there")
+
+    def _hear(self, child: _Child) -> None:
+        """Take in what a child says."""
+        try:
+            packet = child.hear()
+        except BlockingIOError:
+            return
+        answer = _answer(packet)
+        if child.task is None or answer is None:
+            self._mourn(child, is_dead=not packet)
+            return
+        task, child.task = child.task, None
+        if isinstance(answer, Refusal):
+            self._refuse(task, answer.reason)
+        else:
+            self._done.append(Loaded(task.ticket, Content(answer, task.file)))
+        if child.tasks >= JOBS_MAX:
+            self._bury(child)
+
+    def _mourn(self, child: _Child, *, is_dead: bool) -> None:
+        """Bury a child that has broken, and have its task refused.
+
+        Unless the child had read others before: it may have broken on what they left behind.
+        """
+        self.deaths += 1
+        is_first = child.tasks == 1
+        code = child.end(wait_s=_DEATH_S if is_dead else 0.0)
+        task = self._bury(child)
+        if task is None:
+            return
+        if is_first or task.is_retry:
+            self._refuse(task, _cause(code, is_dead=is_dead))
+            return
+        _remove(task.file)
+        self._waiting.appendleft(task._replace(is_retry=True))
+
+    def _bury(self, child: _Child) -> _Task | None:
+        """Forget a child; return the task that it leaves."""
+        del self._children[child.descriptor]
+        child.end()
+        return child.task
+
+    def _refuse(self, task: _Task | None, reason: str) -> None:
+        assert task is not None
+        _remove(task.file)
+        self._done.append(Loaded(task.ticket, BadAdapter(reason[:REASON_CHARACTERS_MAX])))
+
+
+def _answer(packet: bytes) -> Answer | None:
+    """Decode what a child says; None: it is nothing that one should say."""
+    try:
+        answer: Answer = msgspec.msgpack.decode(packet, type=Answer)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return answer
+
+
+def _cause(code: int, *, is_dead: bool) -> str:
+    """Say how a child ended."""
+    if not is_dead:
+        return f"the process that read it broke; {_AGAIN}"
+    if code == EXIT_MEMORY:
+        return f"reading it takes more memory than any adapter should need; {_AGAIN}"
+    if code == -signal.SIGXCPU:
+        return f"reading it takes more computing than any adapter should need; {_AGAIN}"
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+    return f"the process that read it {how}; {_AGAIN}"
+
+
+def _is_path(source: str) -> bool:
+    try:
+        return 0 < len(source.encode()) <= PATH_BYTES_MAX and "\0" not in source
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+
+
+def _remove(file: str | None) -> None:
+    if file is not None:
+        Path(file).unlink(missing_ok=True)

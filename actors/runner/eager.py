@@ -1,0 +1,118 @@
+"""Steps on a device that is the host: each is computed when it is launched."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple, Protocol
+
+import torch
+
+from weft.actors.runner.arena import Arena
+from weft.actors.runner.attention import Attention
+from weft.actors.runner.engine import Done, Launched
+from weft.actors.runner.loads import Loads
+from weft.actors.runner.lora import LoraSlots
+from weft.actors.runner.model import Batch, Model
+from weft.actors.runner.rows import HostBatch, RowTable
+from weft.actors.runner.sampler import Drawn, Sampler
+from weft.kernels.collectives.reference import Collectives
+from weft.runtime.messages import AdapterLoad, Join, Step, StepDone
+
+
+class Parts(NamedTuple):
+    """What a device computes with."""
+
+    model: Model
+    arena: Arena
+    lora: LoraSlots
+    attention: Attention
+    group: Collectives
+
+
+class Executor(Protocol):
+    """Computes steps, in the order in which they are launched."""
+
+    def make_way(self, step: Step) -> None:
+        """Wait for loads whose slot or pages a step gives to others, before it is applied."""
+        ...
+
+    def load(self, load: AdapterLoad) -> None:
+        """Map an adapter's file, and put its weights into its pages before they are used."""
+        ...
+
+    def settle(self) -> None:
+        """Wait for every load."""
+        ...
+
+    def leave(self, row: int) -> None:
+        """Forget how a row is sampled."""
+        ...
+
+    def join(self, join: Join) -> None:
+        """Take in how a row is sampled."""
+        ...
+
+    def launch(self, number: int, host: HostBatch, started_ns: int) -> Launched:
+        """Begin to compute step ``number``, which was begun with at ``started_ns``."""
+        ...
+
+
+class Eager:
+    """Feeds the rows' last tokens by way of the host."""
+
+    def __init__(self, parts: Parts, rows: RowTable) -> None:
+        self._parts = parts
+        self._rows = rows
+        self._loads = Loads(parts.lora)
+        self._sampler = Sampler(parts.model.architecture.vocabulary)
+
+    def make_way(self, step: Step) -> None:
+        """Wait for loads whose slot or pages a step gives to others."""
+        self._loads.make_way(step)
+
+    def load(self, load: AdapterLoad) -> None:
+        """Map an adapter's file, and have its weights copied while the step is computed."""
+        self._loads.begin(load)
+
+    def settle(self) -> None:
+        """Wait for every load."""
+        self._loads.wait()
+
+    def leave(self, row: int) -> None:
+        """Forget how a row is sampled."""
+        self._sampler.leave(row)
+
+    def join(self, join: Join) -> None:
+        """Take in how a row is sampled."""
+        self._sampler.join(
+            join.row,
+            join.sampling,
+            choice=join.choice,
+            prompt_tokens=join.prompt_tokens,
+            history=join.history,
+        )
+
+    def launch(self, number: int, host: HostBatch, started_ns: int) -> Done:
+        """Compute a step."""
+        self._loads.wait(host.lora_slots)
+        parts, tensor = self._parts, torch.from_numpy
+        batch = Batch(
+            tokens=tensor(host.tokens),
+            positions=tensor(host.positions),
+            kv_slots=tensor(host.kv_slots),
+            attention=parts.attention.plan(host),
+            update=parts.lora.kernel.plan(host),
+            sampled=tensor(host.sampled),
+        )
+        logits = parts.model.forward(batch, parts.arena.kv)
+        rows = host.sampled_rows
+        if logits is None:
+            drawn = Drawn(torch.empty(len(rows), dtype=torch.int64), [], [])
+        else:
+            positions = host.sampled_positions.tolist()
+            drawn = self._sampler.sample(logits, rows.tolist(), positions)
+        parts.group.broadcast(drawn.tokens)
+        self._rows.feed(rows, drawn.tokens.numpy())
+        elapsed_us = (time.perf_counter_ns() - started_ns) // 1000
+        answer = StepDone(number, drawn.tokens.tolist(), drawn.failed, drawn.logprobs, elapsed_us)
+        return Done(answer)

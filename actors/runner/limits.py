@@ -1,0 +1,15 @@
+"""What a step holds at most."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Limits(NamedTuple):
+    """Of any step. Memory that steps share is as large as they need at most."""
+
+    rows: int
+    tokens: int
+    row_pages: int  # of one row
+    adapters: int  # distinct ones
+    rank: int  # of an adapter

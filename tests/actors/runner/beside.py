@@ -1,0 +1,102 @@
+"""A device that works beside the host, played by the host: it does nothing before it must."""
+
+from collections import deque
+
+import torch
+
+from tests.actors.scheduler_harness import Harness
+from weft.actors.runner import backend, operations
+from weft.actors.runner.ahead import AheadMeans
+from weft.actors.runner.engine import STEPS_MAX
+
+CPU = torch.device("cpu")
+
+
+class LateStream:
+    """Does work as late as it may: when somebody waits for it."""
+
+    def __init__(self):
+        self._waiting = deque()
+        self._given = self.done = 0
+
+    @property
+    def waiting(self):
+        """How much work has been given and not been done."""
+        return len(self._waiting)
+
+    def run(self, work):
+        self._waiting.append(work)
+        self._given += 1
+
+    def mark(self):
+        return LateMark(self, self._given)
+
+    def work_until(self, place):
+        with torch.inference_mode():
+            while self.done < place:
+                self._waiting.popleft()()
+                self.done += 1
+
+
+class LateMark:
+    def __init__(self, stream, place):
+        self._stream = stream
+        self._place = place
+
+    @property
+    def is_past(self):
+        return self._stream.done >= self._place
+
+    def wait(self):
+        self._stream.work_until(self._place)
+
+
+def call(compute, batch):
+    """What a graph is by definition. Like a GPU's, its first batch is computed when it is made."""
+    compute(batch)
+    return compute
+
+
+def replay(compute, batch):
+    """What a graph does: it computes the same memory again, whatever it is given."""
+
+    compute(batch)
+
+    def again(other):
+        for one, two in ((batch.tokens, other.tokens), (batch.sampled, other.sampled)):
+            assert (one.data_ptr(), one.shape) == (two.data_ptr(), two.shape)
+        return compute(batch)
+
+    return again
+
+
+def on_host(record=call, stream=None):
+    """Kernels for CPUs, driven as a GPU's are."""
+    means = AheadMeans(stream or LateStream(), record and (lambda: record))
+    return backend.host(operations.choose(CPU, int8=False), means)
+
+
+def interpreted(record=replay, stream=None):
+    """A GPU's kernels, in Triton's interpreter."""
+    means = AheadMeans(stream or LateStream(), record and (lambda: record))
+    return backend.in_triton(operations.in_triton(CPU, processors=2), 2, means)
+
+
+class AheadHarness(Harness):
+    """Launches a step before it collects the one before, as the runner does."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.launched = deque()
+        self.overlaps = 0
+
+    def run_step(self):
+        while self.advance():
+            pass
+        while self.steps and len(self.launched) < STEPS_MAX:
+            self.launched.append(self.engine.launch(self.steps.popleft()))
+        if not self.launched:
+            return False
+        self.overlaps += len(self.launched) > 1 and not self.launched[0].is_done
+        self.receive("runner0", self.launched.popleft().collect())
+        return True
