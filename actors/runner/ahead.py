@@ -22,12 +22,13 @@ from weft.actors.runner.eager import Parts
 from weft.actors.runner.engine import STEPS_MAX
 from weft.actors.runner.graphs import Graphs, Kind, Record
 from weft.actors.runner.limits import Limits
+from weft.actors.runner.lora import open_file
 from weft.actors.runner.model import Batch
 from weft.actors.runner.rows import HostBatch
 from weft.actors.runner.staging import ALIGNMENT, Staging
 from weft.actors.runner.stream import Mark, Stream
 from weft.kernels.sample import reference
-from weft.runtime.messages import AdapterLoad, Join, StepDone
+from weft.runtime.messages import AdapterLoad, Join, Step, StepDone
 
 # Arrays that a step stages beside its plans: tokens, positions, places of KV, sampled tokens, rows.
 _TOKEN_BYTES, _ROW_BYTES, _ARRAYS = 3 * 8, 2 * 8, 16
@@ -71,6 +72,9 @@ class Ahead:
         self.graphs = Graphs(self._compute, limits.rows, record)
         self._under_way: deque[Running] = deque()
 
+    def make_way(self, step: Step) -> None:
+        """Do nothing: a load is over when it has begun."""
+
     def load(self, load: AdapterLoad) -> None:
         """Put an adapter's weights into its pages, once nothing under way reads them.
 
@@ -78,7 +82,11 @@ class Ahead:
         """
         for other in self._under_way:
             other.collect()
-        self._parts.lora.fill(load.slot, load.digest, Path(load.path), load.pages)
+        file = open_file(Path(load.path), load.digest)
+        self._parts.lora.fill(load.slot, load.digest, file, load.pages)
+
+    def settle(self) -> None:
+        """Do nothing, as above."""
 
     def leave(self, row: int) -> None:
         """Forget how a row is sampled."""

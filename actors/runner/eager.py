@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -11,12 +10,13 @@ import torch
 from weft.actors.runner.arena import Arena
 from weft.actors.runner.attention import Attention
 from weft.actors.runner.engine import Done, Launched
+from weft.actors.runner.loads import Loads
 from weft.actors.runner.lora import LoraSlots
 from weft.actors.runner.model import Batch, Model
 from weft.actors.runner.rows import HostBatch, RowTable
 from weft.actors.runner.sampler import Drawn, Sampler
 from weft.kernels.collectives.reference import Collectives
-from weft.runtime.messages import AdapterLoad, Join, StepDone
+from weft.runtime.messages import AdapterLoad, Join, Step, StepDone
 
 
 class Parts(NamedTuple):
@@ -32,8 +32,16 @@ class Parts(NamedTuple):
 class Executor(Protocol):
     """Computes steps, in the order in which they are launched."""
 
+    def make_way(self, step: Step) -> None:
+        """Wait for loads whose slot or pages a step gives to others, before it is applied."""
+        ...
+
     def load(self, load: AdapterLoad) -> None:
-        """Put an adapter's weights into its pages."""
+        """Map an adapter's file, and put its weights into its pages before they are used."""
+        ...
+
+    def settle(self) -> None:
+        """Wait for every load."""
         ...
 
     def leave(self, row: int) -> None:
@@ -55,11 +63,20 @@ class Eager:
     def __init__(self, parts: Parts, rows: RowTable) -> None:
         self._parts = parts
         self._rows = rows
+        self._loads = Loads(parts.lora)
         self._sampler = Sampler(parts.model.architecture.vocabulary)
 
+    def make_way(self, step: Step) -> None:
+        """Wait for loads whose slot or pages a step gives to others."""
+        self._loads.make_way(step)
+
     def load(self, load: AdapterLoad) -> None:
-        """Put an adapter's weights into its pages."""
-        self._parts.lora.fill(load.slot, load.digest, Path(load.path), load.pages)
+        """Map an adapter's file, and have its weights copied while the step is computed."""
+        self._loads.begin(load)
+
+    def settle(self) -> None:
+        """Wait for every load."""
+        self._loads.wait()
 
     def leave(self, row: int) -> None:
         """Forget how a row is sampled."""
@@ -77,6 +94,7 @@ class Eager:
 
     def launch(self, number: int, host: HostBatch, started_ns: int) -> Done:
         """Compute a step."""
+        self._loads.wait(host.lora_slots)
         parts, tensor = self._parts, torch.from_numpy
         batch = Batch(
             tokens=tensor(host.tokens),

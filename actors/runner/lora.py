@@ -83,6 +83,45 @@ def no_update(y: Tensor, x: Tensor, layer: int, site: int) -> None:
     """Leave y as it is: all rows are the base's."""
 
 
+class AdapterFile(Protocol):
+    """The adapter store's normalised file, mapped: its name may vanish while it is read.
+
+    ``layers.{i}.{module}.A`` [rank, in], ``.B`` [out, rank], and perhaps ``.bias`` of B or DoRA's
+    ``.magnitude``, [out]; each module's scale is in the metadata.
+    """
+
+    def keys(self) -> list[str]:
+        """Return the names of the tensors."""
+        ...
+
+    def get_tensor(self, name: str) -> Tensor:
+        """Read a tensor."""
+        ...
+
+    def metadata(self) -> dict[str, str]:
+        """Return the digest, and the scales as JSON."""
+        ...
+
+    def get_slice(self, name: str) -> Saved:
+        """Return a tensor of which a part can be read."""
+        ...
+
+
+class Saved(Protocol):
+    """A tensor in a file."""
+
+    def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
+        """Read a part of it."""
+        ...
+
+
+def open_file(path: Path, digest: str) -> AdapterFile:
+    """Map the file of an adapter."""
+    file: AdapterFile = safe_open(path, framework="pt")
+    assert file.metadata()["digest"] == digest, f"{path} is not {digest}"
+    return file
+
+
 class LoraSlots:
     """Which adapter each slot holds, and in which pages of the arena its weights lie."""
 
@@ -116,27 +155,30 @@ class LoraSlots:
         self.kernel = make(arena, self._tables, widths)
         self.digests: list[str | None] = [None] * slots
 
-    def fill(self, slot: int, digest: str, path: Path, pages: Sequence[int]) -> None:
+    def fill(self, slot: int, digest: str, file: AdapterFile, pages: Sequence[int]) -> None:
         """Replace what a slot holds by an adapter, whose weights are written into ``pages``.
 
-        ``path`` is the adapter store's normalised file: ``layers.{i}.{module}.A`` [rank, in],
-        ``.B`` [out, rank], and perhaps ``.bias`` of B or DoRA's ``.magnitude``, [out]; with each
-        module's scale in the metadata.
+        A step that uses neither the slot nor the pages may be computed meanwhile, unless the file
+        ``needs_group``.
         """
         self._tables.clear(slot, pages)
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            assert metadata["digest"] == digest, f"{path} is not {digest}"
-            scales: dict[str, float] = json.loads(metadata["scales"])
-            for layer in range(self._architecture.layers):
-                sites = [self._modules(file, scales, layer, site) for site in SITES]
-                laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
-                granules.write(self._arena, layer, pages, laid)
+        scales: dict[str, float] = json.loads(file.metadata()["scales"])
+        for layer in range(self._architecture.layers):
+            sites = [self._modules(file, scales, layer, site) for site in SITES]
+            laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
+            granules.write(self._arena, layer, pages, laid)
         self.kernel.update(slot)
         self.digests[slot] = digest
 
+    def needs_group(self, file: AdapterFile) -> bool:
+        """Whether all ranks must fill at the same time: they add up the lengths of DoRA's rows."""
+        return self._base.group.size > 1 and any(
+            name.endswith(".magnitude")
+            for name in file.keys()  # noqa: SIM118
+        )
+
     def _modules(
-        self, file: _File, scales: dict[str, float], layer: int, site: str
+        self, file: AdapterFile, scales: dict[str, float], layer: int, site: str
     ) -> list[Module]:
         """Read a site's modules; of one rank, A by the inputs or B by the outputs that are here."""
         shard = self._architecture.shard
@@ -177,18 +219,6 @@ def granules_max(architecture: Architecture, rank: int) -> int:
         for modules in SITES.values()
         for out, features in map(architecture.module_shape, modules)
     )
-
-
-class _File(Protocol):
-    def keys(self) -> list[str]: ...
-
-    def get_slice(self, name: str) -> _Saved: ...
-
-    def get_tensor(self, name: str) -> Tensor: ...
-
-
-class _Saved(Protocol):
-    def __getitem__(self, index: tuple[slice, slice]) -> Tensor: ...
 
 
 def _slice(span: Span | None) -> slice:

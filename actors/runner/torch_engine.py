@@ -117,10 +117,11 @@ class TorchEngine:
         """Apply what the step changes, and begin to compute it."""
         started_ns = time.perf_counter_ns()
         executor = self._executor
+        executor.make_way(step)
         for load in step.loads:
             executor.load(load)
         if step.loads:
-            # The files may be gone once rank 0 answers, so every rank must have read them.
+            # The files may be gone once rank 0 answers, so every rank must have opened them.
             self._group.all_reduce(torch.zeros(1))
         for row in step.leaves:
             executor.leave(row)
@@ -138,6 +139,7 @@ class TorchEngine:
 
     def counters(self) -> dict[str, float]:
         """Return what is in use."""
+        self._executor.settle()
         used = self._rows.adapter_slots
         assert all(self._lora.digests[slot] is not None for slot in used)
         return {

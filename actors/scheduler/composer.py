@@ -81,6 +81,10 @@ class Composer:
             messages += self.host.release(needed, steps_done)
         for digest in wanted:
             messages += self.host.want(digest)
+        for digest in self._waited_for():
+            if not self.host.has_room_ahead:
+                break
+            messages += self.host.want(digest)
         return messages
 
     def compose(self, number: int) -> tuple[Composed | None, list[str]]:
@@ -90,6 +94,8 @@ class Composer:
         self._decode(draft)
         self._prefill(draft)
         wanted = self._admit(draft) if self.waiting and not draft.preempted else []
+        if draft.sampled or draft.chunks:
+            self._load_ahead(draft)
         composed = draft.finish(self._leaves)
         if composed is not None:
             self._leaves = []
@@ -193,6 +199,7 @@ class Composer:
             pages=self.pages.available - reserve,
             adapters=self._config.max_loras_per_batch,
             pinned=self.slots.pinned,
+            resident=self.slots.resident,
         )
         needs: dict[int, Need] = {}  # of those that were looked at and may start
 
@@ -219,6 +226,7 @@ class Composer:
         slots = self._pin(admitted, draft)
         for sequence in admitted:
             self._start(sequence, slots.get(sequence.number), draft)
+        self._begin(admitted, draft)
         if admission.starving is not None:
             adapter = policy.rotate(self.slots.pinned_since, draft.number)
             if adapter is not None:
@@ -258,6 +266,26 @@ class Composer:
             and len(sequence.request.generate.prompt) > self.cache.page_tokens
         )
         return sequence.choice == 0 or not shares_prompt or sequence.request.leads
+
+    def _waited_for(self) -> list[str]:
+        """Return adapters of waiting sequences that are not on the device, longest waited first."""
+        resident = self.slots.resident
+        waited_for = islice(self.waiting.adapters, policy.LOOK_AHEAD)
+        return [adapter for adapter in waited_for if adapter not in resident]
+
+    def _load_ahead(self, draft: Draft) -> None:
+        """Put adapters that are waited for where nobody is, beside what the step computes."""
+        free = self.pages.free - len(self.rows) // 2  # what running sequences will soon grow by
+        for adapter in self._waited_for():
+            if len(draft.loads) >= policy.LOADS_MAX or not self.slots.has_free:
+                return
+            acquired = self.host.get(adapter)
+            if acquired is None:
+                continue
+            free -= self.slots.page_count(adapter, acquired)
+            if free < 0:
+                return
+            draft.loads.append(self.slots.load(self.host.read(adapter, draft.number)))
 
     def _need(self, sequence: Sequence) -> Need:
         generate = sequence.request.generate
@@ -321,8 +349,22 @@ class Composer:
             )
         )
         draft.admitted.append(sequence)
-        if draft.tokens_left:
-            self._feed(sequence, draft)
+
+    def _begin(self, admitted: list[Sequence], draft: Draft) -> None:
+        """Feed those whose adapters are there; the others, when theirs have been copied.
+
+        That happens while this step is computed, so the next one need not wait for it. If there is
+        nothing else to compute they are fed now.
+        """
+        loading = {load.digest for load in draft.loads}
+        later = [s for s in admitted if s.request.generate.adapter in loading]
+        for sequence in admitted:
+            if draft.tokens_left and sequence not in later:
+                self._feed(sequence, draft)
+        if not (draft.sampled or draft.chunks):
+            for sequence in later:
+                if draft.tokens_left:
+                    self._feed(sequence, draft)
 
     def _rotate(self) -> None:
         """Make the adapter that has run longest give way to the starving sequence."""

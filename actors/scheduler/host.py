@@ -43,6 +43,11 @@ class HostPins:
         """Whether the store was asked for an adapter, and not told that it may go."""
         return digest in self._pins
 
+    @property
+    def has_room_ahead(self) -> bool:
+        """Whether there is room for what is not urgent: half is left to what is."""
+        return len(self._pins) < self._held_max // 2
+
     def want(self, digest: str) -> list[Acquire]:
         """Ask the store for an adapter, once, if there is room to hold it."""
         if digest in self._pins or len(self._pins) >= self._held_max:

@@ -14,6 +14,10 @@ OVERTAKEN_MAX = 64
 # run longest is made to give way: about the length of a short answer.
 ROTATE_STEPS = 64
 
+# Adapters that one step begins to load. They are copied while it is computed, and all should be
+# there when the next one begins: a step of a model takes longer than copying a few of its adapters.
+LOADS_MAX = 4
+
 # Waiting requests looked at in one step. Bounds the scheduler's time when most lack their adapter.
 LOOK_AHEAD = 256
 
@@ -44,6 +48,8 @@ class Room(NamedTuple):
     pages: int
     adapters: int  # that running sequences may use together
     pinned: Set[str]  # adapters that running sequences use
+    resident: Set[str] = frozenset()  # adapters on the device, these among them
+    loads: int = LOADS_MAX  # adapters that may be put there
 
 
 class Admission(NamedTuple):
@@ -67,9 +73,10 @@ def admit(
     A sequence without tokens or pages ends the search: if smaller ones could pass it, a long prompt
     would wait for ever. One whose adapter is not at hand, or would be one too many, is passed over:
     one cold adapter must not stop the warm ones behind it. But once ``OVERTAKEN_MAX`` later ones
-    with adapters have passed it is starving, and only base rows may still pass.
+    with adapters have passed it is starving, and only base rows may still pass. One whose adapter
+    is a load too many for this step waits for the next, in which it comes before others.
     """
-    rows, tokens, pages, adapters, pinned = room
+    rows, tokens, pages, adapters, pinned, resident, loads = room
     used = set(pinned)
     result = Admission([], [], [], None)
     lacking: list[int] = []
@@ -91,6 +98,8 @@ def admit(
                 continue
             if starving is not None:
                 continue
+            if loads == 0 and adapter not in used and adapter not in resident:
+                continue
         needed = need(candidate.key)
         pages_needed = needed.pages
         if adapter is not None and adapter not in used:
@@ -98,6 +107,7 @@ def admit(
         if pages_needed > pages or needed.tokens_min > tokens:
             break
         if adapter is not None:
+            loads -= adapter not in used and adapter not in resident
             used.add(adapter)
             result.overtaken.extend(lacking)
         rows -= 1

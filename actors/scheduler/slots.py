@@ -82,6 +82,11 @@ class AdapterSlots:
         return sum(resident.pins for resident in self._pinned.values())
 
     @property
+    def has_free(self) -> bool:
+        """Whether one more adapter needs no other's slot."""
+        return bool(self._free)
+
+    @property
     def pages_owned(self) -> int:
         """Pages of all adapters."""
         return sum(resident.page_count for resident in self._residents.values())

@@ -46,8 +46,8 @@ class Waiting:
 
     @property
     def adapters(self) -> Set[str]:
-        """Those that some sequence waits for."""
-        return {adapter for adapter in self._of_adapter if adapter is not None}
+        """Those that some sequence waits for, the one waited for longest first."""
+        return dict.fromkeys(each for each in self._of_adapter if each is not None).keys()
 
     @property
     def tenants(self) -> Set[str]:

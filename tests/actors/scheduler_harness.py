@@ -108,6 +108,10 @@ class Harness:
     def end(self, label, choice=0) -> End:
         return self.ends[self.begun[label].first_sequence + choice]
 
+    def end_of(self, label) -> End | None:
+        """The end of a request with one choice, if it has come."""
+        return self.ends.get(self.begun[label].first_sequence)
+
     def assert_all_is_back(self) -> None:
         counters = self.scheduler._counters()
         for name in ("requests", "sequences", "waiting", "rows_running", "pages_sequences"):

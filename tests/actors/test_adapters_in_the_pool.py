@@ -4,6 +4,7 @@ import pytest
 
 from tests.actors.scheduler_harness import Harness
 from tests.sim.fake_engine import generate
+from weft.actors.scheduler.policy import LOADS_MAX
 from weft.runtime.messages import Abort, Acquire
 
 
@@ -212,3 +213,100 @@ def test_pages_are_counted_by_their_owners():
     assert found["pages_cached"] >= 2
     owners = ("free", "sequences", "cached", "adapters")
     assert sum(found[f"pages_{owner}"] for owner in owners) == found["pages"] == 32
+
+
+def test_an_adapter_is_copied_while_others_compute_and_used_in_the_next_step():
+    harness = Harness()
+    harness.generate("warm", prompt(5), max_tokens=20, stop_token_ids=[])
+    harness.run_step()
+    harness.generate("cold", prompt(6), adapter="x", max_tokens=3, stop_token_ids=[])
+    harness.run()
+    [loading] = [step for step in harness.sent_steps if step.loads]
+    assert [join.adapter_slot for join in loading.joins] == [loading.loads[0].slot]
+    assert loading.chunks == []
+    following = harness.sent_steps[loading.step + 1]
+    assert [chunk.tokens for chunk in following.chunks] == [prompt(6)]
+    assert harness.output("cold") == generate("x", prompt(6), max_tokens=3, stop=())
+    harness.assert_all_is_back()
+
+
+def test_an_adapter_is_used_at_once_when_there_is_nothing_else_to_compute():
+    harness = Harness()
+    ask(harness, "a", "x")
+    assert [len(step.chunks) for step in harness.sent_steps if step.loads] == [1]
+
+
+def test_many_cold_adapters_are_loaded_a_few_in_a_step():
+    names = [f"x{number}" for number in range(8)]
+    harness = Harness(max_loras_per_batch=8, max_num_batched_tokens=64)
+    for name in names:
+        harness.generate(name, prompt(5), adapter=name, max_tokens=9, stop_token_ids=[])
+    harness.run()
+    counts = [len(step.loads) for step in harness.sent_steps if step.loads]
+    assert counts == [LOADS_MAX, LOADS_MAX]
+    for name in names:
+        assert harness.output(name) == generate(name, prompt(5), max_tokens=9, stop=())
+    harness.assert_all_is_back()
+
+
+def test_one_that_is_cancelled_before_its_first_tokens_leaves_nothing():
+    harness = Harness()
+    harness.generate("warm", prompt(5), max_tokens=20, stop_token_ids=[])
+    harness.run_step()
+    harness.generate("cold", prompt(6), adapter="x", max_tokens=3)
+    while not any(step.loads for step in harness.sent_steps):
+        harness.run_step()
+    harness.receive("tokenizer", Abort("c", "cold"))
+    harness.run()
+    assert harness.output("cold") == []
+    assert harness.end("cold").reason == "cancelled"
+    harness.assert_all_is_back()
+
+
+def test_adapters_of_those_that_wait_are_fetched_and_loaded_where_nobody_is():
+    harness = Harness(max_num_seqs=1)
+    harness.generate("runs", prompt(5), max_tokens=12, stop_token_ids=[])
+    harness.run_step()
+    for name in "xyz":
+        harness.generate(name, prompt(6), adapter=name, max_tokens=2)
+    for _ in range(4):
+        harness.run_step()
+    assert harness.end_of("runs") is None
+    assert harness.scheduler._composer.slots.resident == {"x", "y", "z"}
+    assert harness.pinned_in_host == {"x": 0, "y": 0, "z": 0}
+    harness.run()
+    assert loads(harness) == ["x", "y", "z"]
+    harness.assert_all_is_back()
+
+
+def test_no_idle_adapter_or_prefix_makes_way_for_one_that_is_only_waited_for():
+    harness = Harness(max_num_seqs=1, pages=16, granules={"x": 8, "y": 8})
+    ask(harness, "a", "x", length=9)  # leaves 4 pages of its own and 2 of its prompt
+    harness.generate("runs", prompt(25), max_tokens=11, stop_token_ids=[])  # 7 pages, later 9
+    harness.run_step()
+    harness.generate("b", prompt(6), adapter="y", max_tokens=2)
+    while harness.end_of("runs") is None:
+        assert "x" in harness.scheduler._composer.slots.resident
+        assert loads(harness) == ["x"]
+        harness.run_step()
+    harness.run()
+    assert loads(harness) == ["x", "y"]
+    harness.assert_all_is_back()
+
+
+def test_half_of_host_memory_is_left_to_what_can_start_now():
+    harness = Harness(max_num_seqs=1, max_loaded_loras=6, pages=8, granules={})
+    harness.generate("runs", prompt(5), max_tokens=20, stop_token_ids=[])
+    harness.run_step()
+    harness.holds_acquires = True
+    for number in range(6):
+        harness.generate(f"{number}", prompt(6), adapter=f"x{number}", max_tokens=2)
+    for _ in range(3):
+        harness.run_step()
+    assert harness.withheld == [Acquire(f"x{number}") for number in range(3)]
+    harness.holds_acquires = False
+    for number in range(3):
+        harness.acquired(f"x{number}")
+    harness.run()
+    assert all(harness.end(f"{number}").error is None for number in range(6))
+    harness.assert_all_is_back()

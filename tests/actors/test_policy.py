@@ -1,6 +1,7 @@
 import pytest
 
 from weft.actors.scheduler.policy import (
+    LOADS_MAX,
     OVERTAKEN_MAX,
     ROTATE_STEPS,
     Candidate,
@@ -57,6 +58,23 @@ def test_an_adapter_that_is_not_in_host_memory_is_fetched_meanwhile():
     assert admission.admitted == [2]
     assert admission.wanted == ["a"]
     assert admission.overtaken == []
+
+
+def test_a_load_too_many_waits_for_the_next_step_and_stops_nobody():
+    cold = [candidate(key, adapter=f"cold{key}") for key in range(LOADS_MAX + 2)]
+    again = candidate(90, adapter="cold0")
+    warm = candidate(91, adapter="warm")
+    idle = candidate(92, adapter="idle")
+    room = ROOM._replace(
+        adapters=20, rows=20, pages=20, pinned=frozenset({"warm"}),
+        resident=frozenset({"warm", "idle"}),
+    )  # fmt: skip
+    admission = decide([*cold, again, warm, idle], room)
+    assert admission.admitted == [*range(LOADS_MAX), 90, 91, 92]
+    assert admission.overtaken == []
+    left = cold[LOADS_MAX:]
+    next_step = decide([*left, *cold[:LOADS_MAX]], room)
+    assert next_step.admitted == [LOADS_MAX, LOADS_MAX + 1, 0, 1]
 
 
 def test_a_starving_adapter_is_overtaken_only_by_base_rows():

@@ -15,6 +15,7 @@ import transformers
 from tests.bench import kernels, latency, log_lines, pool, ranks, steps, tenants, throughput
 from tests.bench.gpu import decode, device, sweep
 from tests.bench.load import Load
+from tests.bench.many import cold, curve
 from tests.bench.options import parse
 from tests.bench.peers import compare
 
@@ -86,6 +87,8 @@ def _tables(section, options):
                 )
         case "pool":
             yield from pool.tables()
+        case "adapters":
+            yield from _adapters(options)
         case "tenants":
             yield (
                 "Milliseconds to the first token of a tenant that asks now and then, alone and "
@@ -98,6 +101,19 @@ def _tables(section, options):
             yield from _lora(options)
         case "decode":
             yield from _decode(options)
+
+
+def _adapters(options):
+    rounds, threads = options.rounds, options.threads
+    for name in options.catalogues:
+        requests = options.zipf_requests // (1 if name == "tiny" else 4)
+        yield from curve.run(
+            name, requests=requests, rounds=rounds, threads=threads, plots=options.plots
+        )
+        yield (
+            f"Cold adapters, {name}: milliseconds beside {cold.STREAMS} streams",
+            cold.run(name, rounds=rounds, threads=threads),
+        )
 
 
 def _peers(options, load, what):

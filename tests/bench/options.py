@@ -6,11 +6,14 @@ from pathlib import Path
 
 from tests.bench.gpu import batches, checkpoints, decode
 from tests.bench.gpu.shapes import SHAPES as KERNEL_SHAPES
+from tests.bench.many.catalogue import SHAPES as CATALOGUES
 from tests.bench.models import SHAPES
 from tests.bench.peers import compare
 from tests.bench.peers.install import FOLDER
 
-SECTIONS = ("throughput", "latency", "steps", "logging", "kernels", "pool", "ranks", "tenants")
+SECTIONS = (
+    "throughput", "latency", "steps", "logging", "kernels", "pool", "ranks", "adapters", "tenants",
+)  # fmt: skip
 # They need what is not part of this project, or another machine.
 OTHERS = ("peers", "lora", "decode", "gpu")
 TOGETHER = {"gpu": ["lora", "decode"]}
@@ -27,6 +30,8 @@ def parse(arguments=None):
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--plots", type=Path, default=Path("build/bench"), help="for PNG files")
+    _add_adapters(parser.add_argument_group("adapters"))
     _add_peers(parser.add_argument_group("peers"))
     _add_lora(parser.add_argument_group("lora"))
     _add_decode(parser.add_argument_group("decode"))
@@ -37,6 +42,13 @@ def parse(arguments=None):
     named = options.sections or SECTIONS
     options.sections = [part for each in named for part in TOGETHER.get(each, [each])]
     return options
+
+
+def _add_adapters(group):
+    names = list(CATALOGUES)
+    group.add_argument("--catalogues", nargs="+", default=names, choices=names)
+    help_text = "in a round, of the tiny model; a quarter of the other"
+    group.add_argument("--zipf-requests", type=int, default=512, help=help_text)
 
 
 def _add_peers(group):
@@ -54,7 +66,6 @@ def _add_lora(group):
     group.add_argument("--adapters", nargs="+", type=int, default=[1, 8, 32, 128])
     distributions = batches.DISTRIBUTIONS
     group.add_argument("--distributions", nargs="+", default=distributions, choices=distributions)
-    group.add_argument("--plots", type=Path, default=Path("build/bench"), help="for PNG files")
 
 
 def _add_decode(group):

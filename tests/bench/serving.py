@@ -20,6 +20,7 @@ class Server(NamedTuple):
 
     run_dir: Path
     url: str
+    start_s: float  # until it was ready
 
 
 @contextmanager
@@ -40,15 +41,16 @@ def serve(model, adapters, **options):
         yaml.safe_dump(values | options, config)
         config.flush()
         command = [sys.executable, "-m", "weft", "serve", config.name]
+        started = time.perf_counter()
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server:
             try:
-                yield _wait(server)
+                yield _wait(server, started)
             finally:
                 server.terminate()
                 server.stdout.close()
 
 
-def _wait(server):
+def _wait(server, started):
     url = run_dir = None
     for line in server.stdout:
         if found := re.match(r" +HTTP +(.+)/v1", line):
@@ -56,7 +58,7 @@ def _wait(server):
         if found := re.match(r" +ZeroMQ +(.+)", line):
             run_dir = Path(found[1])
         if " stop " in line:
-            return Server(run_dir, url)
+            return Server(run_dir, url, time.perf_counter() - started)
     raise SystemExit("the server did not start; run it by hand to see why")
 
 

@@ -91,7 +91,7 @@ def pinned_files_are_evicted(monkeypatch):
     def victims(self):
         gone = []
         while len(self._residents) >= self._entries_max:
-            digest = next(iter(self._residents))
+            digest = next(reversed(self._residents))
             self._pins.pop(digest, None)
             gone.append(self._residents.pop(digest))
         return gone

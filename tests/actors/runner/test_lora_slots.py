@@ -10,7 +10,7 @@ from tests.checkpoints import ARCHITECTURES
 from weft.actors.runner import architecture, warmup
 from weft.actors.runner.affine import Base
 from weft.actors.runner.arena import Arena, page_shape
-from weft.actors.runner.lora import SITES, HostLora, LoraSlots
+from weft.actors.runner.lora import SITES, HostLora, LoraSlots, open_file
 from weft.kernels.collectives.reference import Alone
 
 SCRATCH = warmup.Scratch(page=0, tokens=4)
@@ -37,7 +37,7 @@ def slots_of(model, *adapters, slots=2):
     made = LoraSlots(shapes, arena.granules(), HostLora, base, slots=slots, pages_max=100)
     pages = list(range(0, 200, 2))
     for digest, path in adapters:
-        made.fill(1, digest, path, pages)
+        made.fill(1, digest, open_file(path, digest), pages)
         pages.reverse()
     return made
 
@@ -99,7 +99,8 @@ def test_modules_that_an_adapter_lacks_are_left_as_they_are(model, save):
 def test_filling_one_slot_leaves_the_other_as_it_is(model, save):
     slots = slots_of(model, save("first"))
     before = updates(model, slots)
-    slots.fill(0, *save("second"), range(1, 200, 2))
+    digest, path = save("second")
+    slots.fill(0, digest, open_file(path, digest), range(1, 200, 2))
     assert_equal(updates(model, slots), before)
     assert slots.digests == ["second", "first"]
 

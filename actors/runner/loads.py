@@ -1,0 +1,82 @@
+"""Adapters on their way to the device while steps are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from weft.actors.runner.lora import AdapterFile, open_file
+from weft.runtime.messages import AdapterLoad, Step
+
+
+class Slots(Protocol):
+    """Where adapters go."""
+
+    def fill(self, slot: int, digest: str, file: AdapterFile, pages: Sequence[int]) -> None:
+        """Replace what a slot holds by an adapter, whose weights are written into ``pages``."""
+        ...
+
+    def needs_group(self, file: AdapterFile) -> bool:
+        """Whether all ranks must fill at the same time."""
+        ...
+
+
+class _Load(NamedTuple):
+    pages: frozenset[int]
+    copy: Future[None]
+
+
+class Loads:
+    """Copies adapters one after the other, beside what is computed meanwhile.
+
+    A load overwrites pages that no step reads any more, and a step may begin to use it. Between the
+    two it may go on while others are computed: ``begin`` opens the file, so that it may have lost
+    its name afterwards, and whoever uses the slot, or gets one of the pages, waits for the end.
+    """
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._pending: dict[int, _Load] = {}  # by slot
+        self._copier = ThreadPoolExecutor(1, thread_name_prefix="loads")
+        # The copier takes one core, and not those on which steps are computed. torch keeps this
+        # number by thread, but some of its libraries for all: they get theirs back.
+        threads = torch.get_num_threads()
+        self._copier.submit(torch.set_num_threads, 1).result()
+        torch.set_num_threads(threads)
+
+    def make_way(self, step: Step) -> None:
+        """Wait for loads whose slot or pages a step gives to others, before it is applied."""
+        if not self._pending:
+            return
+        taken = {
+            *step.page_ids,
+            *chain.from_iterable(join.pages for join in step.joins),
+            *chain.from_iterable(load.pages for load in step.loads),
+        }
+        slots = {load.slot for load in step.loads}
+        self.wait(
+            slot
+            for slot, load in self._pending.items()
+            if slot in slots or not taken.isdisjoint(load.pages)
+        )
+
+    def begin(self, load: AdapterLoad) -> None:
+        """Open an adapter's file, and let it be copied. ``make_way`` has been called."""
+        file = open_file(Path(load.path), load.digest)
+        if self._slots.needs_group(file):  # where it is in every rank's order of collectives
+            self.wait()
+            self._slots.fill(load.slot, load.digest, file, load.pages)
+            return
+        copy = self._copier.submit(self._slots.fill, load.slot, load.digest, file, load.pages)
+        self._pending[load.slot] = _Load(frozenset(load.pages), copy)
+
+    def wait(self, slots: Iterable[int] | None = None) -> None:
+        """Wait for the loads of some slots, or of all. Raises what went wrong with them."""
+        for slot in list(self._pending if slots is None else slots):
+            if slot in self._pending:
+                self._pending.pop(slot).copy.result()

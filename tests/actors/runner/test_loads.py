@@ -1,0 +1,128 @@
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.actors.runner.engines import save_adapter
+from tests.actors.scheduler_harness import GREEDY
+from tests.checkpoints import ARCHITECTURES
+from weft.actors.runner.loads import Loads
+from weft.runtime.messages import AdapterLoad, Join, Step
+
+
+class HeldSlots:
+    """Slots that are not filled before they may."""
+
+    def __init__(self):
+        self.may = threading.Event()
+        self.filled = []
+        self.filling = []  # names of threads
+        self.in_group = set()  # digests
+        self.error = None
+
+    def needs_group(self, file):
+        return file.metadata()["digest"] in self.in_group
+
+    def fill(self, slot, digest, file, pages):
+        assert self.may.wait(60)
+        if self.error:
+            raise self.error
+        self.filling.append(threading.current_thread().name)
+        self.filled.append((slot, digest, file.metadata()["digest"], list(pages)))
+
+
+@pytest.fixture
+def load(tmp_path):
+    """A function that returns the load of an adapter whose file is there."""
+    ARCHITECTURES["llama"]().save_pretrained(tmp_path)
+
+    def make(slot, pages):
+        path = save_adapter(tmp_path, tmp_path, f"x{slot}", modules=("v_proj",))
+        return AdapterLoad(slot, f"x{slot}", path, pages)
+
+    return make
+
+
+@pytest.fixture
+def slots():
+    slots = HeldSlots()
+    yield slots
+    slots.may.set()
+
+
+def join(pages):
+    return Join(0, None, 0, pages, GREEDY, 0, 1, None)
+
+
+def test_a_step_that_uses_nothing_of_a_load_does_not_wait_for_it(slots, load):
+    loads = Loads(slots)
+    loads.begin(load(1, [4, 5]))
+    others = Step(1, [load(2, [6])], [0], [join([7, 8])], [0], [9])
+    loads.make_way(others)
+    loads.wait([2, 3])
+    assert slots.filled == []
+    slots.may.set()
+    loads.wait()
+    assert slots.filled == [(1, "x1", "x1", [4, 5])]
+
+
+def test_what_all_ranks_do_together_is_done_at_once_and_in_order(slots, load):
+    loads = Loads(slots)
+    slots.in_group = {"x2"}
+    slots.may.set()
+    loads.begin(load(1, [4]))
+    loads.begin(load(2, [5]))
+    assert [slot for slot, *_ in slots.filled] == [1, 2]
+    assert slots.filling[1] == threading.current_thread().name != slots.filling[0]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Step(1, joins=[join([3, 5])]),
+        Step(1, page_rows=[0], page_ids=[4]),
+        Step(1, [AdapterLoad(2, "y", "/y", [5, 6])]),
+        Step(1, [AdapterLoad(1, "y", "/y", [7])]),
+    ],
+    ids=["sequence", "growth", "adapter", "slot"],
+)
+def test_who_gets_what_a_load_has_comes_after_it(slots, load, step):
+    loads = Loads(slots)
+    loads.begin(load(1, [4, 5]))
+    waiting = threading.Thread(target=loads.make_way, args=(step,))
+    waiting.start()
+    assert slots.filled == []
+    slots.may.set()
+    waiting.join(60)
+    assert slots.filled == [(1, "x1", "x1", [4, 5])]
+
+
+def test_a_file_may_lose_its_name_once_its_load_has_begun(slots, load):
+    loads = Loads(slots)
+    begun = load(1, [4])
+    loads.begin(begun)
+    Path(begun.path).unlink()
+    slots.may.set()
+    loads.wait([1])
+    assert slots.filled == [(1, "x1", "x1", [4])]
+
+
+def test_what_goes_wrong_with_a_load_is_told_to_who_waits_for_it(slots, load):
+    loads = Loads(slots)
+    slots.error = RuntimeError("no such page")
+    slots.may.set()
+    loads.begin(load(1, [4]))
+    with pytest.raises(RuntimeError, match="no such page"):
+        loads.wait([1])
+    loads.wait([1])  # it is told once
+
+
+def test_those_that_compute_keep_their_threads(slots):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        Loads(slots)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,1 @@
+"""Thousands of adapters in one server."""
