@@ -201,7 +201,7 @@ def is_alive(pid):
 def test_a_store_serves_what_is_good_among_what_is_not(loader, tmp_path):
     folders = {
         "good": folder(),
-        "dora": folder({"use_dora": True}),
+        "qalora": folder({"use_qalora": True}),
         "cut": folder(weights=folder()["adapter_model.safetensors"][:-1]),
         "empty": {},
     }
@@ -214,7 +214,7 @@ def test_a_store_serves_what_is_good_among_what_is_not(loader, tmp_path):
     entries = {entry.name: entry for entry in catalog.adapters}
     digest = entries["good"].digest
     assert digest == build(folder()).digest
-    assert "use_dora" in entries["dora"].refused
+    assert "use_qalora" in entries["qalora"].refused
     assert "the file is damaged" in entries["cut"].refused
     assert "there is none" in entries["empty"].refused
     store.receive("scheduler", Acquire(digest), 0)
