@@ -85,12 +85,17 @@ def _affine(
 
 @triton.jit
 def _through_adapters(
-    y, chunk, tile, part, m_ok, n_ok,
+    chunk, tile, part, m_ok, n_ok,
     v_ptr, arena_ptr, units_ptr, pages_ptr, groups_ptr, b_start_ptr, affine_start_ptr, scales_ptr,
     place, places, pages_max, page_stride, v_stride,
     PAGE_GRANULES: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """Return what all adapters of a chunk make of a tile, and the most groups of any of them."""
+    """Return what all adapters of a chunk make of a tile of y, and the most groups of any of them.
+
+    That is ``y * total + update``, so that y need not be kept while they take their turns.
+    """
+    total = tl.full((G_COLUMNS,), 1.0, dtype=tl.float32)
+    update = tl.zeros((ROWS, G_COLUMNS), dtype=tl.float32)
     product = tl.zeros((ROWS, G_COLUMNS), dtype=tl.float32)
     groups_most = 0
     first_rank = 0
@@ -111,16 +116,17 @@ def _through_adapters(
         groups_most = tl.maximum(groups_most, groups)
         first_rank += RANKS
         is_last = first_rank >= groups * G_RANKS
-        y += tl.where(is_last, product * factor, 0.0)
+        update += tl.where(is_last, product * factor, 0.0)
         if is_last & (affine_start > 0):
             scaling, offset = _affine(
                 arena_ptr, slot_pages, affine_start, tile, n_ok, page_stride, PAGE_GRANULES
             )
-            y = y * scaling[None, :] + offset[None, :]
+            total *= scaling
+            update = update * scaling[None, :] + offset[None, :]
         product = tl.where(is_last, 0.0, product)
         first_rank = tl.where(is_last, 0, first_rank)
         unit = tl.where(is_last, tl.load(unit_ptr + NEXT), unit)
-    return y, groups_most
+    return total, update, groups_most
 
 
 @triton.jit(do_not_specialize=["place"])
@@ -196,14 +202,14 @@ def expand_kernel(
             column = first_tile * G_COLUMNS + n
             n_ok = column < width
             y_ptrs = y_rows + column[None, :]  # [M, N]
-            y = tl.load(y_ptrs, mask=m_ok[:, None] & n_ok[None, :], other=0.0).to(tl.float32)
-            y, groups = _through_adapters(
-                y, chunk, first_tile, part, m_ok, n_ok,
+            total, update, groups = _through_adapters(
+                chunk, first_tile, part, m_ok, n_ok,
                 v_ptr, arena_ptr, units_ptr, pages_ptr, groups_ptr, b_start_ptr, affine_start_ptr,
                 scales_ptr,
                 place, places, pages_max, page_stride, v_stride,
                 PAGE_GRANULES, ROWS, RANKS, DOT,
             )  # fmt: skip
             y_ok = m_ok[:, None] & (column < tl.where(groups > 0, width, 0))[None, :]
+            y = tl.load(y_ptrs, mask=y_ok, other=0.0).to(tl.float32) * total[None, :] + update
             tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=y_ok)
         work += tl.num_programs(0)
