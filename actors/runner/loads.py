@@ -46,7 +46,7 @@ class Loads:
         # The copier takes one core, and not those on which steps are computed. torch keeps this
         # number by thread, but some of its libraries for all: they get theirs back.
         threads = torch.get_num_threads()
-        self._copier.submit(torch.set_num_threads, 1).result()
+        self._copier.submit(_use_one_core).result()
         torch.set_num_threads(threads)
 
     def make_way(self, step: Step) -> None:
@@ -80,3 +80,11 @@ class Loads:
         for slot in list(self._pending if slots is None else slots):
             if slot in self._pending:
                 self._pending.pop(slot).copy.result()
+
+
+def _use_one_core() -> None:
+    # Asked first, or the thread's first operation would set the number to that of all cores. A team
+    # of its own would be more threads than cores, and OpenMP's then never spin: steps with adapters
+    # took 1.5 times as long.
+    torch.get_num_threads()
+    torch.set_num_threads(1)

@@ -18,6 +18,7 @@ class HeldSlots:
         self.may = threading.Event()
         self.filled = []
         self.filling = []  # names of threads
+        self.cores = []
         self.in_group = set()  # digests
         self.error = None
 
@@ -29,6 +30,8 @@ class HeldSlots:
         if self.error:
             raise self.error
         self.filling.append(threading.current_thread().name)
+        torch.ones(1 << 17).exp()
+        self.cores.append(torch.get_num_threads())
         self.filled.append((slot, digest, file.metadata()["digest"], list(pages)))
 
 
@@ -65,6 +68,20 @@ def test_a_step_that_uses_nothing_of_a_load_does_not_wait_for_it(slots, load):
     slots.may.set()
     loads.wait()
     assert slots.filled == [(1, "x1", "x1", [4, 5])]
+
+
+def test_copying_takes_one_core_and_computing_keeps_its_own(slots, load):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        loads = Loads(slots)
+        slots.may.set()
+        loads.begin(load(1, [4]))
+        loads.wait()
+        assert slots.cores == [1]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_all_ranks_do_together_is_done_at_once_and_in_order(slots, load):
