@@ -131,7 +131,7 @@ class Client:
     def _operate(self, name: str, *fields: str | bool | None) -> Changed:
         question = self._connection.session.operate(_nothing, name, *fields)
         self._connection.pump()
-        self._wait(lambda: question.is_settled, timeout_s=None)
+        self._wait(lambda: question.is_settled, is_prompt=False)
         return question.take()
 
     def _cancel(self, request: Request) -> None:
@@ -144,11 +144,9 @@ class Client:
             self._connection.pump()
         return request.take()
 
-    def _wait(
-        self, until: Callable[[], bool], *, timeout_s: float | None = ANSWER_TIMEOUT_S
-    ) -> None:
-        """Wait for what weft answers at once, or (None) for what takes as long as it takes."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    def _wait(self, until: Callable[[], bool], *, is_prompt: bool = True) -> None:
+        """Wait for what weft answers at once, or for what takes as long as it takes."""
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S if is_prompt else None
         while not until():
             if deadline is None:
                 self._poller.poll()
