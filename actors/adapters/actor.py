@@ -350,7 +350,11 @@ class AdapterStore:
             text = f"the adapter {name!r} cannot be loaded: {result}"
             raise CannotDo("bad_adapter", text, "source")
         entry = self._registry.find(name)
-        is_same = entry is not None and entry.digest == result.digest
+        # One content may be talked to in several ways: those belong to the name.
+        is_same = entry is not None and (entry.digest, entry.defaults) == (
+            result.digest,
+            result.facts.defaults,
+        )
         is_used = entry is not None and entry.digest != ""
         if is_used and not is_same and not operation.replace:
             text = f"name: {name!r} means another adapter; replace it in place, or unload it first"
@@ -389,7 +393,8 @@ class AdapterStore:
         started_ns = self._now_ns if self._started_ns is None else self._started_ns
         created_s = self._started_s + (self._now_ns - started_ns) // 1_000_000_000
         digest, rank = (adapter.digest, adapter.facts.rank) if adapter else ("", 0)
-        return AdapterEntry(name, root, digest, rank, created_s, refused)
+        defaults = adapter.facts.defaults if adapter else None
+        return AdapterEntry(name, root, digest, rank, created_s, refused, defaults=defaults)
 
     def _leave(self, digest: str) -> bool:
         """Let content go that a name meant until now, unless another one does: does it go?"""
@@ -514,6 +519,7 @@ class AdapterStore:
             requests_total=0,
             created_s=entry.created_s,
             refused=entry.refused,
+            defaults=entry.defaults.summary if entry.defaults else None,
         )
 
     def _counters(self) -> dict[str, float]:

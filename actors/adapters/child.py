@@ -17,16 +17,18 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 
-from weft.actors.adapters import confine
+from weft.actors.adapters import confine, defaults
 from weft.actors.adapters.base import BaseShapes
+from weft.actors.adapters.base_text import BaseText
 from weft.actors.adapters.errors import BadAdapter
 from weft.actors.adapters.files import FileError, LocalFiles
 from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Facts
 from weft.actors.adapters.reading import read
 from weft.actors.adapters.safetensors import HEADER_BYTES_MAX
 
-# Larger than any honest one: a path has at most 4,096 bytes, a reason 1,024 characters.
-PACKET_BYTES_MAX = 64 * 1024
+# Larger than any honest one: a path has at most 4,096 bytes, a reason 1,024 characters. Linux sends
+# packets of up to 208 KiB, unless it was told otherwise.
+PACKET_BYTES_MAX = defaults.DEFAULTS_BYTES_MAX + 16 * 1024
 
 # The exit code that says that memory did not suffice.
 EXIT_MEMORY = 3
@@ -49,6 +51,7 @@ class Setup(msgspec.Struct, frozen=True):
     """Parent to child, once: what adapters are checked against."""
 
     base: BaseShapes
+    model: str  # its folder
     rank_max: int
     tensor_parallel_size: int
 
@@ -74,6 +77,7 @@ def main() -> None:
     jobs = socket.socket(fileno=os.dup(0))
     setup = msgspec.msgpack.decode(jobs.recv(PACKET_BYTES_MAX), type=Setup)
     np.isfinite(np.zeros(1, "<f2")).all()  # whatever is loaded at first use is loaded now
+    base_text = BaseText(setup.model)
     bytes_max = setup.base.adapter_bytes_max(setup.rank_max)
     confine.confine(
         memory_bytes=WORKING_MEMORY_BYTES + _COPIES_MAX * bytes_max,
@@ -88,13 +92,14 @@ def main() -> None:
         job = msgspec.msgpack.decode(packet, type=Job)
         with ExitStack() as opened:
             files = [opened.enter_context(open(descriptor, "wb")) for descriptor in descriptors]
-            answer = _answer(job, setup, files)
+            answer = _answer(job, setup, base_text, files)
         jobs.send(msgspec.msgpack.encode(answer))
 
 
-def _answer(job: Job, setup: Setup, files: Iterable[BinaryIO]) -> Answer:
+def _answer(job: Job, setup: Setup, base_text: BaseText, files: Iterable[BinaryIO]) -> Answer:
     try:
         adapter = read(LocalFiles(), job.folder, setup.base, rank_max=setup.rank_max)
+        said = defaults.read(LocalFiles(), job.folder, base_text)
         parts = adapter.file()
         for file in files:
             for part in parts:
@@ -106,6 +111,7 @@ def _answer(job: Job, setup: Setup, files: Iterable[BinaryIO]) -> Answer:
             adapter.rank,
             sum(len(part) for part in parts),
             adapter.granules(setup.base, shards),
+            said,
         )
     except (BadAdapter, FileError) as error:
         return Refusal(str(error)[:REASON_CHARACTERS_MAX])

@@ -7,6 +7,7 @@ from typing import Annotated, NamedTuple, Protocol
 import msgspec
 
 from weft.actors.adapters.errors import BadAdapter
+from weft.runtime.messages import AdapterDefaults
 
 # Of what is said about an adapter. It quotes names from files, and goes into every catalog.
 REASON_CHARACTERS_MAX = 1024
@@ -21,6 +22,7 @@ class Facts(msgspec.Struct, frozen=True, tag="facts", forbid_unknown_fields=True
     rank: _Count  # the largest
     size_bytes: _Count  # of its normalized file
     granules: _Count  # of the largest layer, on the device that has most of it
+    defaults: AdapterDefaults | None = None  # of its folder
 
 
 class Content(NamedTuple):

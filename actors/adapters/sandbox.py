@@ -21,10 +21,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from weft.actors.adapters import defaults
 from weft.actors.adapters.base import BaseShapes
 from weft.actors.adapters.child import EXIT_MEMORY, PACKET_BYTES_MAX, Answer, Job, Refusal, Setup
 from weft.actors.adapters.errors import BadAdapter, shown
-from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Content, Loaded
+from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Content, Facts, Loaded
 from weft.runtime.config import Config
 
 # As Linux has it: what is longer names no file.
@@ -125,7 +126,7 @@ class SandboxedLoader:
         """
         base.shards(config.tensor_parallel_size)
         folder.mkdir(mode=0o700, exist_ok=True, parents=True)
-        self._setup = Setup(base, config.max_lora_rank, config.tensor_parallel_size)
+        self._setup = Setup(base, config.model, config.max_lora_rank, config.tensor_parallel_size)
         self._folder = folder
         self._wakes = wakes
         self._children: dict[int, _Child] = {}  # by file descriptor
@@ -269,7 +270,9 @@ def _answer(packet: bytes) -> Answer | None:
     """Decode what a child says; None: it is nothing that one should say."""
     try:
         answer: Answer = msgspec.msgpack.decode(packet, type=Answer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        if isinstance(answer, Facts) and answer.defaults is not None:
+            defaults.check(answer.defaults)
+    except (msgspec.DecodeError, UnicodeDecodeError, BadAdapter):
         return None
     return answer
 

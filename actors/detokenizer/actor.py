@@ -109,12 +109,13 @@ class Detokenizer:
         assert listed == len(self._live), f"{listed} live in outboxes, {len(self._live)} in all"
 
     def _begin(self, begin: Begin) -> None:
+        vocabulary = self._vocabulary.extended(begin.added_tokens)
         stops = [StopString(stop) for stop in begin.stop]
         for sequence in range(begin.first_sequence, begin.first_sequence + begin.choices):
             assert sequence not in self._live, f"sequence {sequence} begins twice"
-            stream = self._vocabulary.stream(skip_special_tokens=begin.skip_special_tokens)
+            stream = vocabulary.stream(skip_special_tokens=begin.skip_special_tokens)
             scanner = StopScanner(stops, include_stop=begin.include_stop)
-            text = SequenceText(self._vocabulary, stream, scanner)
+            text = SequenceText(vocabulary, stream, scanner)
             self._live[sequence] = _Live(begin.client, text)
         self._outbox(begin.client).accept(
             Accepted(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from weft.actors.tokenizer import sampling, tenants
+from weft.actors.tokenizer.adapter_texts import AdapterTexts
+from weft.actors.tokenizer.apart import Apart, Asked, Prepared
 from weft.actors.tokenizer.names import Names
 from weft.actors.tokenizer.prompt import PromptEncoder
 from weft.actors.tokenizer.refusal import DRAINING_RETRY_S, QUEUE_FULL_RETRY_S, Refusal, need
+from weft.actors.tokenizer.rendering import Renderer
 from weft.actors.tokenizer.replies import Replies
 from weft.actors.tokenizer.tenants import Tenants
 from weft.actors.tokenizer.text_model import TextModel
@@ -17,6 +20,7 @@ from weft.runtime.actor import Send, Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import (
     Abort,
+    AdapterEntry,
     AdapterOperation,
     AdapterReply,
     AdapterRequest,
@@ -52,24 +56,28 @@ REQUESTS_MAX = 256
 ABORTS_MAX = 65536
 
 
-class _Asked(NamedTuple):
-    client: str
-    submit: Submit
-
-
 class TokenizerManager:
     """Turns requests into ``Generate``, or refuses them.
 
     Owns nothing that a request's text could not rebuild: an inbox of requests that wait for room,
     and the adapter store's catalog. Submits wait until the first catalog has arrived, and those for
-    an adapter that nobody has asked for yet until the store has read it.
+    an adapter that nobody has asked for yet until the store has read it. A chat for an adapter with
+    a template of its own goes away to be rendered, and is resolved anew if its name means something
+    else by then.
     """
 
-    def __init__(self, config: Config, model: TextModel, *, nonce: int, started_s: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: TextModel,
+        renderer: Renderer,
+        *,
+        nonce: int,
+        started_s: int,
+    ) -> None:
         """``nonce`` is 64 random bits, new for every life; ``started_s`` is unix time."""
         assert 0 <= nonce < 2**64
-        self._model = model
-        self._prompts = PromptEncoder(model)
+        self._texts = AdapterTexts(model)
         self._base = ModelEntry(
             name=config.base_name,
             root=config.model,
@@ -87,9 +95,10 @@ class TokenizerManager:
         self._refused = 0
         self._has_catalog = False
         self._is_draining = False
-        self._inbox: deque[_Asked] = deque()
+        self._inbox: deque[Asked] = deque()
+        self._apart = Apart(renderer)
         self._aborts: dict[Abort, None] = {}  # a set in order of arrival
-        self._parked: dict[str, deque[_Asked]] = {}  # by the name that is being read
+        self._parked: dict[str, deque[Asked]] = {}  # by the name that is being read
         self._requests: deque[Inspection | AdapterRequest | Discover] = deque()  # to the store
         self._seen: CatalogSeen | None = None  # that the scheduler has not been told of
         self._replies = Replies()
@@ -111,10 +120,10 @@ class TokenizerManager:
                 LoadAdapter() | UnloadAdapter() | PinAdapter() | PrefetchAdapter() | ListAdapters()
             ):
                 self._operate(source, message)
-            case Catalog(adapters, removed, version):
+            case Catalog(adapters, removed, version, is_last):
                 self._names.update(adapters, removed)
                 self._seen = CatalogSeen(version)
-                self._has_catalog = True
+                self._has_catalog = self._has_catalog or is_last
                 self._unpark()
             case Reject(client, refused):
                 self._refuse(client, refused)
@@ -124,8 +133,8 @@ class TokenizerManager:
                 assert_never(message)
         return []
 
-    def advance(self, turn: Turn) -> list[Send]:
-        """Encode what waits, as far as the scheduler has room."""
+    def advance(self, turn: Turn) -> list[Send] | None:
+        """Encode what waits, as far as the scheduler has room; None: there is more to do."""
         sends: list[Send] = []
         room = turn.room("scheduler")
         # An abort names a request that was generated before it: they leave in this order.
@@ -138,19 +147,27 @@ class TokenizerManager:
             sends.append(Send("scheduler", self._seen))
             self._seen = None
         if self._has_catalog:
-            for _ in range(min(SUBMITS_PER_TURN_MAX, len(self._inbox))):
+            for _ in range(SUBMITS_PER_TURN_MAX):
                 if len(sends) == room:
                     break
-                sends += self._answer(self._inbox.popleft())
+                if (prepared := self._apart.take()) is not None:
+                    sends += self._finish(prepared)
+                elif self._inbox:
+                    sends += self._answer(self._inbox.popleft())
         for _ in range(min(len(self._requests), turn.room("adapters"))):
             sends.append(Send("adapters", self._requests.popleft()))
-        return sends + self._replies.flush(turn.room)
+        is_held_up = len(sends) == room
+        sends += self._replies.flush(turn.room)
+        # What was only given away, to be rendered or read, says nothing.
+        is_more = self._has_catalog and bool(self._inbox) and not is_held_up
+        return None if is_more and not sends else sends
 
     def lost(self, peer: str, now_ns: int) -> list[Send]:
         """Forget a client; the detokenizer hears of it too and tells the scheduler."""
         self._inbox = deque(asked for asked in self._inbox if asked.client != peer)
         for name, parked in list(self._parked.items()):
             self._parked[name] = deque(asked for asked in parked if asked.client != peer)
+        self._apart.cancel(peer)
         self._replies.forget(peer)
         return []
 
@@ -178,7 +195,7 @@ class TokenizerManager:
         except Refusal as refusal:
             self._refuse(client, refusal.refused(submit.label[:LABEL_CHARACTERS_MAX]))
             return
-        self._inbox.append(_Asked(client, submit))
+        self._inbox.append(Asked(client, submit))
 
     def _check(self, submit: Submit) -> None:
         for param, text in (
@@ -197,8 +214,8 @@ class TokenizerManager:
             text = f"{self._inbox_max} requests wait already; try again later"
             raise Refusal("queue_full", text, retry_after_s=QUEUE_FULL_RETRY_S)
         tenants.check_priority(submit.priority)
-        sampling.check(submit.sampling, self._model.vocab_size)
-        self._prompts.check_size(submit)
+        sampling.check(submit.sampling)
+        self._texts.base.check_size(submit)
 
     def _need_no_drain(self) -> None:
         if self._is_draining:
@@ -214,6 +231,9 @@ class TokenizerManager:
                         client, Refused(label, "cancelled", "cancelled before it was accepted")
                     )
                     return
+        if self._apart.cancel(client, label):
+            self._refuse(client, Refused(label, "cancelled", "cancelled before it was accepted"))
+            return
         if len(self._aborts) < ABORTS_MAX and len(label) <= LABEL_CHARACTERS_MAX:
             self._aborts[Abort(client, label)] = None
 
@@ -223,6 +243,7 @@ class TokenizerManager:
             return
         counters = {
             "waiting": self._waiting,
+            "rendering": len(self._apart),
             "generated_total": self._generated,
             "refused_total": self._refused,
             "replies_unread": len(self._replies),
@@ -263,9 +284,9 @@ class TokenizerManager:
     @property
     def _waiting(self) -> int:
         """Requests that have not been answered or generated."""
-        return len(self._inbox) + sum(map(len, self._parked.values()))
+        return len(self._inbox) + sum(map(len, self._parked.values())) + len(self._apart)
 
-    def _park(self, asked: _Asked, name: str) -> None:
+    def _park(self, asked: Asked, name: str) -> None:
         """Let a request wait until the store has read what its name stands for."""
         if name not in self._parked:
             self._requests.append(Discover(name))
@@ -280,50 +301,79 @@ class TokenizerManager:
         self._refused += 1
         self._replies.put(client, refused)
 
-    def _answer(self, asked: _Asked) -> list[Send]:
-        if (name := asked.submit.model) is not None and self._names.is_unread(name):
-            self._park(asked, name)
+    def _answer(self, asked: Asked) -> list[Send]:
+        """Resolve a request, and encode it unless it has to be read or rendered for first."""
+        client, submit = asked
+        if submit.model is not None and self._names.is_unread(submit.model):
+            self._park(asked, submit.model)
             return []
         try:
-            generate = self._generate(asked.client, asked.submit)
+            entry = self._names.entry(submit.model)
+            prompts = self._texts.of(entry)
+            job = prompts.job(submit)
+            if job is None:
+                return self._generate(asked, entry, prompts, prompts.encode(submit))
+        except Refusal as refusal:
+            self._refuse(client, refusal.refused(submit.label))
+            return []
+        assert entry is not None, "the base's own template is rendered here"
+        self._apart.begin(asked, entry, job)
+        return []
+
+    def _finish(self, prepared: Prepared) -> list[Send]:
+        """Encode a request whose chat has been rendered, if its name means what it meant then."""
+        asked, entry, _ = prepared
+        if not self._names.is_current(entry):
+            return self._answer(asked)
+        try:
+            prompts = self._texts.of(entry)
+            prompt = prompts.encode(asked.submit, prepared.text())
+            return self._generate(asked, entry, prompts, prompt)
         except Refusal as refusal:
             self._refuse(asked.client, refusal.refused(asked.submit.label))
             return []
-        self._generated += 1
-        return [Send("scheduler", generate)]
 
-    def _generate(self, client: str, submit: Submit) -> Generate:
+    def _generate(
+        self,
+        asked: Asked,
+        entry: AdapterEntry | None,
+        prompts: PromptEncoder,
+        prompt: list[int],
+    ) -> list[Send]:
         """Return the request, complete. Raises ``Refusal``."""
-        wanted = submit.sampling
-        digest = self._names.digest(submit.model)
+        client, submit = asked
+        wanted, model = submit.sampling, prompts.model
+        sampling.check_tokens(wanted, model.vocab_size)
         tenant = self._tenants.of(submit, self._base.name)
-        self._tenants.check_rank(tenant, self._names.rank(submit.model))
-        prompt = self._prompts.encode(submit)
-        stop_token_ids = sampling.stop_tokens(wanted, self._model.eos_token_ids)
+        self._tenants.check_rank(tenant, entry.rank if entry else 0)
+        stop_token_ids = sampling.stop_tokens(wanted, model.eos_token_ids)
         request_id = f"{self._nonce:016x}{self._generated:016x}"
-        return Generate(
+        generate = Generate(
             request_id=request_id,
             client=client,
             label=submit.label,
             model=submit.model or self._base.name,
             prompt=prompt,
-            adapter=digest,
+            adapter=entry.digest if entry else None,
             salt="",
-            max_tokens=self._prompts.output_tokens_max(wanted, len(prompt)),
+            max_tokens=prompts.output_tokens_max(wanted, len(prompt)),
             choices=wanted.n,
             stop_token_ids=stop_token_ids,
             sampling=sampling.fill(
                 wanted,
-                self._model.defaults,
+                model.defaults,
                 seed=_seed(request_id),
                 stop_token_ids=stop_token_ids,
             ),
-            stop=wanted.stop,
+            stop=sampling.stops(wanted, model.stop),
             include_stop=wanted.include_stop,
             skip_special_tokens=wanted.skip_special_tokens,
             tenant=tenant,
             priority=submit.priority,
+            added_tokens=list(model.added_tokens),
         )
+        self._generated += 1
+        return [Send("scheduler", generate)]
 
 
 def _seed(request_id: str) -> int:

@@ -29,8 +29,12 @@ class Names:
         adapter = self._adapters.get(model or "")
         return adapter is not None and adapter.is_unread
 
-    def digest(self, model: str | None) -> str | None:
-        """Return the adapter's digest, or None for the base. Raises ``Refusal``."""
+    def is_current(self, entry: AdapterEntry) -> bool:
+        """Whether a name still means what this entry says."""
+        return self._adapters.get(entry.name) is entry
+
+    def entry(self, model: str | None) -> AdapterEntry | None:
+        """Return what a name stands for, None for the base. Raises ``Refusal``."""
         if model is None or model == self._base.name:
             return None
         adapter = self._adapters.get(model)
@@ -42,11 +46,7 @@ class Names:
                 f"the adapter {model!r} cannot be used: {adapter.refused}",
                 "model",
             )
-        return adapter.digest
-
-    def rank(self, model: str | None) -> int:
-        """Return an adapter's rank; 0 for the base. The name must be known."""
-        return 0 if model is None or model == self._base.name else self._adapters[model].rank
+        return adapter
 
     def entries(self) -> list[ModelEntry]:
         """Return every name that can be used, the base first."""
@@ -61,6 +61,7 @@ class Names:
                     rank=adapter.rank or None,
                     created_s=adapter.created_s,
                     max_model_len=self._base.max_model_len,
+                    defaults=adapter.defaults.summary if adapter.defaults else None,
                 )
                 for adapter in self._adapters.values()
                 if adapter.refused is None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from weft.actors.tokenizer.generation import GenerationDefaults
 from weft.actors.tokenizer.refusal import need
-from weft.actors.tokenizer.text_model import GenerationDefaults
 from weft.runtime.messages import RowSampling, Sampling
 
 CHOICES_MAX = 128
@@ -17,8 +17,11 @@ LOGIT_BIASES_MAX = 1024
 REPETITION_PENALTIES = (0.01, 100.0)
 
 
-def check(sampling: Sampling, vocab_size: int) -> None:
-    """Raise ``Refusal`` for the first value out of its range, naming it."""
+def check(sampling: Sampling) -> None:
+    """Raise ``Refusal`` for the first value out of its range, naming it.
+
+    ``check_tokens`` says the same of token ids, for which the model or adapter must be known.
+    """
     need(
         sampling.max_tokens is None or sampling.max_tokens >= 1,
         "max_tokens",
@@ -52,14 +55,35 @@ def check(sampling: Sampling, vocab_size: int) -> None:
     _check_range("presence_penalty", sampling.presence_penalty, -2.0, 2.0)
     _check_range("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0)
     _check_range("repetition_penalty", sampling.repetition_penalty, *REPETITION_PENALTIES)
-    _check_stops(sampling, vocab_size)
-    _check_logits(sampling, vocab_size)
+    _check_stops(sampling)
+    _check_logits(sampling)
+
+
+def check_tokens(sampling: Sampling, vocab_size: int) -> None:
+    """Raise ``Refusal`` for the first token id that is none, naming the field."""
+    for param, tokens in (
+        ("stop_token_ids", sampling.stop_token_ids), ("logit_bias", sampling.logit_bias),
+    ):  # fmt: skip
+        for token in tokens:
+            need(
+                0 <= token < vocab_size,
+                param,
+                f"{token} is no token of the model; ids are 0 .. {vocab_size - 1}",
+            )
 
 
 def stop_tokens(sampling: Sampling, eos_token_ids: tuple[int, ...]) -> list[int]:
     """Return the tokens that end a sequence."""
     eos = () if sampling.ignore_eos else eos_token_ids
     return sorted({*eos, *sampling.stop_token_ids})
+
+
+def stops(sampling: Sampling, own: tuple[str, ...]) -> list[str]:
+    """Return the strings that end a sequence: the request's, and the adapter's own.
+
+    Those are as much the end of its answer as its end-of-sequence tokens, and ignored with them.
+    """
+    return list(dict.fromkeys([*sampling.stop, *(() if sampling.ignore_eos else own)]))
 
 
 def fill(
@@ -76,8 +100,8 @@ def fill(
         top_k=max(0, defaults.top_k if sampling.top_k is None else sampling.top_k),
         min_p=given(sampling.min_p, defaults.min_p),
         seed=seed if sampling.seed is None else sampling.seed % 2**63,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=given(sampling.presence_penalty, defaults.presence_penalty),
+        frequency_penalty=given(sampling.frequency_penalty, defaults.frequency_penalty),
         repetition_penalty=given(sampling.repetition_penalty, defaults.repetition_penalty),
         logit_bias=sampling.logit_bias,
         logprobs=sampling.logprobs,
@@ -91,7 +115,7 @@ def _check_range(param: str, value: float | None, low: float, high: float) -> No
     need(value is None or low <= value <= high, param, f"{value} is not in {low:g} .. {high:g}")
 
 
-def _check_stops(sampling: Sampling, vocab_size: int) -> None:
+def _check_stops(sampling: Sampling) -> None:
     need(
         len(sampling.stop) <= STOPS_MAX,
         "stop",
@@ -109,15 +133,9 @@ def _check_stops(sampling: Sampling, vocab_size: int) -> None:
         "stop_token_ids",
         f"{len(sampling.stop_token_ids)} tokens; at most {STOP_TOKENS_MAX} are taken",
     )
-    for token in sampling.stop_token_ids:
-        need(
-            0 <= token < vocab_size,
-            "stop_token_ids",
-            f"{token} is no token of the model; ids are 0 .. {vocab_size - 1}",
-        )
 
 
-def _check_logits(sampling: Sampling, vocab_size: int) -> None:
+def _check_logits(sampling: Sampling) -> None:
     need(
         sampling.logprobs is None or 0 <= sampling.logprobs <= LOGPROBS_MAX,
         "logprobs",
@@ -129,9 +147,4 @@ def _check_logits(sampling: Sampling, vocab_size: int) -> None:
         f"{len(sampling.logit_bias)} tokens; at most {LOGIT_BIASES_MAX} are taken",
     )
     for token, bias in sampling.logit_bias.items():
-        need(
-            0 <= token < vocab_size,
-            "logit_bias",
-            f"{token} is no token of the model; ids are 0 .. {vocab_size - 1}",
-        )
         need(-100 <= bias <= 100, "logit_bias", f"{bias} for token {token} is not in -100 .. 100")

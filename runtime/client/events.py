@@ -99,6 +99,9 @@ class Model(NamedTuple):
     rank: int | None
     created_s: int  # unix time at which it became known
     max_model_len: int
+    # Of an adapter whose folder says how to talk to it: chat_template and system_prompt (bool:
+    # whether it has its own), stop and added_tokens (how many), sampling (a dict).
+    defaults: dict[str, Any] | None = None
 
 
 class Adapter(NamedTuple):
@@ -116,6 +119,7 @@ class Adapter(NamedTuple):
     requests_total: int
     created_s: int  # unix time
     refused: str | None = None  # why it cannot be used, if so
+    defaults: dict[str, Any] | None = None  # as a Model's
 
 
 class Changed(NamedTuple):

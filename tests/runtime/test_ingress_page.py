@@ -21,12 +21,17 @@ CONTROL = set(typing.get_args(messages.LinkInbox))
 PARTS = {
     messages.ModelEntry,
     messages.AdapterState,
+    messages.DefaultsSummary,
     messages.End,
     messages.TextLogprobs,
     messages.AdapterMetrics,
     messages.TenantMetrics,
 }
-MAPS = {"ChatMessage": messages.ChatMessage, "Sampling": messages.Sampling}
+MAPS = {
+    "ChatMessage": messages.ChatMessage,
+    "Sampling": messages.Sampling,
+    "SamplingDefaults": messages.SamplingDefaults,
+}
 
 # Values as the page spells them.
 DEFAULTS = {"nil": None, "false": False, "true": True, "0": 0, "1": 1, "[]": [], "{}": {}}
@@ -124,6 +129,7 @@ def test_the_client_has_the_protocols_numbers():
     assert codec.FRAME_BYTES_MAX == wire.FRAME_BYTES_MAX
     assert list(session._METRICS_FIELDS) == [name for name, _ in fields(messages.AdapterMetrics)]
     assert list(session._TENANT_FIELDS) == [name for name, _ in fields(messages.TenantMetrics)]
+    assert list(session._DEFAULTS_FIELDS) == [n for n, _ in fields(messages.DefaultsSummary)]
     assert list(events.Model._fields) == list(messages.ModelEntry.__struct_fields__)
     assert list(events.Adapter._fields) == list(messages.AdapterState.__struct_fields__)
     # A Finished is an End whose sequence has become a choice.

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
+from weft.actors.adapters import defaults
 from weft.actors.adapters.actor import AdapterStore
 from weft.actors.adapters.base import BaseShapes
+from weft.actors.adapters.base_text import BaseText
 from weft.actors.adapters.errors import BadAdapter
 from weft.actors.adapters.files import FileError, LocalFiles
 from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Content, Facts, Loaded
@@ -60,6 +62,7 @@ class DirectLoader:
         self._base = base
         self._files = files
         self._folder = folder
+        self._base_text = BaseText(config.model)
         self._tickets = 0
         self._done = []
 
@@ -85,6 +88,7 @@ class DirectLoader:
         base, config = self._base, self._config
         try:
             found = read(self._files, source, base, rank_max=config.max_lora_rank)
+            said = defaults.read(self._files, source, self._base_text)
             parts = found.file()
             if file is not None:
                 self._files.write(file, parts)
@@ -92,7 +96,7 @@ class DirectLoader:
             return BadAdapter(str(error)[:REASON_CHARACTERS_MAX])
         granules = found.granules(base, base.shards(config.tensor_parallel_size))
         size_bytes = sum(len(part) for part in parts)
-        return Content(Facts(found.digest, found.rank, size_bytes, granules), file)
+        return Content(Facts(found.digest, found.rank, size_bytes, granules, said), file)
 
 
 class DiskFiles(LocalFiles):

@@ -7,6 +7,7 @@ from tests.sim.client import ScriptedClient
 from tests.sim.fake_engine import FakeEngine
 from tests.sim.files import BASE, DirectLoader, MemoryFiles, adapter_folder
 from tests.sim.oracle import Oracle
+from tests.sim.renderer import DirectRenderer
 from weft.actors.adapters.actor import AdapterStore
 from weft.actors.detokenizer.actor import Detokenizer
 from weft.actors.detokenizer.vocabulary import Vocabulary
@@ -84,7 +85,10 @@ class Flow:
         self.world = World(seed, topology=self._topology)
         self.clients = {}  # that are there
         self.left = {}  # that have left
-        self.tokenizer = TokenizerManager(self.config, model, nonce=seed, started_s=0)
+        self.renderer = DirectRenderer()
+        self.tokenizer = TokenizerManager(
+            self.config, model, self.renderer, nonce=seed, started_s=0
+        )
         self.scheduler = Scheduler(self.config, runners=self._topology.group)
         self.detokenizer = Detokenizer(Vocabulary(model.backend))
         loader = DirectLoader(self.config, BASE, self.files)
@@ -228,7 +232,8 @@ class Flow:
         return self.actors[role].is_idle and self._mailboxes[role].is_flushed
 
     def _digest(self, name):
-        return self.tokenizer._names.digest(name)
+        entry = self.tokenizer._names.entry(name)
+        return entry and entry.digest
 
 
 def _narrowed(topology, window_max):
