@@ -142,7 +142,7 @@ class BaseText:
         """Whether the base has no such token. Raises ``BadAdapter`` if it has half of it."""
         id_, content = self._id_of(token.content), self._content_of(token.id)
         if id_ not in (None, token.id) or content not in (None, token.content):
-            what = f"has the id {id_}" if content is None else f"{token.id} is {shown(content)}"
+            what = f"it has the id {id_}" if content is None else f"{token.id} is {shown(content)}"
             raise BadAdapter(
                 f"{TOKENIZER_NAME}: added token {token.id} is {shown(token.content)}, and in the "
                 f"base {what}; save the tokenizer again, {_REMOVE}"

@@ -10,6 +10,7 @@ from msgspec import structs
 from weft.actors.detokenizer.outbox import Outbox
 from weft.actors.detokenizer.sequence import SequenceText
 from weft.actors.detokenizer.stops import StopScanner, StopString
+from weft.actors.detokenizer.vocabularies import Vocabularies
 from weft.actors.detokenizer.vocabulary import Vocabulary
 from weft.runtime.actor import Send, Turn
 from weft.runtime.messages import (
@@ -45,7 +46,7 @@ class Detokenizer:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+        self._vocabularies = Vocabularies(vocabulary)
         self._live: dict[Sequence, _Live] = {}
         self._outboxes: dict[str, Outbox] = {}
         self._stops_found: deque[StopFound] = deque()  # at most one for each sequence
@@ -109,7 +110,7 @@ class Detokenizer:
         assert listed == len(self._live), f"{listed} live in outboxes, {len(self._live)} in all"
 
     def _begin(self, begin: Begin) -> None:
-        vocabulary = self._vocabulary.extended(begin.added_tokens)
+        vocabulary = self._vocabularies.of(begin.added_tokens)
         stops = [StopString(stop) for stop in begin.stop]
         for sequence in range(begin.first_sequence, begin.first_sequence + begin.choices):
             assert sequence not in self._live, f"sequence {sequence} begins twice"

@@ -8,16 +8,14 @@ decoder does to one token after another, and holds back what a later token could
 from __future__ import annotations
 
 import codecs
-import copy
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from tokenizers import Tokenizer
 
 from weft.runtime.config import ConfigError
-from weft.runtime.messages import AddedToken
 
 # Byte tokens of one run that wait for its end: a later byte can make the whole run invalid. Text in
 # a script that a vocabulary spells in bytes would not flow at all without a limit; beyond it whole
@@ -56,25 +54,12 @@ class Vocabulary:
 
     def __init__(self, backend: Tokenizer) -> None:
         """Raises ``ConfigError`` if the tokenizer's decoder cannot be streamed."""
-        self._backend = backend
+        self.backend = backend
         added = backend.get_added_tokens_decoder()
         special = {token.content for token in added.values() if token.special}
         self._special = frozenset(id_ for id_, token in added.items() if token.content in special)
         self._bytes: dict[int, bytes] = {}  # at most one entry for each token
         self._joining = _joining(backend)
-        self._added: dict[int, str] = {}
-        self._added_bytes: dict[int, bytes] = {}
-
-    def extended(self, added_tokens: Sequence[AddedToken]) -> Vocabulary:
-        """Return this vocabulary with an adapter's tokens, which come before its own."""
-        if not added_tokens:
-            return self
-        extended = copy.copy(self)
-        extended._added = {token.id: token.content for token in added_tokens}
-        special = {token.id for token in added_tokens if token.special}
-        extended._special = (self._special - extended._added.keys()) | special
-        extended._added_bytes = {id_: self._read(piece) for id_, piece in extended._added.items()}
-        return extended
 
     def is_special(self, token: int) -> bool:
         """Whether ``skip_special_tokens`` leaves the token out."""
@@ -82,11 +67,9 @@ class Vocabulary:
 
     def bytes_of(self, token: int) -> bytes:
         """Return the bytes that the token stands for, alone and inside a text."""
-        if token in self._added_bytes:
-            return self._added_bytes[token]
         known = self._bytes.get(token)
         if known is None:
-            known = self._bytes[token] = self._read(self._piece(token) or "")
+            known = self._bytes[token] = self._read(token)
         return known
 
     def stream(self, *, skip_special_tokens: bool) -> TextStream:
@@ -97,13 +80,10 @@ class Vocabulary:
 
         if self._joining is None:
             return _ByteLevelStream(self.bytes_of, is_skipped)
-        return _PieceStream(self._piece, self._joining, is_skipped)
+        return _PieceStream(self.backend, self._joining, is_skipped)
 
-    def _piece(self, token: int) -> str | None:
-        piece: str | None = self._added.get(token) or self._backend.id_to_token(token)
-        return piece
-
-    def _read(self, piece: str) -> bytes:
+    def _read(self, token: int) -> bytes:
+        piece = _piece(self.backend, token) or ""
         if self._joining is None:
             return _byte_level_bytes(piece)
         if self._joining.has_byte_tokens and (byte := _BYTE_TOKEN.fullmatch(piece)):
@@ -137,12 +117,9 @@ class _PieceStream:
     """
 
     def __init__(
-        self,
-        piece_of: Callable[[int], str | None],
-        joining: _Joining,
-        is_skipped: Callable[[int], bool],
+        self, backend: Tokenizer, joining: _Joining, is_skipped: Callable[[int], bool]
     ) -> None:
-        self._piece_of = piece_of
+        self._backend = backend
         self._joining = joining
         self._is_skipped = is_skipped
         self._is_first = True
@@ -153,7 +130,7 @@ class _PieceStream:
     def feed(self, token: int) -> str:
         if self._is_skipped(token):
             return ""
-        piece = self._piece_of(token)
+        piece = _piece(self._backend, token)
         if piece is None:
             return ""
         if self._joining.has_byte_tokens and (byte := _BYTE_TOKEN.fullmatch(piece)):
@@ -204,6 +181,11 @@ class _PieceStream:
                 text = text[1:]
                 self._strip_left -= 1
         return text
+
+
+def _piece(backend: Tokenizer, token: int) -> str | None:
+    piece: str | None = backend.id_to_token(token)
+    return piece
 
 
 def _joining(backend: Tokenizer) -> _Joining | None:

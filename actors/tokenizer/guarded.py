@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
+from weft.actors.added_tokens import extended
 from weft.runtime import messages
 from weft.runtime.messages import ChatMessage
 
@@ -36,7 +37,7 @@ class GuardedTokenizer:
 
         Raises ``ValueError`` if one of them cannot have its id.
         """
-        self._backend = _extended(backend, added_tokens)
+        self._backend = extended(backend, added_tokens)
         added = self._backend.get_added_tokens_decoder().values()
         special = [token for token in added if token.special]
         # Tokens such as <tool_call> are not special, and a model's answer shows them; one that
@@ -104,29 +105,6 @@ def _guards(tokens: list[AddedToken]) -> list[_Guard]:
         marker = NORMALIZED_MARKER if token.normalized else RAW_MARKER
         by_marker.setdefault(marker, []).append(token.content)
     return [_Guard(contents, marker) for marker, contents in by_marker.items()]
-
-
-def _extended(backend: Tokenizer, added_tokens: Sequence[messages.AddedToken]) -> Tokenizer:
-    """Return a tokenizer like ``backend`` with more tokens; they share one vocabulary."""
-    tokenizer = Tokenizer(backend.model)
-    if backend.normalizer is not None:
-        tokenizer.normalizer = backend.normalizer
-    if backend.pre_tokenizer is not None:
-        tokenizer.pre_tokenizer = backend.pre_tokenizer
-    if backend.post_processor is not None:
-        tokenizer.post_processor = backend.post_processor
-    tokens = dict(backend.get_added_tokens_decoder())
-    for own in added_tokens:
-        tokens[own.id] = AddedToken(
-            own.content, special=own.special, normalized=own.normalized,
-            single_word=own.single_word, lstrip=own.lstrip, rstrip=own.rstrip,
-        )  # fmt: skip
-    # One after the other: a tokenizer gives ids in the order in which tokens come.
-    for id_, token in sorted(tokens.items()):
-        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
-        if tokenizer.token_to_id(token.content) != id_:
-            raise ValueError(f"added token {id_}, {token.content!r}, cannot have this id")
-    return tokenizer
 
 
 def _drop_markers(backend: Tokenizer) -> None:

@@ -49,7 +49,7 @@ SUSPECTS_MAX = 1024
 _TEMPLATE_TEXT_MAX = 64 * 1024
 
 # Between the end of a child's last words and its exit code.
-_DEATH_S = 1.0
+_DEATH_S = 0.1
 
 _MEND = "mend the adapter's template, or remove it"
 
@@ -69,6 +69,7 @@ class _Child:
         self.is_suspect = False  # the task is a suspect's
         self.deadline = 0.0
         self.tasks = 0  # in its life
+        self.is_dead = False
         self._file = -1
         self._file_bytes_max = setup.file_bytes_max
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -105,7 +106,8 @@ class _Child:
         try:
             packet = self.socket.recv(PACKET_BYTES_MAX)
         except ConnectionResetError:
-            return None
+            packet = b""
+        self.is_dead = not packet
         if packet != DONE or self.task is None:
             return None
         answer = os.pread(self._file, self._file_bytes_max, 0)
@@ -256,7 +258,7 @@ class SandboxedRenderer:
         """
         self.deaths += 1
         is_first = child.tasks == 1
-        code = child.end(wait_s=_DEATH_S)
+        code = child.end(wait_s=_DEATH_S if child.is_dead else 0.0)
         task = self._bury(child)
         if task is None:
             return
