@@ -45,7 +45,7 @@ class Names:
         self.label += 1
         walker = self.rng.choice(self.walkers)
         text = "".join(self.rng.choices("abc ", k=self.rng.randrange(1, 12)))
-        sampling = Sampling(seed=self.label, max_tokens=self.rng.randrange(1, 9), ignore_eos=True)
+        sampling = Sampling(seed=self.label, max_tokens=self.rng.randrange(1, 9))
         message = ChatMessage(role="user", content=text)
         submit = Submit(f"c{self.label}", "n", [message], sampling=sampling)
         walker.say(submit)

@@ -69,7 +69,7 @@ def extended(model_folder, vocabularies):
 
 @pytest.mark.parametrize("kind", STREAMED)
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_stream_with_added_tokens_equals_the_full_decode(extended, kind, data):
     tokenizer, vocabulary = extended[kind]
     size = len(tokenizer)
