@@ -82,5 +82,24 @@ def test_a_template_does_not_reach_into_python(template):
     assert "<" not in text, text
 
 
-def test_nothing_is_computed_when_a_template_is_compiled():
-    chat_templates.compiled("{{ 10 ** 10 ** 10 }}{{ 'a' * 10 ** 12 }}{{ range(10 ** 9)|list }}")
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 10 ** (10 ** 10) }}",
+        "{{ 'a' * 10 ** 12 }}",
+        "{{ 'a'|center(10 ** 12) }}",
+        "{{ '%999999999999d'|format(1) }}",
+        "{% set x = 10 ** (10 ** 10) %}",
+        "{% if 'a'|center(10 ** 12) %}{% endif %}",
+        "{% include 'a'|center(10 ** 12) %}",
+        "{% for x in range(10 ** 9) %}{% endfor %}",
+    ],
+)
+def test_nothing_is_computed_when_a_template_is_compiled(template):
+    chat_templates.compiled(template)
+
+
+def test_what_would_have_to_be_computed_at_once_is_refused():
+    chat_templates.compiled("{% autoescape true %}{% endautoescape %}")
+    with pytest.raises(chat_templates.BadTemplate, match="line 1: autoescape takes true or false"):
+        chat_templates.compiled("{% autoescape 10 ** (10 ** 10) %}{% endautoescape %}")
