@@ -1,5 +1,7 @@
 """Adapters that come and go while they are used, held against a model of what names mean."""
 
+from collections import Counter
+
 import pytest
 
 from tests.sim.shelves import CONTENTS, NAMES, Shelves
@@ -34,12 +36,14 @@ def test_every_name_means_what_was_last_answered(seed, model, folder):
 
 
 def test_host_memory_keeps_within_its_bytes_though_much_is_pinned(model, folder):
+    seen, evictions = Counter(), 0
     for seed in range(20, 24):
         shelves = walk(seed, model, folder, 150, **BYTES)
-        sections = shelves.flow.sections()["adapters"]
-        assert sections["evictions_total"] > 0
-        assert shelves.counts["pinned"] > 0
-        assert shelves.counts["invalid_value"] > 0
+        seen.update(shelves.counts)
+        evictions += shelves.flow.sections()["adapters"]["evictions_total"]
+    assert evictions > 10
+    assert seen["pinned"] > 2
+    assert seen["invalid_value"] > 2  # more than half would have been pinned
 
 
 @pytest.mark.slow

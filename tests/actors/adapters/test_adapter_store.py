@@ -4,7 +4,19 @@ import pytest
 from tests.actors.adapters.folders import folder, tensors
 from tests.actors.adapters.shelf import Shelf
 from weft.actors.adapters.loader import REASON_CHARACTERS_MAX
-from weft.runtime.messages import Acquire, Acquired, AcquireFailed, Catalog, Inspection, Release
+from weft.runtime.messages import (
+    Acquire,
+    Acquired,
+    AcquireFailed,
+    AdapterReply,
+    AdapterRequest,
+    Catalog,
+    CatalogSeen,
+    Inspection,
+    LoadAdapter,
+    PinAdapter,
+    Release,
+)
 
 
 @pytest.fixture
@@ -265,3 +277,78 @@ def test_counters_say_what_is_there_and_who_waits():
     assert {send.message.digest for send in shelf.advance()} == {digests["c"], digests["a"]}
     counters = shelf.counters()
     assert (counters["pinned"], counters["waiting"], counters["evictions_total"]) == (2, 0, 1)
+
+
+def operation(shelf, message):
+    """The answer to a client."""
+    shelf.hear(CatalogSeen(shelf.store._registry.version))
+    shelf.hear(AdapterRequest("client", message))
+    replies = []
+    for _ in range(3):
+        replies += [s.message for s in shelf.advance() if isinstance(s.message, AdapterReply)]
+        shelf.hear(CatalogSeen(shelf.store._registry.version))
+    [reply] = replies
+    return reply.answer
+
+
+@pytest.fixture
+def size_bytes(shelf, digests):
+    return shelf.acquire(digests["a"])[0].size_bytes
+
+
+def room_for(count, size_bytes, **options):
+    """A shelf whose host memory holds so many adapters."""
+    shelf = Shelf(
+        "abcde", places=None, adapter_host_memory_mib=count * size_bytes / 2**20, **options
+    )
+    return shelf, {name: entry.digest for name, entry in shelf.catalog().items()}
+
+
+def test_bytes_bound_what_is_in_host_memory(size_bytes):
+    shelf, digests = room_for(2.5, size_bytes)
+    for name in "abcde":
+        assert shelf.acquire(digests[name])
+        shelf.hear(Release(digests[name]))
+        assert sum(map(len, shelf.files.written.values())) <= 2.5 * size_bytes
+    assert shelf.counters()["loaded_bytes"] == 2 * size_bytes
+    assert shelf.counters()["evictions_total"] == 3
+
+
+def test_half_of_host_memory_may_be_pinned_and_the_rest_goes_round(size_bytes):
+    shelf, digests = room_for(4.5, size_bytes)
+    for name in "ab":
+        assert operation(shelf, PinAdapter("l", name, pinned=True)).outcome == "pinned"
+    refused = operation(shelf, PinAdapter("l", "c", pinned=True))
+    assert (refused.code, refused.param) == ("invalid_value", "pinned")
+    assert "unpin another one" in refused.message
+    assert operation(shelf, PinAdapter("l", "a", pinned=True)).outcome == "pinned"  # it is already
+    for name in "cde" * 3:
+        assert shelf.acquire(digests[name])
+        shelf.hear(Release(digests[name]))
+    written = {path[14:78] for path in shelf.files.written}
+    assert {digests["a"], digests["b"]} < written
+    assert operation(shelf, PinAdapter("l", "a", pinned=False)).outcome == "unpinned"
+    assert operation(shelf, PinAdapter("l", "c", pinned=True)).outcome == "pinned"
+
+
+def test_an_adapter_of_more_than_half_of_host_memory_is_refused(size_bytes):
+    shelf = Shelf("a", adapter_host_memory_mib=1.5 * size_bytes / 2**20, adapter_roots=["/"])
+    refused = shelf.catalog()["a"].refused
+    assert f"it takes {size_bytes} bytes of host memory" in refused
+    assert "adapter_host_memory_mib; raise it" in refused
+    answer = operation(shelf, LoadAdapter("l", "b", "/a"))
+    assert answer.code == "bad_adapter"
+    assert shelf.files.written == {}
+
+
+def test_a_load_is_not_pinned_where_all_room_is_in_use(size_bytes):
+    shelf, digests = room_for(2.5, size_bytes, adapter_roots=["/"])
+    for name in "ab":
+        shelf.acquire(digests[name])
+    answer = operation(shelf, LoadAdapter("l", "f", "/c", pinned=True))
+    assert (answer.code, answer.retry_after_s) == ("queue_full", 1.0)
+    assert operation(shelf, LoadAdapter("l", "f", "/c")).outcome == "loaded"
+    assert len(shelf.files.written) == 2
+    shelf.hear(Release(digests["a"]))
+    answer = operation(shelf, LoadAdapter("l", "g", "/d", pinned=True))
+    assert (answer.outcome, answer.adapters[0].tier) == ("loaded", "host")
