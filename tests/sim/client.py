@@ -111,9 +111,7 @@ class ScriptedClient:
             heard = self.heard[plan.submit.label]
             if heard.is_over:
                 self._cancelling.remove(plan)
-            elif (
-                heard.messages >= plan.cancel_after_texts and len(messages) + plan.cancels <= room
-            ):
+            elif heard.messages >= plan.cancel_after_texts and len(messages) + plan.cancels <= room:
                 self._cancelling.remove(plan)
                 plan.is_cancelled = True
                 messages += [Cancel(plan.submit.label)] * plan.cancels
