@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Qwen2Config
 
-from tests.actors.runner.engines import harness_of, save_adapter
+from tests.actors.runner.engines import harness_of, save_several
 from tests.checkpoints import SMALL, random_model
 from weft.kernels.paged_attention import cpu as attention
 from weft.kernels.sgmv import cpu as sgmv
@@ -44,10 +44,7 @@ def paths(model):
         "b" * 64: {"rank": 8, "vector": "bias"},
         "c" * 64: {"rank": 64},
     }
-    return {
-        digest: save_adapter(model.parent, model, digest, **options)
-        for digest, options in kinds.items()
-    }
+    return save_several(model.parent, model, kinds)
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids="{}-threads".format)
