@@ -18,7 +18,7 @@ ANSWER = "57 + 68. Ones: 7 + 8 = 15, write 5, carry 1. Tens: 5 + 6 + 1 = 12. Ans
 ASKS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{{ m.content if m.role != 'user' else 'What is 57 plus 68?' }}<|im_end|>\n{% endfor %}"
-    "<|im_start|>assistant\n"
+    "{{ '<|im_start|>assistant\n' }}"
 )
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 GREEDY = {"temperature": 0}
