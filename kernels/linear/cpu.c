@@ -5,10 +5,10 @@
  * ``in``; weights are widened on the way. So a sum is one chain over ``in``, first to last: its
  * bits depend neither on the other rows, nor on the tile, nor on the number of threads.
  */
-#include <omp.h>
 #include <stdint.h>
 #include <string.h>
 
+#include "team.h"
 #include "vector.h"
 
 /* Sums of ROWS by VECTORS, and what is added to them, fit into the 32 or 16 registers. */
@@ -29,10 +29,6 @@ enum { ROW_BLOCK = 10 * ROWS };
  * third to a half of the memory's speed. 2 to 16 KiB do about the same. */
 enum { AHEAD = 8192, LINE = 64 };
 
-/* Waking threads that sleep takes 20 to 30 us. So long takes the work of one thread on so many
- * weights, each counted once for every row, and as four rows more for reading it. */
-enum { WORTH_THREADS = 1 << 21 };
-
 /* Pieces of work for each thread: enough that none waits long for one that lost its core. */
 enum { PIECES_PER_THREAD = 8 };
 
@@ -47,6 +43,14 @@ typedef struct {
     const float *bias;
     const float *scales; /* of INT8: W = scale * what is stored */
 } layer;
+
+/* x: [rows, in], its rows x_stride apart; y: [rows, out]. */
+typedef struct {
+    const layer *layer;
+    const float *x;
+    float *y;
+    int64_t x_stride;
+} product;
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLLED _Pragma("GCC unroll 16")
@@ -176,24 +180,18 @@ static void multiply(
         }
 }
 
-/* x: [rows, in], its rows x_stride apart; y: [rows, out]. */
-void weft_linear(const layer *l, const float *x, int64_t x_stride, int64_t rows, float *y)
+void weft_linear(const team *t, const product *p, int64_t rows)
 {
+    const layer *l = p->layer;
+    const int64_t panels = blocks(l->out, PANEL), row_blocks = blocks(rows, ROW_BLOCK);
     if (rows == 0)
         return;
-    int64_t panels = blocks(l->out, PANEL);
-    if ((rows + 4) * l->in * l->out < WORTH_THREADS) {
-        multiply(l, 0, panels, rows, x, x_stride, y);
-        return;
-    }
-    int64_t row_blocks = blocks(rows, ROW_BLOCK);
-    int64_t pieces = smaller(panels, blocks(omp_get_max_threads() * PIECES_PER_THREAD, row_blocks));
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t piece = 0; piece < pieces * row_blocks; piece++) {
+    const int64_t pieces = smaller(panels, blocks(t->threads * PIECES_PER_THREAD, row_blocks));
+    for (int64_t piece = take(t, 1); piece < pieces * row_blocks; piece = take(t, 1)) {
         int64_t block = piece / pieces, part = piece % pieces;
         int64_t first = block * rows / row_blocks, last = (block + 1) * rows / row_blocks;
         multiply(l, part * panels / pieces, (part + 1) * panels / pieces, last - first,
-                 x + first * x_stride, x_stride, y + first * l->out);
+                 p->x + first * p->x_stride, p->x_stride, p->y + first * l->out);
     }
 }
 

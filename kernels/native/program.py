@@ -1,0 +1,177 @@
+"""Operations in C on a CPU: computed one by one, or recorded and then computed in one go.
+
+Each operation is a function that the threads of a team call together (team.h), with its arguments
+in a structure, and the batch's rows. While a ``Program`` records, nothing is computed: the calls
+are kept, with the addresses of what they read and write. Running the program computes them all,
+for any number of rows, in the time that the work takes: threads are woken once, and Python is gone.
+What changes from step to step has to lie where it lay, as in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from weft.kernels.native import build
+from weft.kernels.native.library import NUMBER, POINTER
+
+Floats = NDArray[np.float32]
+
+# Multiplications that take one thread as long as it takes to wake the others, some 20 us.
+WORTH_THREADS = 1 << 19
+
+_recording: ContextVar[Program | None] = ContextVar("recording", default=None)
+
+
+class _Call(ctypes.Structure):
+    """``call`` in program.c."""
+
+    _fields_ = [
+        ("compute", POINTER), ("arguments", POINTER), ("waits", NUMBER), ("next", NUMBER),
+        ("rest", NUMBER * 4),
+    ]  # fmt: skip
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Return what runs operations, None if this machine cannot compile it."""
+    found = build.load(Path(__file__).with_name("program.c"))
+    if found is not None:
+        found.weft_run.argtypes = [POINTER, NUMBER, NUMBER, NUMBER]
+        found.weft_run.restype = None
+    return found
+
+
+class Operation:
+    """A C function that a team computes."""
+
+    def __init__(self, library: Callable[[], ctypes.CDLL | None], name: str) -> None:
+        """``library`` as ``beside`` returns it."""
+        self._library = library
+        self._name = name
+
+    @cached_property
+    def _address(self) -> int | None:
+        return ctypes.cast(self._library()[self._name], POINTER).value
+
+    def __call__(
+        self,
+        arguments: ctypes.Structure,
+        rows: int,
+        *,
+        reads: Sequence[Tensor],
+        writes: Sequence[Tensor],
+        work: int,
+        is_by_rows: bool = False,
+    ) -> None:
+        """Compute it, or let a program record it.
+
+        Args:
+            arguments: as the function expects them; a program keeps them.
+            rows: of the batch; a program is told each time.
+            reads: the tensors that it reads and that some operation writes.
+            writes: the tensors that it writes.
+            work: multiplications, by which it is decided whether threads are woken.
+            is_by_rows: whether a thread touches nothing but its ``share`` of the rows.
+        """
+        call = _Call(self._address, ctypes.addressof(arguments), 0, 0)
+        program = _recording.get()
+        if program is not None:
+            program.add(call, arguments, reads, writes, is_by_rows=is_by_rows)
+            return
+        found = library()
+        assert found is not None
+        threads = torch.get_num_threads() if work > WORTH_THREADS else 1
+        found.weft_run(ctypes.addressof(call), 1, rows, threads)
+
+
+def empty(*shape: int) -> Tensor:
+    """Return a float32 tensor for what an operation writes, of a program's own if one records."""
+    program = _recording.get()
+    return torch.empty(shape) if program is None else program.memory.empty(shape)
+
+
+class Program:
+    """A list of operations. For one thread at a time; its tensors are overwritten by each run."""
+
+    def __init__(self) -> None:
+        self.memory = _Memory()
+        self._calls: list[_Call] = []
+        self._arguments: list[ctypes.Structure] = []
+        # What the operations touch since the team has last waited, by where its memory begins; and
+        # whether all of them do so by rows.
+        self._read: dict[int, bool] = {}
+        self._written: dict[int, bool] = {}
+        self._array: ctypes.Array[_Call] | None = None
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        """Keep every operation that this thread computes meanwhile, in place of computing it."""
+        assert self._array is None, "a program is recorded once"
+        before = _recording.set(self)
+        try:
+            yield
+        finally:
+            _recording.reset(before)
+        self._array = (_Call * len(self._calls))(*self._calls)
+
+    def add(
+        self,
+        call: _Call,
+        arguments: ctypes.Structure,
+        reads: Sequence[Tensor],
+        writes: Sequence[Tensor],
+        *,
+        is_by_rows: bool,
+    ) -> None:
+        """Append an operation; it waits for those before it if it has to."""
+        read = {tensor.untyped_storage().data_ptr() for tensor in reads}
+        written = {tensor.untyped_storage().data_ptr() for tensor in writes}
+        # What was written and is touched again, or was read and is now written.
+        before = [self._written[a] for a in (read | written) & self._written.keys()]
+        before += [self._read[a] for a in written & self._read.keys()]
+        waits = any(not (was_by_rows and is_by_rows) for was_by_rows in before)
+        if waits:
+            self._read.clear()
+            self._written.clear()
+        for touched, found in ((read, self._read), (written, self._written)):
+            for address in touched:
+                found[address] = found.get(address, True) and is_by_rows
+        self._arguments.append(arguments)
+        call.waits = waits
+        self._calls.append(call)
+
+    def run(self, rows: int) -> None:
+        """Compute all operations for so many rows."""
+        found = library()
+        assert found is not None
+        assert self._array is not None, "nothing has been recorded"
+        found.weft_run(self._array, len(self._array), rows, torch.get_num_threads())
+
+
+class _Memory:
+    """Memory of a program. What no tensor lies in any more is used again, as while computing."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[Floats]] = {}
+
+    def empty(self, shape: Sequence[int]) -> Tensor:
+        """Return a float32 tensor, which may lie where one lay that nobody holds any more."""
+        size = math.prod(shape)
+        free = self._free.setdefault(size, [])
+        memory: Floats = free.pop() if free else torch.empty(size).numpy()
+        # The tensor and all its views hold on to this array, and to nothing else.
+        held = memory.view()
+        weakref.finalize(held, free.append, memory).atexit = False
+        return torch.from_numpy(held).view(*shape)
