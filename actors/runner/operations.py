@@ -19,6 +19,7 @@ from weft.kernels.kv_write import reference as kv_write
 from weft.kernels.linear import cpu as native_linear
 from weft.kernels.linear.onednn import OneDnnLinear
 from weft.kernels.linear.reference import Linear
+from weft.kernels.native import program
 from weft.kernels.paged_attention import cpu as native_attention
 from weft.kernels.paged_attention import padded
 from weft.kernels.rms_norm import cpu as native_rms_norm
@@ -29,7 +30,7 @@ from weft.kernels.silu_mul import cpu as native_silu_mul
 from weft.kernels.silu_mul import reference as silu_mul
 
 # What is written in C: all of it is used, or nothing.
-NATIVE = (native_kv_write, native_linear, native_rms_norm, native_rotary, native_silu_mul)
+NATIVE = (program, native_kv_write, native_linear, native_rms_norm, native_rotary, native_silu_mul)
 
 
 class Projection(Protocol):
@@ -70,6 +71,8 @@ class Operations(NamedTuple):
     """From the part of a model, the tokens of a page and the type of the computation."""
     sample: Sample | None = None
     """Draws where the logits are; None: only the host does."""
+    in_c: bool = False
+    """Whether a ``Program`` can record them: all, but attention to heads of unusual sizes."""
 
 
 def choose(device: torch.device, *, int8: bool) -> Operations:
@@ -95,6 +98,7 @@ def choose(device: torch.device, *, int8: bool) -> Operations:
         kv_write=native_kv_write.kv_write,
         silu_mul=native_silu_mul.silu_mul,
         planner=partial(_planner, device),
+        in_c=True,
     )
 
 

@@ -10,9 +10,18 @@ from weft.actors.runner.arena import Arena
 from weft.actors.runner.lora import HostLora
 from weft.actors.runner.model import Batch, Model
 from weft.actors.runner.rows import HostBatch
+from weft.kernels.collectives.reference import Alone, Collectives
+from weft.kernels.collectives.shared_memory import SharedMemory
 from weft.kernels.native.program import Program
 from weft.kernels.paged_attention import cpu as attention
 from weft.kernels.sgmv.segments import Segments
+
+
+def is_possible(model: Model, group: Collectives) -> bool:
+    """Whether everything between the first layer and the last is C on this machine."""
+    operations, a = model.operations, model.architecture
+    is_c = operations.in_c and attention.serves(a.head_dim, operations.device)
+    return is_c and isinstance(group, Alone | SharedMemory)
 
 
 class Recorded:
@@ -22,7 +31,7 @@ class Recorded:
     """
 
     def __init__(self, model: Model, arena: Arena, lora: HostLora, *, tokens_max: int) -> None:
-        """``model`` computes with operations in C, on its own."""
+        """For a model with which it ``is_possible``."""
         self._model = model
         self._lora = lora
         self._x = torch.empty(tokens_max, model.architecture.hidden)

@@ -96,6 +96,11 @@ class Operation:
         found.weft_run(ctypes.addressof(call), 1, rows, threads)
 
 
+def recording() -> Program | None:
+    """Return the program that records what this thread computes, if one does."""
+    return _recording.get()
+
+
 def empty(*shape: int) -> Tensor:
     """Return a float32 tensor for what an operation writes, of a program's own if one records."""
     program = _recording.get()
@@ -114,6 +119,7 @@ class Program:
         self._read: dict[int, bool] = {}
         self._written: dict[int, bool] = {}
         self._array: ctypes.Array[_Call] | None = None
+        self._after_run: set[Callable[[], None]] = set()
 
     @contextmanager
     def record(self) -> Iterator[None]:
@@ -152,12 +158,18 @@ class Program:
         call.waits = waits
         self._calls.append(call)
 
+    def after_run(self, check: Callable[[], None]) -> None:
+        """Have ``check`` called, once, whenever all operations have been computed."""
+        self._after_run.add(check)
+
     def run(self, rows: int) -> None:
         """Compute all operations for so many rows."""
         found = library()
         assert found is not None
         assert self._array is not None, "nothing has been recorded"
         found.weft_run(self._array, len(self._array), rows, torch.get_num_threads())
+        for check in self._after_run:
+            check()
 
 
 class _Memory:

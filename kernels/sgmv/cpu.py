@@ -27,7 +27,8 @@ class _Adapters(ctypes.Structure):
         *(
             (name, NUMBER)
             for name in (
-                "layer_bytes", "pages_max", "page_granules", "layers", "sites", "is_half", "v_stride",
+                "layer_bytes", "pages_max", "page_granules", "layers", "sites", "is_half",
+                "v_stride",
             )
         ),
     ]  # fmt: skip

@@ -55,6 +55,9 @@ class PagedLora:
         self._tables = tables
         self._widths = widths
 
+    def reserve(self, rows: int) -> None:
+        """Do nothing: memory is taken as it is needed."""
+
     def add(self, y: Tensor, x: Tensor, layer: int, site: int, segments: Segments) -> None:
         """Add the updates of all segments: y [T, out of the site], x [T, in]."""
         tables = self._tables
