@@ -40,7 +40,7 @@ class Recorded:
         nothing = np.zeros(1, dtype=np.int64)
         self._attention = attention.Plan(nothing[:, None], np.arange(2), nothing)
         self._segments = Segments()
-        self._program = Program()
+        self._program = Program("tokens")
         batch = Batch(
             tokens=self._positions,
             positions=self._positions,
@@ -49,7 +49,7 @@ class Recorded:
             update=lora.update_of(self._segments),
             sampled=self._positions,
         )
-        with self._program.record():
+        with self._program.record("tokens"):
             self._normed = model.layers(self._x, batch, arena.kv)
 
     def forward(self, host: HostBatch) -> Tensor | None:
@@ -62,5 +62,5 @@ class Recorded:
         self._attention.lay_out(host.page_table, host.starts, host.positions)
         self._segments.lay_out(host.lora_starts, host.lora_slots)
         self._lora.reserve(count)
-        self._program.run(count)
+        self._program.run(tokens=count)
         return self._model.logits(self._normed[:count], tensor(host.sampled))

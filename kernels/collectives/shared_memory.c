@@ -191,10 +191,10 @@ typedef struct {
     int64_t columns;
 } sum;
 
-/* All-reduce as an operation of a program: one thread does it, the others have nothing to do. */
-void weft_all_reduce_rows(const team *t, const sum *s, int64_t rows)
+/* All-reduce as an operation of a program: a single piece of work. */
+void weft_all_reduce_rows(team *t, const sum *s, int64_t rows)
 {
-    if (t->thread == 0 && !*s->lost)
+    while (take(t, 1) >= 0 && !*s->lost)
         *s->lost = weft_all_reduce(s->group, s->x, rows * s->columns);
 }
 

@@ -27,10 +27,9 @@ typedef struct {
     int64_t key_stride, value_stride, size, page_stride, page_tokens, is_half;
 } writing;
 
-void weft_kv_write(const team *t, const writing *w, int64_t rows)
+void weft_kv_write(team *t, const writing *w, int64_t rows)
 {
-    const span own = share(t, rows);
-    for (int64_t row = own.first; row < own.end; row++) {
+    for (EACH_ROW(row, t, rows)) {
         const float *key = w->keys + row * w->key_stride, *value = w->values + row * w->value_stride;
         int64_t place = w->slots[row] / w->page_tokens * w->page_stride
                       + w->slots[row] % w->page_tokens * w->size;

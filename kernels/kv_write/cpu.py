@@ -48,4 +48,4 @@ def kv_write(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots
         k_cache.dtype == torch.bfloat16,
     )  # fmt: skip
     reads, writes = [key, value], [k_cache, v_cache]
-    _write(arguments, tokens, reads=reads, writes=writes, work=4 * key.numel(), is_by_rows=True)
+    _write(arguments, tokens, reads=reads, writes=writes, work=4 * key.numel())

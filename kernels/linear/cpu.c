@@ -180,33 +180,38 @@ static void multiply(
         }
 }
 
-void weft_linear(const team *t, const product *p, int64_t rows)
+void weft_linear(team *t, const product *p, int64_t rows)
 {
     const layer *l = p->layer;
     const int64_t panels = blocks(l->out, PANEL), row_blocks = blocks(rows, ROW_BLOCK);
-    if (rows == 0)
-        return;
-    const int64_t pieces = smaller(panels, blocks(t->threads * PIECES_PER_THREAD, row_blocks));
-    for (int64_t piece = take(t, 1); piece < pieces * row_blocks; piece = take(t, 1)) {
-        int64_t block = piece / pieces, part = piece % pieces;
+    const int64_t wanted = blocks(t->threads * PIECES_PER_THREAD, row_blocks ? row_blocks : 1);
+    const int64_t parts = smaller(panels, wanted);
+    for (int64_t piece; (piece = take(t, parts * row_blocks)) >= 0;) {
+        int64_t block = piece / parts, part = piece % parts;
         int64_t first = block * rows / row_blocks, last = (block + 1) * rows / row_blocks;
-        multiply(l, part * panels / pieces, (part + 1) * panels / pieces, last - first,
+        multiply(l, part * panels / parts, (part + 1) * panels / parts, last - first,
                  p->x + first * p->x_stride, p->x_stride, p->y + first * l->out);
     }
 }
 
-/* Lay out weights, [out, in] of size_bytes each, as ``panels``: room for whole panels. */
-void weft_linear_pack(
-    char *panels, const char *weights, int64_t in, int64_t out, int64_t size_bytes)
+/* Lay out weights, [rows, in] of size_bytes each, as ``panels``: room for whole panels. */
+typedef struct {
+    char *panels;
+    const char *weights;
+    int64_t in, size_bytes;
+} packing;
+
+void weft_linear_pack(team *t, const packing *p, int64_t rows)
 {
-#pragma omp parallel for schedule(static)
-    for (int64_t first = 0; first < out; first += PANEL) {
-        char *panel = panels + first * in * size_bytes;
-        memset(panel, 0, PANEL * in * size_bytes);
-        for (int64_t n = 0; n < smaller(out - first, PANEL); n++)
+    const int64_t in = p->in, size = p->size_bytes;
+    for (int64_t piece; (piece = take(t, blocks(rows, PANEL))) >= 0;) {
+        int64_t first = piece * PANEL;
+        char *panel = p->panels + first * in * size;
+        memset(panel, 0, PANEL * in * size);
+        for (int64_t n = 0; n < smaller(rows - first, PANEL); n++)
             for (int64_t k = 0; k < in; k++)
-                memcpy(panel + (k * PANEL + n) * size_bytes,
-                       weights + ((first + n) * in + k) * size_bytes, size_bytes);
+                memcpy(panel + (k * PANEL + n) * size, p->weights + ((first + n) * in + k) * size,
+                       size);
     }
 }
 

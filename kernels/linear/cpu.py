@@ -16,12 +16,9 @@ from weft.kernels.linear.int8 import quantize
 from weft.kernels.native.library import NUMBER, POINTER, beside
 from weft.kernels.native.program import Operation, empty
 
-library = beside(
-    __file__,
-    weft_linear_pack=[None, POINTER, POINTER, NUMBER, NUMBER, NUMBER],
-    weft_linear_panel=[NUMBER],
-)
+library = beside(__file__, weft_linear_panel=[NUMBER])
 _multiply = Operation(library, "weft_linear")
+_pack = Operation(library, "weft_linear_pack")
 
 # As they are numbered in cpu.c.
 _STORAGES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
@@ -40,6 +37,15 @@ class _Product(ctypes.Structure):
     """``product`` in cpu.c."""
 
     _fields_ = [*((name, POINTER) for name in ("layer", "x", "y")), ("x_stride", NUMBER)]
+
+
+class _Packing(ctypes.Structure):
+    """``packing`` in cpu.c."""
+
+    _fields_ = [
+        *((name, POINTER) for name in ("panels", "weights")),
+        *((name, NUMBER) for name in ("inputs", "size_bytes")),
+    ]
 
 
 class PackedLinear:
@@ -64,9 +70,8 @@ class PackedLinear:
         panel = kernel.weft_linear_panel()
         outputs = -(-self.out_features // panel) * panel
         panels = torch.empty(outputs * self.in_features, dtype=weight.dtype)
-        kernel.weft_linear_pack(
-            panels.data_ptr(), weight.data_ptr(), *weight.shape[::-1], weight.itemsize
-        )
+        packing = _Packing(panels.data_ptr(), weight.data_ptr(), self.in_features, weight.itemsize)
+        _pack(packing, len(weight), reads=[], writes=[panels], work=4 * weight.numel())
         filled = torch.zeros(2, outputs)
         if bias is not None:
             filled[0, : self.out_features] = bias

@@ -1,32 +1,48 @@
-/* Runs a list of operations with one team of threads, which stays awake from the first to the last.
+/* Runs lists of operations with a team of threads, which stays awake from the first to the last.
  *
- * To wake threads that sleep takes 20 to 30 us, as long as many an operation of a small model: so
- * who waits for the others spins for about that long before it sleeps. It does not spin on: where
- * another program has a core, the thread that is waited for needs one.
+ * To wake a thread that sleeps takes 20 to 50 us, as long as many an operation of a small model. So
+ * who has to wait spins for about that long before it sleeps; no longer, for where another program
+ * has a core, whoever is waited for needs one. And nobody waits for a thread to come: it finds out
+ * how far the others are and helps them from there.
  */
 #include <limits.h>
 #include <linux/futex.h>
-#include <omp.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "team.h"
 
-enum { LINE = 64, SPINS = 2000 };
+enum { SPINS = 1000, THREADS_MAX = 256, LINE = 64 };
 
 typedef struct {
     operation *compute;
     const void *arguments;
-    int64_t waits;        /* for what the whole team has done before */
-    _Atomic int64_t next; /* see team.h */
-    char rest[LINE - 32]; /* a line of the cache for each: all threads count in it */
+    const int64_t *rows;
+    int64_t waits; /* for all operations before */
+    char rest[32];
+    progress progress;
 } call;
 
-/* Where the threads of a team meet. */
-typedef struct {
-    _Alignas(LINE) _Atomic int32_t arrived, sleepers;
-    _Alignas(LINE) _Atomic int32_t turn; /* how often all have met */
-} meeting;
+/* Of the run that is open. A thread that is inside may touch it; it is closed before it is empty,
+ * and empty before the next is opened. */
+static struct {
+    _Alignas(LINE) _Atomic uint64_t gate; /* how often it was opened or closed; inside: INSIDE bits */
+    _Alignas(LINE) _Atomic uint32_t bell; /* changes when a run is opened */
+    _Atomic int32_t asleep;
+    _Alignas(LINE) _Atomic uint32_t news; /* changes when an operation is complete, or all are out */
+    _Atomic int32_t awaiting_news;
+    call *calls;
+    int64_t count, threads;
+    int64_t workers;
+    pthread_mutex_t mutex;
+} own = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+enum { INSIDE = 16 };
 
 static inline void pause_briefly(void)
 {
@@ -35,40 +51,114 @@ static inline void pause_briefly(void)
 #endif
 }
 
-static void meet(meeting *m, int64_t threads)
+static void sleep_while(_Atomic uint32_t *word, uint32_t value, _Atomic int32_t *sleepers)
 {
-    int32_t turn = atomic_load(&m->turn);
-    if (atomic_fetch_add(&m->arrived, 1) + 1 == threads) {
-        atomic_store(&m->arrived, 0);
-        atomic_store(&m->turn, turn + 1);
-        if (atomic_load(&m->sleepers))
-            syscall(SYS_futex, &m->turn, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
-        return;
-    }
-    for (int spin = 0; spin < SPINS; spin++) {
-        if (atomic_load_explicit(&m->turn, memory_order_acquire) != turn)
-            return;
-        pause_briefly();
-    }
-    atomic_fetch_add(&m->sleepers, 1);
-    while (atomic_load(&m->turn) == turn)
-        syscall(SYS_futex, &m->turn, FUTEX_WAIT_PRIVATE, turn, NULL, NULL, 0);
-    atomic_fetch_sub(&m->sleepers, 1);
+    atomic_fetch_add(sleepers, 1);
+    if (atomic_load(word) == value)
+        syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+    atomic_fetch_sub(sleepers, 1);
 }
 
-void weft_run(call *calls, int64_t count, int64_t rows, int64_t threads)
+static void change(_Atomic uint32_t *word, _Atomic int32_t *sleepers)
 {
-    meeting place = {0};
-    for (int64_t i = 0; i < count; i++)
-        atomic_store_explicit(&calls[i].next, 0, memory_order_relaxed);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        team own = {.thread = omp_get_thread_num(), .threads = omp_get_num_threads()};
-        for (int64_t i = 0; i < count; i++) {
-            if (calls[i].waits)
-                meet(&place, own.threads);
-            own.next = &calls[i].next;
-            calls[i].compute(&own, calls[i].arguments, rows);
-        }
+    atomic_fetch_add(word, 1);
+    if (atomic_load(sleepers))
+        syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+static void tell_all(void) { change(&own.news, &own.awaiting_news); }
+
+/* Wait until somebody tells that COND may hold, and it does. */
+#define AWAIT(condition)                                                                           \
+    for (int64_t spin = 0; !(condition); spin++) {                                                 \
+        pause_briefly();                                                                           \
+        if (spin < SPINS)                                                                          \
+            continue;                                                                              \
+        uint32_t heard = atomic_load(&own.news);                                                   \
+        if (!(condition))                                                                          \
+            sleep_while(&own.news, heard, &own.awaiting_news);                                     \
     }
+
+/* Compute what there is to compute of all calls. */
+static void compute(int64_t thread)
+{
+    team t = {.thread = thread, .threads = own.threads, .all_done = tell_all};
+    int64_t unsure = 0; /* the first call that may not be complete */
+    int64_t pieces[own.count];
+    for (int64_t i = 0; i < own.count; i++) {
+        call *c = own.calls + i;
+        if (c->waits)
+            for (; unsure < i; unsure++)
+                AWAIT(atomic_load(&own.calls[unsure].progress.done) >= pieces[unsure]);
+        t.progress = &c->progress;
+        c->compute(&t, c->arguments, *c->rows);
+        pieces[i] = t.pieces;
+    }
+    if (thread == 0)
+        for (; unsure < own.count; unsure++)
+            AWAIT(atomic_load(&own.calls[unsure].progress.done) >= pieces[unsure]);
+}
+
+static void *work(void *argument)
+{
+    const int64_t thread = (intptr_t)argument;
+    uint32_t heard = 0;
+    for (;;) {
+        for (int64_t spin = 0; atomic_load(&own.bell) == heard; spin++) {
+            pause_briefly();
+            if (spin >= SPINS)
+                sleep_while(&own.bell, heard, &own.asleep);
+        }
+        heard = atomic_load(&own.bell);
+        uint64_t gate = atomic_load(&own.gate);
+        /* Odd: open. */
+        while (gate >> INSIDE & 1 && !atomic_compare_exchange_weak(&own.gate, &gate, gate + 1))
+            ;
+        if (!(gate >> INSIDE & 1))
+            continue;
+        if (thread < own.threads)
+            compute(thread);
+        atomic_fetch_sub(&own.gate, 1);
+        tell_all();
+    }
+    return NULL;
+}
+
+/* Start the threads that are lacking. Signals are for others; fewer threads do the same work. */
+static void hire(void)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (pthread_t made; own.workers < own.threads - 1; own.workers++) {
+        if (pthread_create(&made, NULL, work, (void *)(intptr_t)(own.workers + 1)))
+            break;
+        pthread_detach(made);
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* Each call's progress is 0 before and after. */
+void weft_run(call *calls, int64_t count, int64_t threads)
+{
+    pthread_mutex_lock(&own.mutex);
+    own.calls = calls;
+    own.count = count;
+    own.threads = threads < THREADS_MAX ? threads : THREADS_MAX;
+    if (own.workers < own.threads - 1)
+        hire();
+    if (own.threads > 1) {
+        atomic_fetch_add(&own.gate, 1 << INSIDE);
+        change(&own.bell, &own.asleep);
+    }
+    compute(0);
+    if (own.threads > 1) {
+        atomic_fetch_add(&own.gate, 1 << INSIDE);
+        AWAIT(!(atomic_load(&own.gate) & ((1 << INSIDE) - 1)));
+    }
+    for (int64_t i = 0; i < count; i++) {
+        atomic_store_explicit(&calls[i].progress.taken, 0, memory_order_relaxed);
+        atomic_store_explicit(&calls[i].progress.done, 0, memory_order_relaxed);
+    }
+    pthread_mutex_unlock(&own.mutex);
 }

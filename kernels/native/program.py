@@ -38,8 +38,8 @@ class _Call(ctypes.Structure):
     """``call`` in program.c."""
 
     _fields_ = [
-        ("compute", POINTER), ("arguments", POINTER), ("waits", NUMBER), ("next", NUMBER),
-        ("rest", NUMBER * 4),
+        *((name, POINTER) for name in ("compute", "arguments", "rows")), ("waits", NUMBER),
+        ("rest", NUMBER * 4), ("progress", NUMBER * 8),
     ]  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def library() -> ctypes.CDLL | None:
     """Return what runs operations, None if this machine cannot compile it."""
     found = build.load(Path(__file__).with_name("program.c"))
     if found is not None:
-        found.weft_run.argtypes = [POINTER, NUMBER, NUMBER, NUMBER]
+        found.weft_run.argtypes = [POINTER, NUMBER, NUMBER]
         found.weft_run.restype = None
     return found
 
@@ -73,7 +73,6 @@ class Operation:
         reads: Sequence[Tensor],
         writes: Sequence[Tensor],
         work: int,
-        is_by_rows: bool = False,
     ) -> None:
         """Compute it, or let a program record it.
 
@@ -83,17 +82,22 @@ class Operation:
             reads: the tensors that it reads and that some operation writes.
             writes: the tensors that it writes.
             work: multiplications, by which it is decided whether threads are woken.
-            is_by_rows: whether a thread touches nothing but its ``share`` of the rows.
         """
-        call = _Call(self._address, ctypes.addressof(arguments), 0, 0)
         program = _recording.get()
         if program is not None:
-            program.add(call, arguments, reads, writes, is_by_rows=is_by_rows)
-            return
-        found = library()
-        assert found is not None
-        threads = torch.get_num_threads() if work > WORTH_THREADS else 1
-        found.weft_run(ctypes.addressof(call), 1, rows, threads)
+            program.add(self._address, arguments, reads, writes)
+        else:
+            run_one(self._address, arguments, rows, work)
+
+
+def run_one(function: int | None, arguments: ctypes.Structure, rows: int, work: int) -> None:
+    """Compute an operation as ``Operation`` does."""
+    found = library()
+    assert found is not None
+    count = NUMBER(rows)
+    call = _Call(function, ctypes.addressof(arguments), ctypes.addressof(count))
+    threads = torch.get_num_threads() if work > WORTH_THREADS else 1
+    found.weft_run(ctypes.addressof(call), 1, threads)
 
 
 def recording() -> Program | None:
@@ -110,21 +114,26 @@ def empty(*shape: int) -> Tensor:
 class Program:
     """A list of operations. For one thread at a time; its tensors are overwritten by each run."""
 
-    def __init__(self) -> None:
+    def __init__(self, *counts: str) -> None:
+        """``counts`` name what is counted: the rows of some operations are so many."""
         self.memory = _Memory()
+        self._counts = {name: NUMBER() for name in counts}
+        self._counted: ctypes.c_int64 | None = None
         self._calls: list[_Call] = []
         self._arguments: list[ctypes.Structure] = []
-        # What the operations touch since the team has last waited, by where its memory begins; and
-        # whether all of them do so by rows.
-        self._read: dict[int, bool] = {}
-        self._written: dict[int, bool] = {}
+        # What the operations touch since the team has last waited, by where its memory begins.
+        self._read: set[int] = set()
+        self._written: set[int] = set()
         self._array: ctypes.Array[_Call] | None = None
         self._after_run: set[Callable[[], None]] = set()
 
     @contextmanager
-    def record(self) -> Iterator[None]:
-        """Keep every operation that this thread computes meanwhile, in place of computing it."""
-        assert self._array is None, "a program is recorded once"
+    def record(self, count: str) -> Iterator[None]:
+        """Keep every operation that this thread computes meanwhile, in place of computing it.
+
+        They get as many rows as ``count`` is in a run.
+        """
+        self._counted = self._counts[count]
         before = _recording.set(self)
         try:
             yield
@@ -134,40 +143,37 @@ class Program:
 
     def add(
         self,
-        call: _Call,
+        function: int | None,
         arguments: ctypes.Structure,
         reads: Sequence[Tensor],
         writes: Sequence[Tensor],
-        *,
-        is_by_rows: bool,
     ) -> None:
         """Append an operation; it waits for those before it if it has to."""
         read = {tensor.untyped_storage().data_ptr() for tensor in reads}
         written = {tensor.untyped_storage().data_ptr() for tensor in writes}
-        # What was written and is touched again, or was read and is now written.
-        before = [self._written[a] for a in (read | written) & self._written.keys()]
-        before += [self._read[a] for a in written & self._read.keys()]
-        waits = any(not (was_by_rows and is_by_rows) for was_by_rows in before)
+        waits = bool(self._written & (read | written) or self._read & written)
         if waits:
             self._read.clear()
             self._written.clear()
-        for touched, found in ((read, self._read), (written, self._written)):
-            for address in touched:
-                found[address] = found.get(address, True) and is_by_rows
+        self._read |= read
+        self._written |= written
+        assert self._counted is not None
+        count = ctypes.addressof(self._counted)
         self._arguments.append(arguments)
-        call.waits = waits
-        self._calls.append(call)
+        self._calls.append(_Call(function, ctypes.addressof(arguments), count, waits))
 
     def after_run(self, check: Callable[[], None]) -> None:
         """Have ``check`` called, once, whenever all operations have been computed."""
         self._after_run.add(check)
 
-    def run(self, rows: int) -> None:
+    def run(self, **counts: int) -> None:
         """Compute all operations for so many rows."""
         found = library()
         assert found is not None
         assert self._array is not None, "nothing has been recorded"
-        found.weft_run(self._array, len(self._array), rows, torch.get_num_threads())
+        for name, count in counts.items():
+            self._counts[name].value = count
+        found.weft_run(self._array, len(self._array), torch.get_num_threads())
         for check in self._after_run:
             check()
 

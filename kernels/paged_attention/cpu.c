@@ -287,10 +287,10 @@ static void attend(const work *w, const int64_t *tile, int64_t kv_head, float *s
     }
 }
 
-void weft_paged_attention(const team *t, const work *w, int64_t rows)
+void weft_paged_attention(team *t, const work *w, int64_t rows)
 {
     const plan *p = w->plan;
     float *scores = p->scores + t->thread * QUERIES * p->scores_stride;
-    for (int64_t piece = take(t, 1); piece < p->count * w->kv_heads; piece = take(t, 1))
+    for (int64_t piece; (piece = take(t, p->count * w->kv_heads)) >= 0;)
         attend(w, p->tiles + 3 * (piece / w->kv_heads), piece % w->kv_heads, scores);
 }

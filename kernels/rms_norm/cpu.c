@@ -50,10 +50,9 @@ typedef struct {
     float epsilon;
 } norm;
 
-void weft_rms_norm(const team *t, const norm *n, int64_t rows)
+void weft_rms_norm(team *t, const norm *n, int64_t rows)
 {
-    const span own = share(t, rows);
-    for (int64_t row = own.first; row < own.end; row++)
+    for (EACH_ROW(row, t, rows))
         for (int64_t h = 0; h < n->heads; h++) {
             const int64_t place = row * n->row_stride + h * n->head_stride;
             float *x = n->x + place;

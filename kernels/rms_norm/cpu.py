@@ -38,7 +38,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         out.data_ptr(), x.data_ptr(), None, weight.data_ptr(),
         heads, x.shape[-1], x.stride(0), head_stride, epsilon,
     )  # fmt: skip
-    _norm(arguments, len(x), reads=[x], writes=[out], work=4 * x.numel(), is_by_rows=True)
+    _norm(arguments, len(x), reads=[x], writes=[out], work=4 * x.numel())
     return out
 
 
@@ -52,5 +52,5 @@ def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Te
         out.data_ptr(), x.data_ptr(), delta.data_ptr(), weight.data_ptr(),
         1, x.shape[1], x.stride(0), 0, epsilon,
     )  # fmt: skip
-    _norm(arguments, len(x), reads=[delta], writes=[x, out], work=4 * x.numel(), is_by_rows=True)
+    _norm(arguments, len(x), reads=[delta], writes=[x, out], work=4 * x.numel())
     return out

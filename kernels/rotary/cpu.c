@@ -29,10 +29,9 @@ typedef struct {
     int64_t heads, half, row_stride, head_stride;
 } rotation;
 
-void weft_rotary(const team *t, const rotation *r, int64_t rows)
+void weft_rotary(team *t, const rotation *r, int64_t rows)
 {
-    const span own = share(t, rows);
-    for (int64_t row = own.first; row < own.end; row++) {
+    for (EACH_ROW(row, t, rows)) {
         const int64_t angle = r->positions[row] * r->half;
         for (int64_t h = 0; h < r->heads; h++)
             rotate(r->x + row * r->row_stride + h * r->head_stride, r->cos + angle,

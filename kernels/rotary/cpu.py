@@ -36,4 +36,4 @@ def rotary_(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
         x.data_ptr(), cos.data_ptr(), sin.data_ptr(), positions.data_ptr(),
         heads, size // 2, x.stride(0), x.stride(1),
     )  # fmt: skip
-    _rotate(arguments, tokens, reads=[], writes=[x], work=2 * x.numel(), is_by_rows=True)
+    _rotate(arguments, tokens, reads=[], writes=[x], work=2 * x.numel())

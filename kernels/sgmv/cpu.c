@@ -352,45 +352,53 @@ typedef struct {
     weights weights;
 } cursor;
 
-/* Returns whether there is such a piece. */
-INLINE int reach(cursor *c, const update *u, int64_t piece, const int is_expand)
+INLINE void go_on(cursor *c, const update *u, const int is_expand)
 {
     const segments *s = u->segments;
-    while (piece >= c->end) {
-        if (++c->segment >= s->count)
-            return 0;
-        c->row = s->starts[c->segment];
-        c->rows = s->starts[c->segment + 1] - c->row;
-        c->weights = find(u->adapters, u->layer, u->site, s->slots[c->segment]);
-        c->first = c->end;
-        c->end += is_expand ? expand_pieces(&c->weights, &u->shape, c->rows)
-                            : shrink_pieces(&c->weights, c->rows);
-    }
-    return 1;
+    c->row = s->starts[++c->segment];
+    c->rows = s->starts[c->segment + 1] - c->row;
+    c->weights = find(u->adapters, u->layer, u->site, s->slots[c->segment]);
+    c->first = c->end;
+    c->end += is_expand ? expand_pieces(&c->weights, &u->shape, c->rows)
+                        : shrink_pieces(&c->weights, c->rows);
 }
 
-#define EACH_PIECE(piece, c, is_expand)                                                            \
-    int64_t piece = take(t, TAKEN), left = TAKEN;                                                  \
-    reach(&c, u, piece, is_expand);                                                                \
-    piece = --left ? piece + 1 : take(t, left = TAKEN)
+INLINE int64_t all_pieces(const update *u, const int is_expand)
+{
+    cursor c = {.segment = -1};
+    while (c.segment + 1 < u->segments->count)
+        go_on(&c, u, is_expand);
+    return c.end;
+}
 
 /* v = x A^T. */
-void weft_sgmv_shrink(const team *t, const update *u, int64_t rows)
+void weft_sgmv_shrink(team *t, const update *u, int64_t rows)
 {
     const adapters *a = u->adapters;
+    const int64_t all = all_pieces(u, 0);
     cursor c = {.segment = -1};
-    for (EACH_PIECE(piece, c, 0))
-        shrink_piece(&c.weights, a->is_half, piece - c.first, c.rows, u->x + c.row * u->x_stride,
-                     u->x_stride, u->shape.in, a->v + c.row * a->v_stride, a->v_stride);
+    for (int64_t part; (part = take(t, blocks(all, TAKEN))) >= 0;)
+        for (int64_t piece = part * TAKEN; piece < smaller(all, (part + 1) * TAKEN); piece++) {
+            while (piece >= c.end)
+                go_on(&c, u, 0);
+            shrink_piece(&c.weights, a->is_half, piece - c.first, c.rows,
+                         u->x + c.row * u->x_stride, u->x_stride, u->shape.in,
+                         a->v + c.row * a->v_stride, a->v_stride);
+        }
 }
 
 /* y += scale v B^T, and what comes last. */
-void weft_sgmv_expand(const team *t, const update *u, int64_t rows)
+void weft_sgmv_expand(team *t, const update *u, int64_t rows)
 {
     const adapters *a = u->adapters;
+    const int64_t all = all_pieces(u, 1);
     cursor c = {.segment = -1};
-    for (EACH_PIECE(piece, c, 1))
-        expand_piece(&c.weights, &u->shape, a->is_half, piece - c.first, c.rows,
-                     a->v + c.row * a->v_stride, a->v_stride, u->y + c.row * u->y_stride,
-                     u->y_stride);
+    for (int64_t part; (part = take(t, blocks(all, TAKEN))) >= 0;)
+        for (int64_t piece = part * TAKEN; piece < smaller(all, (part + 1) * TAKEN); piece++) {
+            while (piece >= c.end)
+                go_on(&c, u, 1);
+            expand_piece(&c.weights, &u->shape, a->is_half, piece - c.first, c.rows,
+                         a->v + c.row * a->v_stride, a->v_stride, u->y + c.row * u->y_stride,
+                         u->y_stride);
+        }
 }

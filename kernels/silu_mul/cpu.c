@@ -21,10 +21,9 @@ typedef struct {
     int64_t stride, columns;
 } product;
 
-void weft_silu_mul(const team *t, const product *p, int64_t rows)
+void weft_silu_mul(team *t, const product *p, int64_t rows)
 {
-    const span own = share(t, rows);
-    for (int64_t r = own.first; r < own.end; r++) {
+    for (EACH_ROW(r, t, rows)) {
         const float *gate = p->gate_up + r * p->stride, *up = gate + p->columns;
         float *row = p->out + r * p->columns;
         int64_t c = 0;

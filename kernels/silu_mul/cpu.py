@@ -36,5 +36,5 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     out = empty(tokens, columns)
     arguments = _Product(out.data_ptr(), gate_up.data_ptr(), gate_up.stride(0), columns)
     work = 8 * tokens * columns
-    _multiply(arguments, tokens, reads=[gate_up], writes=[out], work=work, is_by_rows=True)
+    _multiply(arguments, tokens, reads=[gate_up], writes=[out], work=work)
     return out
