@@ -72,9 +72,7 @@ class Eager:
         self._recorded: Recorded | None = None
         if recorded.is_possible(parts.model, parts.group):
             assert isinstance(parts.lora.kernel, HostLora)
-            self._recorded = Recorded(
-                parts.model, parts.arena, parts.lora.kernel, tokens_max=limits.tokens
-            )
+            self._recorded = Recorded(parts.model, parts.arena, parts.lora.kernel, limits)
 
     def make_way(self, step: Step) -> None:
         """Wait for loads whose slot or pages a step gives to others."""

@@ -126,14 +126,22 @@ class Model:
 
     def logits(self, normed: Tensor, sampled: Tensor) -> Tensor | None:
         """Return the logits of the sampled tokens, of all, as ``forward`` does."""
-        logits = self._group.gather(self._head(normed[sampled]).float())
-        return None if logits is None else logits[:, : self.architecture.vocabulary]
+        return self.gathered(self.head(normed, sampled))
+
+    def head(self, normed: Tensor, sampled: Tensor) -> Tensor:
+        """Return this rank's part of the logits of the sampled tokens: [R, its tokens]."""
+        return self._head(self.operations.take_rows(normed, sampled))
+
+    def gathered(self, logits: Tensor) -> Tensor | None:
+        """Return the logits of all ranks' parts, as ``forward`` does."""
+        whole = self._group.gather(logits.float())
+        return None if whole is None else whole[:, : self.architecture.vocabulary]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return [T, hidden], of which each row lies on one rank."""
         shard = self.architecture.shard
         if shard is None:
-            return F.embedding(tokens, self._embedding)
+            return self.operations.take_rows(self._embedding, tokens)
         rows = tokens - shard.tokens.start
         is_here = (rows >= 0) & (rows < shard.tokens.size)
         x = F.embedding(rows.where(is_here, 0), self._embedding)

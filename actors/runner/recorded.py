@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from weft.actors.runner.arena import Arena
+from weft.actors.runner.limits import Limits
 from weft.actors.runner.lora import HostLora
 from weft.actors.runner.model import Batch, Model
 from weft.actors.runner.rows import HostBatch
@@ -30,37 +31,49 @@ class Recorded:
     Everything is C, recorded for as many tokens as a step may have and run for as many as it has.
     """
 
-    def __init__(self, model: Model, arena: Arena, lora: HostLora, *, tokens_max: int) -> None:
+    def __init__(self, model: Model, arena: Arena, lora: HostLora, limits: Limits) -> None:
         """For a model with which it ``is_possible``."""
         self._model = model
         self._lora = lora
-        self._x = torch.empty(tokens_max, model.architecture.hidden)
-        self._positions = torch.zeros(tokens_max, dtype=torch.int64)
-        self._kv_slots = torch.zeros(tokens_max, dtype=torch.int64)
+        self._tokens, self._positions, self._kv_slots = torch.zeros(
+            3, limits.tokens, dtype=torch.int64
+        )
+        self._sampled = torch.zeros(limits.rows, dtype=torch.int64)
         nothing = np.zeros(1, dtype=np.int64)
         self._attention = attention.Plan(nothing[:, None], np.arange(2), nothing)
         self._segments = Segments()
-        self._program = Program("tokens")
         batch = Batch(
-            tokens=self._positions,
+            tokens=self._tokens,
             positions=self._positions,
             kv_slots=self._kv_slots,
             attention=self._attention,
             update=lora.update_of(self._segments),
-            sampled=self._positions,
+            sampled=self._sampled,
         )
+        # Of several ranks, each has a part of the table, which C does not look into.
+        self._embedded: Tensor | None = None
+        if model.architecture.shard is not None:
+            self._embedded = torch.empty(limits.tokens, model.architecture.hidden)
+        self._program = Program("tokens", "sampled")
         with self._program.record("tokens"):
-            self._normed = model.layers(self._x, batch, arena.kv)
+            x = self._model.embed(self._tokens) if self._embedded is None else self._embedded
+            normed = model.layers(x, batch, arena.kv)
+        with self._program.record("sampled"):
+            self._logits = model.head(normed, self._sampled)
 
     def forward(self, host: HostBatch) -> Tensor | None:
         """Return the logits of a step's sampled tokens."""
         tensor = torch.from_numpy
-        count = len(host.tokens)
-        self._x[:count] = self._model.embed(tensor(host.tokens))
+        count, sampled = len(host.tokens), len(host.sampled)
+        if self._embedded is None:
+            self._tokens[:count] = tensor(host.tokens)
+        else:
+            self._embedded[:count] = self._model.embed(tensor(host.tokens))
         self._positions[:count] = tensor(host.positions)
         self._kv_slots[:count] = tensor(host.kv_slots)
+        self._sampled[:sampled] = tensor(host.sampled)
         self._attention.lay_out(host.page_table, host.starts, host.positions)
         self._segments.lay_out(host.lora_starts, host.lora_slots)
         self._lora.reserve(count)
-        self._program.run(tokens=count)
-        return self._model.logits(self._normed[:count], tensor(host.sampled))
+        self._program.run(tokens=count, sampled=sampled)
+        return self._model.gathered(self._logits[:sampled])

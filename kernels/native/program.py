@@ -63,7 +63,9 @@ class Operation:
 
     @cached_property
     def _address(self) -> int | None:
-        return ctypes.cast(self._library()[self._name], POINTER).value
+        found = self._library()
+        assert found is not None
+        return ctypes.cast(found[self._name], POINTER).value
 
     def __call__(
         self,
