@@ -19,7 +19,6 @@ from weft.kernels.kv_write import reference as kv_write
 from weft.kernels.linear import cpu as native_linear
 from weft.kernels.linear.onednn import OneDnnLinear
 from weft.kernels.linear.reference import Linear
-from weft.kernels.native import program
 from weft.kernels.paged_attention import cpu as native_attention
 from weft.kernels.paged_attention import padded
 from weft.kernels.rms_norm import cpu as native_rms_norm
@@ -33,7 +32,7 @@ from weft.kernels.take_rows import reference as take_rows
 
 # What is written in C: all of it is used, or nothing.
 NATIVE = (
-    program, native_kv_write, native_linear, native_rms_norm, native_rotary, native_silu_mul,
+    native_kv_write, native_linear, native_rms_norm, native_rotary, native_silu_mul,
     native_take_rows,
 )  # fmt: skip
 

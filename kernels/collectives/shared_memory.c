@@ -194,8 +194,9 @@ typedef struct {
 /* All-reduce as an operation of a program: a single piece of work. */
 void weft_all_reduce_rows(team *t, const sum *s, int64_t rows)
 {
-    while (take(t, 1) >= 0 && !*s->lost)
-        *s->lost = weft_all_reduce(s->group, s->x, rows * s->columns);
+    while (take(t, 1) >= 0)
+        if (!*s->lost)
+            *s->lost = weft_all_reduce(s->group, s->x, rows * s->columns);
 }
 
 /* Spread bytes of a matrix with rows of row_bytes over one whose rows are size times as long. */

@@ -28,7 +28,13 @@ typedef struct {
     progress progress;
 } call;
 
-/* Of the run that is open. A thread that is inside may touch it; it is closed before it is empty,
+/* What is computed, and by how many. */
+typedef struct {
+    call *calls;
+    int64_t count, threads;
+} run;
+
+/* The threads beside those that call, and the run that is open to them. A thread that is inside may touch it; it is closed before it is empty,
  * and empty before the next is opened. */
 static struct {
     _Alignas(LINE) _Atomic uint64_t gate; /* how often it was opened or closed; inside: INSIDE bits */
@@ -36,8 +42,7 @@ static struct {
     _Atomic int32_t asleep;
     _Alignas(LINE) _Atomic uint32_t news; /* changes when an operation is complete, or all are out */
     _Atomic int32_t awaiting_news;
-    call *calls;
-    int64_t count, threads;
+    const run *run;
     int64_t workers;
     pthread_mutex_t mutex;
 } own = {.mutex = PTHREAD_MUTEX_INITIALIZER};
@@ -79,24 +84,23 @@ static void tell_all(void) { change(&own.news, &own.awaiting_news); }
             sleep_while(&own.news, heard, &own.awaiting_news);                                     \
     }
 
-/* Compute what there is to compute of all calls. */
-static void compute(int64_t thread)
+/* Compute what there is to compute of all calls. Thread 0 returns when everything is complete. */
+static void compute(const run *r, int64_t thread)
 {
-    team t = {.thread = thread, .threads = own.threads, .all_done = tell_all};
+    team t = {.thread = thread, .threads = r->threads, .all_done = tell_all};
     int64_t unsure = 0; /* the first call that may not be complete */
-    int64_t pieces[own.count];
-    for (int64_t i = 0; i < own.count; i++) {
-        call *c = own.calls + i;
-        if (c->waits)
+    int64_t pieces[r->count];
+    for (int64_t i = 0; i <= r->count; i++) {
+        if (i < r->count ? r->calls[i].waits : thread == 0)
             for (; unsure < i; unsure++)
-                AWAIT(atomic_load(&own.calls[unsure].progress.done) >= pieces[unsure]);
-        t.progress = &c->progress;
+                AWAIT(atomic_load(&r->calls[unsure].progress.done) >= pieces[unsure]);
+        if (i == r->count)
+            break;
+        const call *c = r->calls + i;
+        t.progress = (progress *)&c->progress;
         c->compute(&t, c->arguments, *c->rows);
         pieces[i] = t.pieces;
     }
-    if (thread == 0)
-        for (; unsure < own.count; unsure++)
-            AWAIT(atomic_load(&own.calls[unsure].progress.done) >= pieces[unsure]);
 }
 
 static void *work(void *argument)
@@ -116,8 +120,8 @@ static void *work(void *argument)
             ;
         if (!(gate >> INSIDE & 1))
             continue;
-        if (thread < own.threads)
-            compute(thread);
+        if (thread < own.run->threads)
+            compute(own.run, thread);
         atomic_fetch_sub(&own.gate, 1);
         tell_all();
     }
@@ -125,12 +129,12 @@ static void *work(void *argument)
 }
 
 /* Start the threads that are lacking. Signals are for others; fewer threads do the same work. */
-static void hire(void)
+static void hire(int64_t workers)
 {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    for (pthread_t made; own.workers < own.threads - 1; own.workers++) {
+    for (pthread_t made; own.workers < workers; own.workers++) {
         if (pthread_create(&made, NULL, work, (void *)(intptr_t)(own.workers + 1)))
             break;
         pthread_detach(made);
@@ -141,24 +145,21 @@ static void hire(void)
 /* Each call's progress is 0 before and after. */
 void weft_run(call *calls, int64_t count, int64_t threads)
 {
-    pthread_mutex_lock(&own.mutex);
-    own.calls = calls;
-    own.count = count;
-    own.threads = threads < THREADS_MAX ? threads : THREADS_MAX;
-    if (own.workers < own.threads - 1)
-        hire();
-    if (own.threads > 1) {
+    const run r = {calls, count, threads < THREADS_MAX ? threads : THREADS_MAX};
+    /* A second run at the same time is its caller's alone. */
+    if (r.threads > 1 && !pthread_mutex_trylock(&own.mutex)) {
+        hire(r.threads - 1);
+        own.run = &r;
         atomic_fetch_add(&own.gate, 1 << INSIDE);
         change(&own.bell, &own.asleep);
-    }
-    compute(0);
-    if (own.threads > 1) {
+        compute(&r, 0);
         atomic_fetch_add(&own.gate, 1 << INSIDE);
         AWAIT(!(atomic_load(&own.gate) & ((1 << INSIDE) - 1)));
-    }
+        pthread_mutex_unlock(&own.mutex);
+    } else
+        compute(&r, 0);
     for (int64_t i = 0; i < count; i++) {
         atomic_store_explicit(&calls[i].progress.taken, 0, memory_order_relaxed);
         atomic_store_explicit(&calls[i].progress.done, 0, memory_order_relaxed);
     }
-    pthread_mutex_unlock(&own.mutex);
 }

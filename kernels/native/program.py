@@ -15,16 +15,14 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weft.kernels.native import build
-from weft.kernels.native.library import NUMBER, POINTER
+from weft.kernels.native.library import NUMBER, POINTER, runner
 
 Floats = NDArray[np.float32]
 
@@ -41,16 +39,6 @@ class _Call(ctypes.Structure):
         *((name, POINTER) for name in ("compute", "arguments", "rows")), ("waits", NUMBER),
         ("rest", NUMBER * 4), ("progress", NUMBER * 8),
     ]  # fmt: skip
-
-
-@cache
-def library() -> ctypes.CDLL | None:
-    """Return what runs operations, None if this machine cannot compile it."""
-    found = build.load(Path(__file__).with_name("program.c"))
-    if found is not None:
-        found.weft_run.argtypes = [POINTER, NUMBER, NUMBER]
-        found.weft_run.restype = None
-    return found
 
 
 class Operation:
@@ -94,7 +82,7 @@ class Operation:
 
 def run_one(function: int | None, arguments: ctypes.Structure, rows: int, work: int) -> None:
     """Compute an operation as ``Operation`` does."""
-    found = library()
+    found = runner()
     assert found is not None
     count = NUMBER(rows)
     call = _Call(function, ctypes.addressof(arguments), ctypes.addressof(count))
@@ -170,7 +158,7 @@ class Program:
 
     def run(self, **counts: int) -> None:
         """Compute all operations for so many rows."""
-        found = library()
+        found = runner()
         assert found is not None
         assert self._array is not None, "nothing has been recorded"
         for name, count in counts.items():

@@ -34,10 +34,10 @@ def highest(logits: Tensor) -> tuple[Tensor, Tensor]:
         return most, tokens
     assert logits.dtype == torch.float32
     assert logits.stride(1) == 1
-    rows, tokens = logits.shape
+    rows, vocabulary = logits.shape
     values, found = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
     arguments = _Search(
-        values.data_ptr(), found.data_ptr(), logits.data_ptr(), tokens, logits.stride(0)
+        values.data_ptr(), found.data_ptr(), logits.data_ptr(), vocabulary, logits.stride(0)
     )
     _search(arguments, rows, reads=[logits], writes=[values, found], work=logits.numel())
     return values, found
