@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ from weft.actors.shards import Span
 from weft.kernels.sgmv import cpu, granules, segments
 from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Module, Tables
 from weft.kernels.sgmv.segments import Segments
+from weft.runtime.histogram import Histogram
+from weft.runtime.messages import LOAD_BUCKETS_S
 
 # Modules that share an input are one site: their A matrices are multiplied together.
 SITES = {
@@ -154,6 +157,7 @@ class LoraSlots:
         ]
         self.kernel = make(arena, self._tables, widths)
         self.digests: list[str | None] = [None] * slots
+        self.times = Histogram(LOAD_BUCKETS_S)
 
     def fill(self, slot: int, digest: str, file: AdapterFile, pages: Sequence[int]) -> None:
         """Replace what a slot holds by an adapter, whose weights are written into ``pages``.
@@ -161,6 +165,7 @@ class LoraSlots:
         A step that uses neither the slot nor the pages may be computed meanwhile, unless the file
         ``needs_group``.
         """
+        started_ns = time.perf_counter_ns()
         self._tables.clear(slot, pages)
         scales: dict[str, float] = json.loads(file.metadata()["scales"])
         for layer in range(self._architecture.layers):
@@ -169,6 +174,7 @@ class LoraSlots:
             granules.write(self._arena, layer, pages, laid)
         self.kernel.update(slot)
         self.digests[slot] = digest
+        self.times.add(time.perf_counter_ns() - started_ns)
 
     def needs_group(self, file: AdapterFile) -> bool:
         """Whether all ranks must fill at the same time: they add up the lengths of DoRA's rows."""
