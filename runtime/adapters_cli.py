@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os.path
 
+from weft.runtime import sources
 from weft.runtime.client import Adapter, Changed, Client, Disconnected, NoRun, Refused
 from weft.runtime.config import ConfigError
 
@@ -22,9 +23,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--run", metavar="DIR", help="as `weft serve` prints it; default: newest")
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     actions.add_parser("list", help="a table of all of them (what happens without an action)")
-    load = actions.add_parser("load", help="let a name mean the adapter of a folder")
+    load = actions.add_parser("load", help="let a name mean an adapter")
     load.add_argument("name", metavar="NAME")
-    load.add_argument("source", metavar="FOLDER")
+    load.add_argument("source", metavar="SOURCE", help="a folder, org/name of the hub, or a URL")
+    load.add_argument("--digest", metavar="SHA256", help="that its content must have")
     load.add_argument("--replace", action="store_true", help="though it means another one now")
     load.add_argument("--pin", action="store_true", help="keep it in host memory")
     for action, text in (
@@ -41,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         with Client(options.run, name="command") as client:
             print(_done(client, options))
-    except (NoRun, Disconnected, Refused) as error:
+    except (NoRun, Disconnected, Refused, sources.BadSource) as error:
         raise ConfigError(str(error)) from None
     return 0
 
@@ -61,9 +63,12 @@ def _done(client: Client, options: argparse.Namespace) -> str:
             return table(client.adapters())
         case "load":
             pinned = True if options.pin else None
-            source = os.path.abspath(options.source)
             changed = client.load_adapter(
-                options.name, source, replace=options.replace, pinned=pinned
+                options.name,
+                _located(options.source),
+                replace=options.replace,
+                pinned=pinned,
+                digest=options.digest,
             )
         case "unload":
             changed = client.unload_adapter(options.name)
@@ -74,6 +79,13 @@ def _done(client: Client, options: argparse.Namespace) -> str:
         case _:
             raise AssertionError(options.action)
     return _told(options.name, changed)
+
+
+def _located(source: str) -> str:
+    """Return a source that does not depend on the current directory."""
+    place, _ = sources.split_digest(source)
+    is_elsewhere = sources.is_remote(place) or sources.hub_id(place, os.curdir) is not None
+    return source if is_elsewhere else os.path.abspath(source)
 
 
 def _told(name: str, changed: Changed) -> str:

@@ -78,6 +78,12 @@ class DirectLoader:
     def wait(self):
         assert self._done
 
+    def cancel(self, ticket):
+        return False
+
+    def counters(self):
+        return {}
+
     def close(self):
         self._done.clear()
 
@@ -92,7 +98,7 @@ class DirectLoader:
             return BadAdapter(str(error)[:REASON_CHARACTERS_MAX])
         granules = found.granules(base, base.shards(config.tensor_parallel_size))
         size_bytes = sum(len(part) for part in parts)
-        return Content(Facts(found.digest, found.rank, size_bytes, granules), file)
+        return Content(Facts(found.digest, found.rank, size_bytes, granules), file, source)
 
 
 class DiskFiles(LocalFiles):
