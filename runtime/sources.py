@@ -91,11 +91,12 @@ class Remote(NamedTuple):
 
 def with_digest(source: str, digest: str | None) -> str:
     """Return a source that says which digest its content must have. Raises ``BadSource``."""
+    place, own = split_digest(source)
     if digest is None:
         return source
-    if split_digest(source)[1] not in (None, digest):
+    if own not in (None, digest):
         raise BadSource("it names one digest, and the field digest another; omit one of them")
-    found = f"{split_digest(source)[0]}#digest={digest}"
+    found = f"{place}#digest={digest}"
     split_digest(found)
     return found
 
@@ -176,13 +177,13 @@ def parse_prefix(prefix: str) -> Remote:
         if path and re.fullmatch(_HUB_PART, path, re.ASCII) is None:
             raise BadSource(f"{path!r} is no name of the hub")
         return Remote(HUB, path)
+    if scheme == HUB:
+        return _hub(path)
     if scheme == _FILE:
         raise BadSource("folders of this machine are allowed by adapter_roots")
-    if not path:
-        return Remote(scheme, "")
-    found_or_path = parse(f"{scheme}://{path}")
-    assert isinstance(found_or_path, Remote)
-    return found_or_path
+    if scheme in _LOCAL_SCHEMES:
+        raise BadSource(f"{scheme}:// is not read")
+    return _url(scheme, path) if path else Remote(scheme, "")
 
 
 def allows(prefix: Remote, source: Remote) -> bool:

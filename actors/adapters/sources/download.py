@@ -12,7 +12,7 @@ from weft.actors.adapters.sources.origin import Found, Origin, check
 from weft.runtime.sources import Remote
 
 # Between attempts. What lasts longer is an outage, and somebody waits for the answer.
-PAUSES_S = (0.5, 2.0, 5.0)
+PAUSES_S = (0.5, 1.5, 3.0)
 
 
 def fetch(
