@@ -47,7 +47,7 @@ class BaseText:
     @cached_property
     def rows(self) -> int:
         """Rows of the embedding: every token id is below."""
-        config = load_object("config.json", self._read("config.json", 0) or b"{}")
+        config = load_object("config.json", self._read("config.json") or b"{}")
         size = config.get("text_config", config).get("vocab_size")
         return size if isinstance(size, int) else self._next_id
 
@@ -162,7 +162,7 @@ class BaseText:
         ordinary = self._ordinary.contents if self._ordinary else {}
         return token.content if token else ordinary.get(id_)
 
-    def _read(self, name: str, _bytes_max: int) -> bytes | None:
+    def _read(self, name: str) -> bytes | None:
         try:
             return (self._folder / name).read_bytes()
         except FileNotFoundError:

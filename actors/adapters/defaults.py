@@ -18,8 +18,12 @@ from weft.actors.adapters.base_text import BaseText
 from weft.actors.adapters.errors import BadAdapter, shown, shown_name
 from weft.actors.adapters.files import Files
 from weft.actors.adapters.tokenizer_files import (
+    ADDED_NAME,
+    CONFIG_BYTES_MAX,
     CONFIG_NAME,
     NAMES,
+    TOKENIZER_BYTES_MAX,
+    TOKENIZER_NAME,
     TokenizerFiles,
     load_object,
 )
@@ -39,6 +43,16 @@ JSON_BYTES_MAX = 256 * 1024
 
 # All of it together, as a message. Thousands of adapters' lie in the tokenizer's memory.
 DEFAULTS_BYTES_MAX = 128 * 1024
+
+# Every file that is looked for, and how large it may be.
+FILES = {
+    TEMPLATE_NAME: TEMPLATE_BYTES_MAX,
+    GENERATION_NAME: JSON_BYTES_MAX,
+    OWN_NAME: JSON_BYTES_MAX,
+    TOKENIZER_NAME: TOKENIZER_BYTES_MAX,
+    CONFIG_NAME: CONFIG_BYTES_MAX,
+    ADDED_NAME: CONFIG_BYTES_MAX,
+}
 
 EOS_TOKENS_MAX = 64
 
@@ -62,19 +76,19 @@ def read(
     """
     names = set(files.names(folder))
 
-    def get(name: str, bytes_max: int) -> bytes | None:
-        return files.read(folder, name, bytes_max=bytes_max) if name in names else None
+    def get(name: str) -> bytes | None:
+        return files.read(folder, name, bytes_max=FILES[name]) if name in names else None
 
     tokenizer = TokenizerFiles(get)
     special = {} if names.isdisjoint(NAMES) else _special_tokens(tokenizer, base)
-    generation_file = get(GENERATION_NAME, JSON_BYTES_MAX)
+    generation_file = get(GENERATION_NAME)
     generation = _generation(generation_file) if generation_file is not None else None
-    own_file = get(OWN_NAME, JSON_BYTES_MAX)
+    own_file = get(OWN_NAME)
     own = _own(own_file) if own_file is not None else _Own()
     given = fields_of(generation.sampling) if generation else {}
     rows = rows or (base.rows if generation or not names.isdisjoint(NAMES) else 0)
     defaults = AdapterDefaults(
-        chat_template=_template(get(TEMPLATE_NAME, TEMPLATE_BYTES_MAX), tokenizer),
+        chat_template=_template(get(TEMPLATE_NAME), tokenizer),
         system_prompt=own.system_prompt,
         stop=[own.stop] if isinstance(own.stop, str) else own.stop or [],
         sampling=SamplingDefaults(**given | fields_of(own.sampling or SamplingDefaults())),

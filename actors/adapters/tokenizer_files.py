@@ -41,8 +41,8 @@ _OFFSETS = frozenset({"trim_offsets"})
 
 _FLAGS = AddedToken.__struct_fields__[2:]
 
-# Returns a file's content, None if there is none. Raises ``FileError`` if it is larger than that.
-Read = Callable[[str, int], bytes | None]
+# Returns a file's content, None if there is none. May raise ``FileError`` or ``BadAdapter``.
+Read = Callable[[str], bytes | None]
 
 
 class Vocabulary:
@@ -82,7 +82,7 @@ class TokenizerFiles:
     @cached_property
     def raw(self) -> bytes | None:
         """The content of tokenizer.json."""
-        return self._read(TOKENIZER_NAME, TOKENIZER_BYTES_MAX)
+        return self._read(TOKENIZER_NAME)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class TokenizerFiles:
         ]
 
     def _json(self, name: str) -> dict[str, Any]:
-        raw = self._read(name, CONFIG_BYTES_MAX)
+        raw = self._read(name)
         return {} if raw is None else load_object(name, raw)
 
 

@@ -1,6 +1,6 @@
 """The process that renders chat templates: ``python -m weft.actors.tokenizer.render_child PARENT``.
 
-Standard input is a socket of packets: first ``Setup``, then an empty one for each job, which comes
+Standard input is a socket of packets: first ``Setup``, then ``Written`` for each job, which comes
 with an open memory file: the job is read from it, and the answer written over it. What takes too
 long or too much memory ends the process; its parent says so of that template, and starts another.
 """
@@ -18,10 +18,8 @@ from jinja2 import Template
 
 from weft.actors import chat_templates
 from weft.actors.adapters import confine
+from weft.actors.adapters.children import PACKET_BYTES_MAX
 from weft.actors.tokenizer.rendering import REASON_CHARACTERS_MAX, Job, Text, Unrendered
-
-# Of each packet; what is long lies in the memory file.
-PACKET_BYTES_MAX = 1024
 
 # What the child says when it has written an answer.
 DONE = b"done"
@@ -47,6 +45,10 @@ class Setup(msgspec.Struct, frozen=True):
 
     characters_max: int
     file_bytes_max: int
+
+
+class Written(msgspec.Struct, frozen=True):
+    """Parent to child: a ``Job`` lies in the memory file, which may be longer than any packet."""
 
 
 Answer = Text | Unrendered

@@ -8,28 +8,25 @@ a child has something to say.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections import OrderedDict, deque
 from typing import NamedTuple
 
 import msgspec
 
+from weft.actors.adapters.children import Child
 from weft.actors.tokenizer.prompt import CHARACTERS_PER_TOKEN_MAX
 from weft.actors.tokenizer.render_child import (
     DONE,
     EXIT_MEMORY,
-    PACKET_BYTES_MAX,
     Answer,
     Setup,
+    Written,
 )
-from weft.actors.tokenizer.rendering import REASON_CHARACTERS_MAX, Job, Rendered, Text, Unrendered
+from weft.actors.tokenizer.rendering import REASON_CHARACTERS_MAX, Job, Rendered, Unrendered
 
 # Two, so that one is left to the others when a suspect has one.
 CHILDREN_MAX = 2
@@ -51,87 +48,18 @@ _TEMPLATE_TEXT_MAX = 64 * 1024
 # Between the end of a child's last words and its exit code.
 _DEATH_S = 0.1
 
+_MODULE = "weft.actors.tokenizer.render_child"
 _MEND = "mend the adapter's template, or remove it"
 
 
 class _Task(NamedTuple):
-    ticket: int
+    ticket: int  # 0: it was taken back
     job: Job
     asked_at: float  # seconds, monotonic
     is_retry: bool = False
-
-
-class _Child:
-    """A process, and the task that it is at."""
-
-    def __init__(self, setup: Setup) -> None:
-        self.task: _Task | None = None
-        self.is_suspect = False  # the task is a suspect's
-        self.deadline = 0.0
-        self.tasks = 0  # in its life
-        self.is_dead = False
-        self._file = -1
-        self._file_bytes_max = setup.file_bytes_max
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            # The kernel kills it when the thread that starts it ends.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "weft.actors.tokenizer.render_child", str(os.getpid())],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-            )
-        self.socket.setblocking(False)
-        self.descriptor = self.socket.fileno()
-        self.socket.send(msgspec.msgpack.encode(setup))
-
-    @property
-    def pid(self) -> int:
-        """The process's number."""
-        return self._process.pid
-
-    def begin(self, task: _Task, deadline: float) -> None:
-        """Give it a task."""
-        self.task, self.deadline = task, deadline
-        self.tasks += 1
-        self._file = os.memfd_create("weft-chat", os.MFD_CLOEXEC)
-        with open(os.dup(self._file), "wb") as file:
-            file.write(msgspec.msgpack.encode(task.job))
-        os.lseek(self._file, 0, os.SEEK_SET)
-        # That it has died is heard where its answer would be.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            socket.send_fds(self.socket, [b"job"], [self._file])
-
-    def hear(self) -> Answer | None:
-        """Return its answer; None: it says nothing that it should. Raises ``BlockingIOError``."""
-        try:
-            packet = self.socket.recv(PACKET_BYTES_MAX)
-        except ConnectionResetError:
-            packet = b""
-        self.is_dead = not packet
-        if packet != DONE or self.task is None:
-            return None
-        answer = os.pread(self._file, self._file_bytes_max, 0)
-        self._close_file()
-        try:
-            decoded: Answer = msgspec.msgpack.decode(answer, type=Answer)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return None
-        return decoded
-
-    def end(self, *, wait_s: float = 0.0) -> int:
-        """Make sure that it is gone, and return its exit code."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(wait_s)
-        self._process.kill()
-        self.socket.close()
-        self._close_file()
-        code: int = self._process.wait()
-        return code
-
-    def _close_file(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-        self._file = -1
+    # Once a child is at it:
+    is_suspect: bool = False
+    file: int = -1  # descriptor of the memory file with the job, and then the answer
 
 
 class SandboxedRenderer:
@@ -144,7 +72,7 @@ class SandboxedRenderer:
         file_bytes_max = 5 * characters_max + 64 * max_model_len + _TEMPLATE_TEXT_MAX
         self._setup = Setup(characters_max, file_bytes_max)
         self._wakes = wakes
-        self._children: dict[int, _Child] = {}  # by file descriptor
+        self._children: dict[int, Child[_Task]] = {}  # by file descriptor
         self._waiting: deque[_Task] = deque()
         self._suspected: deque[_Task] = deque()  # tasks of suspects, that wait
         self._suspects: OrderedDict[str, None] = OrderedDict()  # templates, the oldest first
@@ -190,7 +118,9 @@ class SandboxedRenderer:
     def close(self) -> None:
         """Kill the children."""
         for child in list(self._children.values()):
-            self._bury(child)
+            task = self._bury(child)
+            if task is not None:
+                os.close(task.file)
 
     @property
     def pids(self) -> list[int]:
@@ -200,7 +130,7 @@ class SandboxedRenderer:
     def check(self) -> None:
         """Assert that there are no more children than there may be, and one for suspects."""
         assert len(self._children) <= CHILDREN_MAX
-        assert sum(child.is_suspect for child in self._children.values()) <= 1
+        assert sum(map(_is_suspected, self._children.values())) <= 1
         assert len(self._suspects) <= SUSPECTS_MAX
 
     def _queue(self, job: Job) -> deque[_Task]:
@@ -213,44 +143,53 @@ class SandboxedRenderer:
             if idle is None:
                 if not self._may_start(queue[0], now):
                     return
-                idle = _Child(self._setup)
+                idle = Child(_MODULE, self._setup, {})
                 self._children[idle.descriptor] = idle
                 self._wakes.register(idle.descriptor, select.EPOLLIN)
-            idle.is_suspect = queue is self._suspected
-            idle.begin(queue.popleft(), now + DEADLINE_S)
+            task = queue.popleft()
+            task = task._replace(is_suspect=queue is self._suspected, file=_written(task.job))
+            idle.begin(task, Written(), now + DEADLINE_S, [task.file])
 
     def _next_queue(self) -> deque[_Task] | None:
         if self._waiting:
             return self._waiting
-        has_suspect = any(child.is_suspect for child in self._children.values())
+        has_suspect = any(map(_is_suspected, self._children.values()))
         return self._suspected if self._suspected and not has_suspect else None
 
     def _may_start(self, task: _Task, now: float) -> bool:
         """Whether one more child may be started for a task that finds none idle."""
         if len(self._children) >= CHILDREN_MAX:
             return False
-        others = [child for child in self._children.values() if not child.is_suspect]
+        others = [child for child in self._children.values() if not _is_suspected(child)]
         return not others or task.is_retry or now >= task.asked_at + PATIENCE_S
 
-    def _hear(self, child: _Child) -> None:
+    def _hear(self, child: Child[_Task]) -> None:
         try:
-            answer = child.hear()
+            packet = child.hear()
         except BlockingIOError:
             return
-        if answer is None or child.task is None:
-            self._mourn(child)
+        task = child.task
+        answer = None if task is None or packet != DONE else self._read(task.file)
+        if task is None or answer is None:
+            self._mourn(child, is_dead=not packet)
             return
-        if isinstance(answer, Unrendered):
-            answer = msgspec.structs.replace(answer, reason=answer.reason[:REASON_CHARACTERS_MAX])
-        elif len(answer.text) > self._setup.characters_max:
-            self._mourn(child)
-            return
-        self._answer(child.task, answer)
-        child.task, child.is_suspect = None, False
+        child.task = None
+        self._answer(task, answer)
         if child.tasks >= JOBS_MAX:
             self._bury(child)
 
-    def _mourn(self, child: _Child) -> None:
+    def _read(self, file: int) -> Answer | None:
+        """Return what a child has written; None: it is nothing that one should write."""
+        raw = os.pread(file, self._setup.file_bytes_max, 0)
+        try:
+            answer: Answer = msgspec.msgpack.decode(raw, type=Answer)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        if isinstance(answer, Unrendered):
+            return msgspec.structs.replace(answer, reason=answer.reason[:REASON_CHARACTERS_MAX])
+        return answer if len(answer.text) <= self._setup.characters_max else None
+
+    def _mourn(self, child: Child[_Task], *, is_dead: bool) -> None:
         """Bury a child that has broken, and blame its template.
 
         Unless the child had rendered others before: it may have broken on what they left behind.
@@ -258,7 +197,7 @@ class SandboxedRenderer:
         """
         self.deaths += 1
         is_first = child.tasks == 1
-        code = child.end(wait_s=_DEATH_S if child.is_dead else 0.0)
+        code = child.end(wait_s=_DEATH_S if is_dead else 0.0)
         task = self._bury(child)
         if task is None:
             return
@@ -268,6 +207,7 @@ class SandboxedRenderer:
             memory = "it takes too much memory"
             self._give_up(task, memory if code == EXIT_MEMORY else "its process broke")
         else:
+            os.close(task.file)
             self._queue(task.job).appendleft(task._replace(is_retry=True))
 
     def _give_up(self, task: _Task | None, reason: str) -> None:
@@ -280,12 +220,26 @@ class SandboxedRenderer:
         self._waiting = deque(t for t in self._waiting if t.job.template not in self._suspects)
         self._answer(task, Unrendered(f"{reason}; {_MEND}", is_broken=True))
 
-    def _answer(self, task: _Task, answer: Text | Unrendered) -> None:
+    def _answer(self, task: _Task, answer: Answer) -> None:
+        os.close(task.file)
         if task.ticket:
             self._done.append(Rendered(task.ticket, answer))
 
-    def _bury(self, child: _Child) -> _Task | None:
+    def _bury(self, child: Child[_Task]) -> _Task | None:
         """Forget a child; return the task that it leaves."""
         del self._children[child.descriptor]
         child.end()
         return child.task
+
+
+def _is_suspected(child: Child[_Task]) -> bool:
+    return child.task is not None and child.task.is_suspect
+
+
+def _written(job: Job) -> int:
+    """Return the descriptor of a memory file that holds a job."""
+    descriptor = os.memfd_create("weft-chat", os.MFD_CLOEXEC)
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(msgspec.msgpack.encode(job))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
