@@ -69,6 +69,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     adapters_folder: str | None = None  # its sub-folders are adapters too, read at first use
     adapter_roots: list[str] = []  # where requests may load adapters from, beside those above
     max_lora_rank: int = 64
+    # Embeddings, heads and norms that an adapter's file may have beside LoRA; 0: none.
+    max_whole_modules_mib: int = 2048
     max_loras_per_batch: int = 8  # distinct adapters that run at once
     max_loaded_loras: int = 64  # distinct adapters on the device, and as many in host memory
     lora_dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
@@ -142,6 +144,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         )
         need(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization is a share: 0 to 1")
         need(0 <= self.port < 65536, f"port is {self.port}: it must be 0 (any free one) to 65535")
+        need(self.max_whole_modules_mib >= 0, "max_whole_modules_mib cannot be negative")
         need(self.drain_timeout_s >= 0, "drain_timeout_s cannot be negative")
         need(self.threads is None or self.threads > 0, "threads must be positive")
 
@@ -150,6 +153,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Whom each API key belongs to. Empty: no key is asked for."""
         assert isinstance(self.api_keys, dict), "load has read the file"
         return self.api_keys
+
+    @property
+    def whole_modules_bytes_max(self) -> int:
+        """Bytes of whole modules that an adapter's file may have."""
+        return self.max_whole_modules_mib * 1024 * 1024
 
     @property
     def base_name(self) -> str:
