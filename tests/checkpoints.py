@@ -143,6 +143,10 @@ def save_adapters(folder: Path, model, count: int, *, seed=0, configs=None) -> d
                     parameter.mul_(1 + torch.randn_like(parameter) * 0.3)
                 elif "lora_" in name and name.endswith("bias"):
                     parameter.copy_(torch.randn_like(parameter) * 0.2)
+                elif "modules_to_save" in name or "trainable_tokens_delta" in name:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+                elif "lora_embedding_A" in name:  # of few of them each token gets a sum
+                    parameter.copy_(torch.randn_like(parameter) * 0.3)
                 elif "lora_" in name:
                     parameter.copy_(torch.randn_like(parameter) * 0.3 / parameter.shape[0] ** 0.5)
         path = folder / f"adapter{index}"

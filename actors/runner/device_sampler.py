@@ -76,7 +76,6 @@ class DeviceSampler:
             choice=choice,
             prompt_tokens=prompt_tokens,
             history=history,
-            vocabulary=self._vocabulary,
         )
         top_k = sampling.top_k if 0 < sampling.top_k < self._vocabulary else 0
         own = (sampling.temperature, sampling.min_p, top_k, sampling.top_p, sampling.seed, choice)

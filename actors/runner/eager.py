@@ -64,7 +64,7 @@ class Eager:
         self._parts = parts
         self._rows = rows
         self._loads = Loads(parts.lora)
-        self._sampler = Sampler(parts.model.architecture.vocabulary)
+        self._sampler = Sampler()
 
     def make_way(self, step: Step) -> None:
         """Wait for loads whose slot or pages a step gives to others."""
@@ -103,14 +103,20 @@ class Eager:
             attention=parts.attention.plan(host),
             update=parts.lora.kernel.plan(host),
             sampled=tensor(host.sampled),
+            own=parts.model.own(parts.lora.own(host, tensor)),
         )
         logits = parts.model.forward(batch, parts.arena.kv)
         rows = host.sampled_rows
         if logits is None:
             drawn = Drawn(torch.empty(len(rows), dtype=torch.int64), [], [])
         else:
-            positions = host.sampled_positions.tolist()
-            drawn = self._sampler.sample(logits, rows.tolist(), positions)
+            vocabulary = parts.model.architecture.vocabulary
+            drawn = self._sampler.sample(
+                logits,
+                rows.tolist(),
+                host.sampled_positions.tolist(),
+                batch.own.tokens(len(rows), vocabulary) if batch.own else None,
+            )
         parts.group.broadcast(drawn.tokens)
         self._rows.feed(rows, drawn.tokens.numpy())
         elapsed_us = (time.perf_counter_ns() - started_ns) // 1000

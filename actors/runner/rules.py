@@ -67,7 +67,6 @@ def rules_of(
     choice: int,
     prompt_tokens: int,
     history: list[int] | None,
-    vocabulary: int,
 ) -> Rules:
     """Return a row's rules. ``history`` is every token so far, if its logits depend on them."""
     assert (history is not None) == sampling.needs_history
@@ -79,7 +78,7 @@ def rules_of(
         adjusts=sampling.needs_history
         or bool(sampling.logit_bias)
         or bool(sampling.min_tokens and sampling.min_tokens_banned),
-        filters=0 < sampling.top_k < vocabulary or sampling.top_p < 1.0,
+        filters=sampling.top_k > 0 or sampling.top_p < 1.0,
     )
 
 
