@@ -30,14 +30,17 @@ _TENSOR_NAME = re.compile(
     r"\.lora_(?P<side>A|B|embedding_A|embedding_B|magnitude_vector)(?:\.default)?"
     r"(?P<kind>\.weight|\.bias)?"
 )
-_SIDES = {
+_SIDES: dict[tuple[str, str | None], str] = {
     ("A", ".weight"): "A",
     ("B", ".weight"): "B",
     ("B", ".bias"): "bias",
     ("magnitude_vector", None): "magnitude",
     ("magnitude_vector", ".weight"): "magnitude",
 }
-_SIDES_OF_EMBEDDING = {("embedding_A", None): "A", ("embedding_B", None): "B"}
+_SIDES_OF_EMBEDDING: dict[tuple[str, str | None], str] = {
+    ("embedding_A", None): "A",
+    ("embedding_B", None): "B",
+}
 # Names in the normalized file that are part of an update; all others replace what the base has.
 _OF_UPDATES = (".A", ".B", ".bias", ".magnitude")
 # What messages call them.
@@ -218,17 +221,16 @@ def _floats(tensor: Tensor) -> NDArray[np.float32]:
 def _place(name: str, config: AdapterConfig, base: BaseShapes) -> tuple[_Place, str]:
     tensor = f"tensor {shown_name(name)}"
     match = _TENSOR_NAME.fullmatch(name)
-    block = match and match["block"]
     module = match and (match["name"] or match["module"].removeprefix("model."))
     sides = _SIDES_OF_EMBEDDING if module == EMBEDDING else _SIDES
     side = match and sides.get((match["side"], match["kind"]))
-    if match is None or side is None or MODULES.get(module) != block:
+    if not (match and module and side) or MODULES.get(module) != match["block"]:
         raise BadAdapter(
             f"{tensor}: not supported; an adapter may change {', '.join(MODULES)} of the layers "
             f"and {HEAD}, as lora_A.weight and lora_B.weight, {EMBEDDING}, as lora_embedding_A and "
             f"lora_embedding_B, and have norms, {EMBEDDING} and {HEAD} of its own"
         )
-    layer = None if block is None else int(match["layer"])
+    layer = int(match["layer"]) if match["block"] else None
     if layer is not None and layer >= base.num_hidden_layers:
         raise BadAdapter(
             f"{tensor}: the base has {base.num_hidden_layers} layers; was the adapter trained for "

@@ -26,7 +26,7 @@ MODULES = {
 # Modules of the model, not of a layer: token ids are an embedding's inputs and a head's outputs.
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
 
-# Rows beyond the base's vocabulary. Chat and tool tokens are dozens, a language's own some thousand.
+# Rows beyond the base's vocabulary. Tokens of a chat are dozens, those of a language some thousand.
 ADDED_TOKENS_MAX = 65536
 
 _Size = Annotated[int, msgspec.Meta(gt=0)]

@@ -35,7 +35,9 @@ def read(
         config = peft_config.parse(raw)
     except BadAdapter as error:
         raise BadAdapter(f"{CONFIG_NAME}: {error}") from None
-    weights = files.read(folder, WEIGHTS_NAME, bytes_max=base.adapter_bytes_max(rank_max, whole_bytes_max))
+    weights = files.read(
+        folder, WEIGHTS_NAME, bytes_max=base.adapter_bytes_max(rank_max, whole_bytes_max)
+    )
     try:
         tensors = safetensors.parse(weights)
         return adapter.build(

@@ -55,7 +55,7 @@ class Tensor(NamedTuple):
     def of(array: NDArray[Any], dtype: str) -> Tensor:
         """Return a tensor of what ``Tensor.array`` gives."""
         own = np.ascontiguousarray(array, _ARRAYS[dtype])
-        return Tensor(dtype, own.shape, memoryview(own.reshape(-1).view(np.uint8)))
+        return Tensor(dtype, own.shape, own.reshape(-1).view(np.uint8).data)
 
 
 def floats(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:

@@ -64,7 +64,7 @@ class Rows(NamedTuple):
 
     def tokens(self, base: BaseShapes) -> int:
         """Return how many rows the whole matrix has."""
-        return max(base.vocab_size, *(self.ids[-1:] + 1).tolist(), 0)
+        return max(base.vocab_size, int(self.ids[-1]) + 1 if len(self.ids) else 0)
 
 
 class Whole(NamedTuple):
@@ -275,9 +275,7 @@ def _unnamed(module: str, kind: str, field: str) -> BadAdapter:
 
 
 def _missing(module: str, kind: str, field: str) -> BadAdapter:
-    return BadAdapter(
-        f"{module}.{kind} is missing, which {field} names; save the adapter again"
-    )
+    return BadAdapter(f"{module}.{kind} is missing, which {field} names; save the adapter again")
 
 
 def _others(base: BaseShapes) -> Iterator[str]:

@@ -93,8 +93,9 @@ class Model:
     def forward(self, batch: Batch, kv: list[tuple[Tensor, Tensor]]) -> Tensor | None:
         """Write the batch's KV and return the logits of its sampled tokens: [R, vocabulary].
 
-        There are more of them if the batch has an adapter with more tokens. None on all ranks but the first. ``kv`` holds each layer's keys and values, [pages,
-        page_tokens, kv_heads, head_dim].
+        There are more if an adapter has added tokens; other rows have -inf there. None on all ranks
+        but the first. ``kv`` holds each layer's keys and values, [pages, page_tokens, kv_heads,
+        head_dim].
         """
         a, do, own = self.architecture, self.operations, batch.own
         scale = a.head_dim**-0.5

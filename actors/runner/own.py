@@ -63,7 +63,7 @@ class AdapterFile(Protocol):
 
 @dataclass(frozen=True)
 class Update:
-    """Of an embedding, which adds ``scale * v B``, v being columns of A, or of a head: ``x A^T``."""
+    """What is added: ``scale * v B``, where v are columns of A, or for a head ``x A^T``."""
 
     a: Matrix  # [rank, inputs]
     b: Matrix  # [rank, outputs]
@@ -96,7 +96,10 @@ class Writer:
     """Puts matrices into the pages of one adapter, behind what its layers have."""
 
     def __init__(self, arena: Tensor, pages: Sequence[int], first: int) -> None:
-        """``arena`` as ``granules.typed`` returns it; ``first``: granule that is free everywhere."""
+        """``arena`` as ``granules.typed`` returns it.
+
+        ``first``: of the granules that are free in every layer.
+        """
         self._arena = arena
         self._granules = arena.flatten(0, 2)
         self._pages = np.array(pages, dtype=np.int64)
@@ -156,9 +159,7 @@ class Reader:
         b = file.get_slice(f"{module}.B")[everything if is_embedding else self._tokens, :]
         return Update(writer.put(a), writer.put(b.t()), scales[module])
 
-    def _rows(
-        self, file: AdapterFile, names: Set[str], module: str, writer: Writer
-    ) -> Rows | None:
+    def _rows(self, file: AdapterFile, names: Set[str], module: str, writer: Writer) -> Rows | None:
         if f"{module}.ids" not in names:
             return None
         ids = file.get_tensor(f"{module}.ids").long()
@@ -170,7 +171,7 @@ class Reader:
 
 def _norms(
     file: AdapterFile, names: Sequence[str], writer: Writer
-) -> list[tuple[Matrix, Sequence[str]]]:
+) -> Sequence[tuple[Matrix, Sequence[str]]]:
     """Write norms, those of one size as rows of one matrix."""
     weights = {name: file.get_tensor(name) for name in names}
     found = []

@@ -98,7 +98,9 @@ class DirectLoader:
             return BadAdapter(str(error)[:REASON_CHARACTERS_MAX])
         granules = found.granules(base, base.shards(config.tensor_parallel_size))
         size_bytes = sum(len(part) for part in parts)
-        facts = Facts(found.digest, found.rank, size_bytes, granules, found.tokens_added, found.is_whole)
+        facts = Facts(
+            found.digest, found.rank, size_bytes, granules, found.tokens_added, found.is_whole
+        )
         return Content(facts, file)
 
 
