@@ -224,6 +224,12 @@ def _place(name: str, config: AdapterConfig, base: BaseShapes) -> tuple[_Place, 
     module = match and (match["name"] or match["module"].removeprefix("model."))
     sides = _SIDES_OF_EMBEDDING if module == EMBEDDING else _SIDES
     side = match and sides.get((match["side"], match["kind"]))
+    for field, is_set in (("use_dora", config.use_dora), ("lora_bias", config.lora_bias)):
+        if module in (EMBEDDING, HEAD) and is_set:
+            raise BadAdapter(
+                f"{field}: not supported on {module}; train the adapter without it, or leave "
+                f"{module} out of target_modules"
+            )
     if not (match and module and side) or MODULES.get(module) != match["block"]:
         raise BadAdapter(
             f"{tensor}: not supported; an adapter may change {', '.join(MODULES)} of the layers "
@@ -241,12 +247,6 @@ def _place(name: str, config: AdapterConfig, base: BaseShapes) -> tuple[_Place, 
             f"{tensor}: target_modules does not cover it; mend adapter_config.json, or remove the "
             f"tensor"
         )
-    for field, is_set in (("use_dora", config.use_dora), ("lora_bias", config.lora_bias)):
-        if layer is None and is_set:
-            raise BadAdapter(
-                f"{field}: not supported on {module}; train the adapter without it, or leave "
-                f"{module} out of target_modules"
-            )
     for field, given, own in (
         ("use_dora", config.use_dora, "magnitude"), ("lora_bias", config.lora_bias, "bias"),
     ):  # fmt: skip

@@ -79,11 +79,19 @@ class Found:
     """Collects an adapter's tensors of this kind."""
 
     def __init__(self, config: AdapterConfig, base: BaseShapes, *, bytes_max: int) -> None:
+        """Raises ``BadAdapter`` if modules are to be whole that cannot be."""
         self._config = config
         self._base = base
         self._bytes_max = bytes_max
         self._saved: dict[str, dict[str, Tensor]] = {}  # by module without "model.", and by kind
         self._spelled: dict[str, str] = {}  # as they are named in the file
+        for name in config.modules_to_save:
+            others = [other for other in _others(base) if other.endswith(name)]
+            if others:
+                raise BadAdapter(
+                    f"modules_to_save: {shown(name)} means {others[0] or 'everything'}; norms, "
+                    f"embed_tokens and lm_head may be whole; train the others with LoRA"
+                )
 
     def take(self, name: str, tensor: Tensor) -> bool:
         """Keep a tensor for ``build``. Returns whether it is of this kind."""
@@ -123,14 +131,7 @@ class Found:
         return Whole(norms, rows, tokens)
 
     def _check_names(self) -> None:
-        """Check that modules_to_save names what can be whole, and nothing else is here."""
-        for name in self._config.modules_to_save:
-            others = [other for other in _others(self._base) if other.endswith(name)]
-            if others:
-                raise BadAdapter(
-                    f"modules_to_save: {shown(name)} means {others[0] or 'everything'}; norms, "
-                    f"embed_tokens and lm_head may be whole; train the others with LoRA"
-                )
+        """Check that the base has all of these modules."""
         for module in self._saved.keys() - self._base.norms().keys() - set(MATRICES):
             raise BadAdapter(
                 f"{module}: the base has no such module; was the adapter trained for another one?"

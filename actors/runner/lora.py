@@ -126,7 +126,8 @@ class LoraSlots:
         self.kernel = make(arena, self._tables, widths)
         self.digests: list[str | None] = [None] * slots
         self._own: list[Own | None] = [None] * slots
-        self._reader = Reader(architecture, base.group.rank, base.group.size)
+        rank, size = base.group.rank, base.group.size
+        self._reader = Reader(architecture.vocabulary, architecture.shard, rank, size)
 
     def fill(self, slot: int, digest: str, file: AdapterFile, pages: Sequence[int]) -> None:
         """Replace what a slot holds by an adapter, whose weights are written into ``pages``.

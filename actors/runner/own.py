@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.actors.runner.architecture import Architecture
-from weft.actors.shards import Span, share
+from weft.actors.shards import Shard, Span, share
 from weft.kernels.paged_matrix.reference import Matrix
 from weft.kernels.sgmv import granules
 
@@ -109,6 +108,10 @@ class Writer:
     def put(self, matrix: Tensor) -> Matrix:
         """Write [rows, columns], rounded to the arena's type."""
         layers, in_layer, per_page = self._arena.shape[:3]
+        groups = -(-matrix.shape[0] // granules.RANKS)
+        blocks = -(-matrix.shape[1] // granules.COLUMNS)
+        if not groups * blocks:  # the last ranks of a group may have nothing
+            return Matrix(self._granules, torch.empty(blocks, groups), *matrix.shape)
         packed = granules.pack(matrix.to(self._arena.dtype))
         index = np.arange(self._count, self._count + len(packed))
         self._count += len(packed)
@@ -117,18 +120,17 @@ class Writer:
         places = torch.from_numpy((layer * in_layer + page) * per_page + granule % per_page)
         places = places.to(self._arena.device)
         self._granules[places] = packed.to(self._arena.device)
-        blocks = -(-matrix.shape[1] // granules.COLUMNS)
-        return Matrix(self._granules, places.view(blocks, -1), *matrix.shape)
+        return Matrix(self._granules, places.view(blocks, groups), *matrix.shape)
 
 
 class Reader:
     """Reads the part of one rank of ``size`` from adapters' files."""
 
-    def __init__(self, architecture: Architecture, rank: int, size: int) -> None:
+    def __init__(self, vocabulary: int, shard: Shard | None, rank: int, size: int) -> None:
+        """``vocabulary`` is the whole model's; ``shard`` the rank's part, if it is split."""
         self._rank = rank
         self._size = size
-        self._vocabulary = architecture.vocabulary
-        shard = architecture.shard
+        self._vocabulary = vocabulary
         self._tokens = slice(None) if shard is None else slice(*shard.tokens)
 
     def load(self, file: AdapterFile, scales: Mapping[str, float], writer: Writer) -> Own | None:
@@ -166,7 +168,7 @@ class Reader:
         here = share(len(ids), self._rank, self._size)
         matrix = writer.put(file.get_slice(f"{module}.rows")[here.start : here.end, :])
         each = share(len(ids), 0, self._size).size
-        return Rows(ids.to(matrix.places.device), here, each, matrix)
+        return Rows(ids.to(matrix.granules.device), here, each, matrix)
 
 
 def _norms(

@@ -71,7 +71,7 @@ class OwnStep:
         for segment in self._segments:
             update, rows = segment.own.embedding, segment.own.embedding_rows
             own, ids = x[segment.rows], tokens[segment.rows]
-            if update is not None:
+            if update is not None and here.size:
                 index = ids - here.start
                 is_here = (index >= 0) & (index < here.size)
                 v = columns_at(update.a, index.where(is_here, 0)).to(x.dtype)
@@ -98,7 +98,7 @@ class OwnStep:
         """Add to this rank's logits [R, its tokens and more] of sampled rows x [R, hidden]."""
         for segment in self._segments:
             update, sampled = segment.own.head, segment.sampled
-            if update is not None and len(sampled):
+            if update is not None and update.b.columns and len(sampled):
                 v = self._do.times_transposed(update.a, x[sampled])
                 logits[sampled, : update.b.columns] += update.scale * self._do.times(update.b, v)
 
@@ -129,7 +129,7 @@ class OwnStep:
         found: list[dict[str, Tensor]] = [{} for _ in self._segments]
         for norms, segment in zip(found, self._segments, strict=True):
             for matrix, names in segment.own.norms:
-                rows = torch.arange(len(names), device=matrix.places.device)
+                rows = torch.arange(len(names), device=matrix.granules.device)
                 norms.update(zip(names, rows_at(matrix, rows).to(self._dtype), strict=True))
         return found
 
