@@ -53,7 +53,7 @@ class PromptEncoder:
             need(bool(ids), "prompt", "it is empty; send at least one token")
         low, high = min(ids), max(ids)
         need(
-            0 <= low and high < vocab_size,
+            low >= 0 and high < vocab_size,
             "prompt" if submit.messages is None else "messages",
             f"{low if low < 0 else high} is no token of the model; ids are 0 .. {vocab_size - 1}",
         )
