@@ -74,6 +74,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     adapter_cache: str | None = None  # where downloads are kept; default: ~/.cache/weft/adapters
     adapter_cache_mib: int = 16384
     max_lora_rank: int = 64
+    # Embeddings, heads and norms that an adapter's file may have beside LoRA; 0: none.
+    max_whole_modules_mib: int = 2048
     max_loras_per_batch: int = 8  # distinct adapters that run at once
     max_loaded_loras: int = 64  # distinct adapters on the device
     adapter_host_memory_mib: float = 4096  # of adapters in host memory
@@ -150,6 +152,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         )
         need(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization is a share: 0 to 1")
         need(0 <= self.port < 65536, f"port is {self.port}: it must be 0 (any free one) to 65535")
+        need(self.max_whole_modules_mib >= 0, "max_whole_modules_mib cannot be negative")
         need(self.drain_timeout_s >= 0, "drain_timeout_s cannot be negative")
         need(self.max_cpu_loras is None or self.max_cpu_loras > 0, "max_cpu_loras must be positive")
         need(self.threads is None or self.threads > 0, "threads must be positive")
@@ -169,6 +172,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def has_remote_adapters(self) -> bool:
         """Whether anything may have to be downloaded."""
         return bool(self.adapter_sources) or any(map(sources.is_remote, self.adapters.values()))
+
+    @property
+    def whole_modules_bytes_max(self) -> int:
+        """Bytes of whole modules that an adapter's file may have."""
+        return self.max_whole_modules_mib * 1024 * 1024
 
     @property
     def base_name(self) -> str:

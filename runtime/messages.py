@@ -243,6 +243,8 @@ class AdapterEntry(Part, frozen=True):
     created_s: int
     refused: str | None = None
     version: int = 0
+    tokens_added: int = 0  # ids beyond the base's vocabulary that are the adapter's own
+    is_whole: bool = False  # whether it has modules of its own, which cannot be added to another's
 
     @property
     def is_unread(self) -> bool:

@@ -197,7 +197,7 @@ class TokenizerManager:
             text = f"{self._inbox_max} requests wait already; try again later"
             raise Refusal("queue_full", text, retry_after_s=QUEUE_FULL_RETRY_S)
         tenants.check_priority(submit.priority)
-        sampling.check(submit.sampling, self._model.vocab_size)
+        sampling.check(submit.sampling)
         self._prompts.check_size(submit)
 
     def _need_no_drain(self) -> None:
@@ -297,7 +297,10 @@ class TokenizerManager:
         digest = self._names.digest(submit.model)
         tenant = self._tenants.of(submit, self._base.name)
         self._tenants.check_rank(tenant, self._names.rank(submit.model))
-        prompt = self._prompts.encode(submit)
+        # An adapter's own tokens, in text or as ids, are nobody else's.
+        vocab_size = self._model.vocab_size + self._names.tokens_added(submit.model)
+        sampling.check_tokens(wanted, vocab_size)
+        prompt = self._prompts.encode(submit, vocab_size)
         stop_token_ids = sampling.stop_tokens(wanted, self._model.eos_token_ids)
         request_id = f"{self._nonce:016x}{self._generated:016x}"
         return Generate(
