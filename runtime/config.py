@@ -11,7 +11,7 @@ import msgspec
 import yaml
 
 # More than any machine has devices; that a model cannot be split so is only known once it is read.
-RANKS_MAX = 64
+RUNNERS_MAX = 64
 
 
 class ConfigError(Exception):
@@ -88,6 +88,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     enable_chunked_prefill: bool = True
     max_queued_requests: int = 1024  # beyond it: 429
     tensor_parallel_size: int = 1  # runners that share one model
+    data_parallel_size: int = 1  # replicas of the model, each with a scheduler of its own
+    load_balance_method: Literal["adapter_aware", "total_tokens", "round_robin"] = (
+        "adapter_aware"  # which replica a request goes to
+    )
     threads: int | None = None  # of each runner on CPU; default: the cores, divided among them
 
     # Tenants: whose requests share one turn. The key's owner, else ``user``, else the adapter.
@@ -111,7 +115,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         for name in (
             "max_lora_rank", "max_loras_per_batch", "max_loaded_loras", "max_num_seqs",
             "max_num_batched_tokens", "block_size", "kv_cache_memory_mib", "max_queued_requests",
-            "tensor_parallel_size",
+            "tensor_parallel_size", "data_parallel_size",
         ):  # fmt: skip
             value = getattr(self, name)
             need(value > 0, f"{name} is {value}: it must be positive")
@@ -136,14 +140,19 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             f"({self.max_loras_per_batch}): what runs together is on the device together",
         )
         need(
-            self.tensor_parallel_size <= RANKS_MAX,
-            f"tensor_parallel_size is {self.tensor_parallel_size}: each is a process on this "
-            f"machine, at most {RANKS_MAX}",
+            self.runners <= RUNNERS_MAX,
+            f"tensor_parallel_size times data_parallel_size is {self.runners}: each is a process "
+            f"on this machine, at most {RUNNERS_MAX}",
         )
         need(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization is a share: 0 to 1")
         need(0 <= self.port < 65536, f"port is {self.port}: it must be 0 (any free one) to 65535")
         need(self.drain_timeout_s >= 0, "drain_timeout_s cannot be negative")
         need(self.threads is None or self.threads > 0, "threads must be positive")
+
+    @property
+    def runners(self) -> int:
+        """Runners of all replicas."""
+        return self.tensor_parallel_size * self.data_parallel_size
 
     @property
     def tenant_of_key(self) -> dict[str, str]:

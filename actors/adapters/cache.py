@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -19,7 +20,7 @@ class Resident(NamedTuple):
 class HostCache:
     """At most ``entries_max`` adapters, and those that are kept beside them; pinned ones stay.
 
-    A pin is the scheduler's, for as long as runners may read the file. Who is kept stays whatever
+    A pin is a scheduler's, for as long as its runners may read the file. Who is kept stays whatever
     else comes, and takes no place of the others: so what is kept never makes a pin wait.
 
     Invariants, checked by ``check``: pins are counted for residents only, and every count is
@@ -31,7 +32,7 @@ class HostCache:
         self._entries_max = entries_max
         self._policy = policy
         self._residents: dict[str, Resident] = {}  # first to be evicted first
-        self._pins: dict[str, int] = {}
+        self._pins: dict[str, Counter[str]] = {}  # digest -> pins of each holder
         self._kept: set[str] = set()  # some may not be resident
         self.evictions = 0
 
@@ -90,25 +91,30 @@ class HostCache:
         """Adapters with a pin that are not kept: places that cannot be taken."""
         return sum(1 for digest in self._pins if digest not in self._kept)
 
-    def pin(self, digest: str) -> Resident | None:
+    def pin(self, digest: str, holder: str) -> Resident | None:
         """Pin a resident and return it; None: it has to be added first."""
         resident = self._residents.get(digest)
         if resident is not None:
-            self._pins[digest] = self._pins.get(digest, 0) + 1
+            self._pins.setdefault(digest, Counter())[holder] += 1
             self._touch(digest)
         return resident
 
-    def unpin(self, digest: str) -> None:
-        """Take one pin away. Unknown digests are ignored: their pins ended with their holder."""
-        pins = self._pins.pop(digest, 0)
-        if pins > 1:
-            self._pins[digest] = pins - 1
-        if pins > 0:
-            self._touch(digest)
+    def unpin(self, digest: str, holder: str) -> None:
+        """Take one pin away. Unknown ones are ignored: they ended with a holder's former life."""
+        pins = self._pins.get(digest)
+        if pins is None or not pins[holder]:
+            return
+        pins[holder] -= 1
+        if not +pins:
+            del self._pins[digest]
+        self._touch(digest)
 
-    def unpin_all(self) -> None:
-        """Take every pin away: their holder is gone."""
-        self._pins.clear()
+    def unpin_all(self, holder: str) -> None:
+        """Take away every pin of a holder that is gone."""
+        for digest, pins in list(self._pins.items()):
+            del pins[holder]
+            if not +pins:
+                del self._pins[digest]
 
     def victims(self) -> list[Resident]:
         """Remove and return what must go before one more is added; ``has_room`` must hold."""
@@ -124,7 +130,8 @@ class HostCache:
         """Assert the invariants."""
         assert self._places_taken <= self._entries_max
         assert self._pins.keys() <= self._residents.keys()
-        assert all(count > 0 for count in self._pins.values())
+        assert all(+pins for pins in self._pins.values())
+        assert all(count >= 0 for pins in self._pins.values() for count in pins.values())
 
     @property
     def _places_taken(self) -> int:

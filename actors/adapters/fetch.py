@@ -17,10 +17,10 @@ NO_ROOM_RETRY_S = 1.0
 
 
 class Want(NamedTuple):
-    """Whoever wants an adapter there: a client, or the scheduler (None), which pins it."""
+    """Who wants an adapter there: a client, or a scheduler by its role, which pins it."""
 
     digest: str
-    asked: Asked | None
+    asked: Asked | str
 
 
 class _Load(NamedTuple):
@@ -42,7 +42,7 @@ class Fetcher:
 
     def __init__(self, registry: Registry, memory: HostMemory, loader: Loader, places: int) -> None:
         """``places`` is how many adapters host memory has room for, beside those that are kept."""
-        self.hits = 0  # of the scheduler: it was there
+        self.hits = 0  # of schedulers: it was there
         self.misses = 0
         self._registry = registry
         self._memory = memory
@@ -68,28 +68,28 @@ class Fetcher:
     def want(self, want: Want) -> None:
         """Wait for an adapter."""
         self._waiting.append(want)
-        if want.asked is None:
+        if isinstance(want.asked, str):
             is_there = self._memory.cache.get(want.digest) is not None
             self.hits += is_there
             self.misses += not is_there
 
-    def forget_scheduler(self) -> None:
+    def forget_scheduler(self, scheduler: str) -> None:
         """Drop the wants of a scheduler that is gone."""
-        self._waiting = deque(want for want in self._waiting if want.asked is not None)
-        self._failed = [failed for failed in self._failed if failed[0].asked is not None]
+        self._waiting = deque(want for want in self._waiting if want.asked != scheduler)
+        self._failed = [failed for failed in self._failed if failed[0].asked != scheduler]
 
     def grant(self) -> list[tuple[Want, Resident | CannotDo]]:
         """Return whom there is an answer for, and begin to read what is not there."""
         granted: list[tuple[Want, Resident | CannotDo]] = []
         wants, self._waiting = self._waiting, deque()
         loading = {load.digest for load in self._loading.values()}
-        is_full = False  # for the scheduler: those after one without a place wait as well
+        is_full = False  # for schedulers: those after one without a place wait as well
         for want in wants:
             digest, asked = want
-            if digest in loading or (is_full and asked is None):
+            if digest in loading or (is_full and isinstance(asked, str)):
                 self._waiting.append(want)
             elif not self._has_place(digest, asked):
-                if asked is None:
+                if isinstance(asked, str):
                     is_full = True
                     self._waiting.append(want)
                 else:
@@ -118,14 +118,14 @@ class Fetcher:
         assert len(set(digests)) == len(digests), f"one is read twice: {digests}"
 
     def _resident(self, want: Want) -> Resident | None:
-        cache = self._memory.cache
-        return cache.get(want.digest) if want.asked else cache.pin(want.digest)
+        cache, (digest, asked) = self._memory.cache, want
+        return cache.pin(digest, asked) if isinstance(asked, str) else cache.get(digest)
 
-    def _has_place(self, digest: str, asked: Asked | None) -> bool:
+    def _has_place(self, digest: str, asked: Asked | str) -> bool:
         cache = self._memory.cache
         if cache.is_kept(digest) or cache.is_pinned(digest):
             return True
-        if asked is not None and cache.get(digest) is not None:
+        if not isinstance(asked, str) and cache.get(digest) is not None:
             return True
         return cache.places_pinned + len(self._loading) < self._places
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
 
 from weft.actors.scheduler.sequence import Request
 from weft.runtime.messages import (
@@ -21,6 +24,9 @@ NAMES_MAX = 8
 # Tenants with counters of their own, those of the configuration included. Others share one set, for
 # whoever may choose a ``user`` makes up as many names as they like.
 TENANTS_MAX = 256
+
+
+Counted = TypeVar("Counted", AdapterMetrics, TenantMetrics)
 
 
 @dataclass(slots=True)
@@ -72,10 +78,11 @@ class Metrics:
         }
         self.rejections = 0
 
-    def rejected(self, generate: Generate) -> None:
-        """Count a request that will not be answered."""
+    def rejected(self, generate: Generate | None) -> None:
+        """Count a request that is not taken; None: it may yet be taken by somebody else."""
         self.rejections += 1
-        self._of_tenant(generate.tenant).rejected += 1
+        if generate is not None:
+            self._of_tenant(generate.tenant).rejected += 1
 
     def accepted(self, request: Request) -> None:
         """Count a request that will be answered."""
@@ -158,3 +165,37 @@ class Metrics:
 
     def _of(self, request: Request) -> AdapterCounters:
         return self._adapters.setdefault(request.generate.adapter, AdapterCounters())
+
+
+def summed(first: list[Counted], second: list[Counted]) -> list[Counted]:
+    """Return what two schedulers have counted together, of each adapter or each tenant."""
+    together = {_key(each): each for each in first}
+    for each in second:
+        known = together.get(_key(each))
+        together[_key(each)] = each if known is None else _sum(known, each)
+    return list(together.values())
+
+
+def _key(counted: AdapterMetrics | TenantMetrics) -> str | None:
+    return counted.digest if isinstance(counted, AdapterMetrics) else counted.tenant
+
+
+def _sum(first: Counted, second: Counted) -> Counted:
+    pairs = zip(msgspec.structs.astuple(first), msgspec.structs.astuple(second), strict=True)
+    return type(first)(*(_added(*pair) for pair in pairs))
+
+
+def _added(first: Any, second: Any) -> Any:
+    """Return the sum of two fields' values: of names and keys, what is in either."""
+    match first:
+        case bool():
+            return first or second
+        case int() | float():
+            return first + second
+        case list() if all(isinstance(name, str) for name in (*first, *second)):
+            return list(dict.fromkeys((*first, *second)))[:NAMES_MAX]
+        case list():
+            return [one + other for one, other in zip(first, second, strict=True)]
+        case _:
+            assert first == second
+            return first

@@ -6,6 +6,8 @@ import pytest
 
 from weft.actors.adapters.cache import HostCache, Resident
 
+ONE, OTHER = "scheduler0", "scheduler1"
+
 
 def resident(digest, size_bytes=10):
     return Resident(digest, f"/{digest}", 4, size_bytes, granules=1)
@@ -20,8 +22,8 @@ def put(cache, digest, size_bytes=10):
 
 
 def use(cache, digest):
-    assert cache.pin(digest) is not None
-    cache.unpin(digest)
+    assert cache.pin(digest, ONE) is not None
+    cache.unpin(digest, ONE)
     cache.check()
 
 
@@ -39,10 +41,10 @@ def test_a_release_is_a_use():
     cache = HostCache(3, "lru")
     for digest in "abc":
         put(cache, digest)
-    cache.pin("a")
+    cache.pin("a", ONE)
     use(cache, "b")
     use(cache, "c")
-    cache.unpin("a")
+    cache.unpin("a", ONE)
     assert [put(cache, digest) for digest in "xyz"] == [["b"], ["c"], ["a"]]
 
 
@@ -50,23 +52,23 @@ def test_a_release_is_a_use():
 def test_who_is_pinned_is_passed_over_and_keeps_its_place(policy):
     cache = HostCache(2, policy)
     put(cache, "a")
-    cache.pin("a")
+    cache.pin("a", ONE)
     put(cache, "b")
     assert put(cache, "c") == ["b"]
     assert cache.pinned == 1
-    assert cache.pin("a") == resident("a")
+    assert cache.pin("a", ONE) == resident("a")
 
 
 def test_a_pin_is_counted_as_often_as_it_is_taken():
     cache = HostCache(1, "lru")
     put(cache, "a")
     for _ in range(3):
-        cache.pin("a")
+        cache.pin("a", ONE)
     for _ in range(2):
-        cache.unpin("a")
+        cache.unpin("a", ONE)
         cache.check()
     assert not cache.has_room
-    cache.unpin("a")
+    cache.unpin("a", ONE)
     assert cache.has_room
     assert cache.pinned == 0
 
@@ -75,11 +77,27 @@ def test_all_pins_can_be_taken_away_at_once():
     cache = HostCache(2, "lru")
     for digest in "ab":
         put(cache, digest)
-        cache.pin(digest)
-    cache.unpin_all()
+        cache.pin(digest, ONE)
+    cache.unpin_all(ONE)
     cache.check()
     assert (cache.pinned, len(cache), cache.has_room) == (0, 2, True)
-    cache.unpin("a")  # late, and nobody's
+    cache.unpin("a", ONE)  # late, and nobody's
+    cache.check()
+
+
+def test_each_holder_has_pins_of_its_own():
+    cache = HostCache(1, "lru")
+    put(cache, "a")
+    cache.pin("a", ONE)
+    cache.pin("a", OTHER)
+    cache.unpin("a", ONE)
+    cache.unpin("a", ONE)  # once too often: the other's stays
+    assert cache.is_pinned("a")
+    cache.pin("a", ONE)
+    cache.unpin_all(OTHER)
+    assert cache.is_pinned("a")
+    cache.unpin("a", ONE)
+    assert not cache.is_pinned("a")
     cache.check()
 
 
@@ -87,11 +105,11 @@ def test_a_cache_full_of_pins_has_no_room():
     cache = HostCache(1, "lru")
     put(cache, "a")
     assert cache.has_room
-    assert cache.pin("a")
+    assert cache.pin("a", ONE)
     assert not cache.has_room
-    assert cache.pin("b") is None
-    cache.unpin("b")  # nobody's
-    cache.unpin("a")
+    assert cache.pin("b", ONE) is None
+    cache.unpin("b", ONE)  # nobody's
+    cache.unpin("a", ONE)
     assert put(cache, "b") == ["a"]
     assert (len(cache), cache.evictions) == (1, 1)
 
@@ -117,7 +135,7 @@ def test_more_than_there_is_room_for_is_a_bug():
 def test_check_finds_a_pin_of_nobody():
     cache = HostCache(1, "lru")
     put(cache, "a")
-    cache.pin("a")
+    cache.pin("a", ONE)
     del cache._residents["a"]
     with pytest.raises(AssertionError):
         cache.check()
@@ -137,29 +155,30 @@ def test_any_order_of_events_agrees_with_a_list(policy, seed):
             line.append(digest)
 
     for _ in range(400):
-        digest = rng.choice("abcdefgh")
+        digest, holder = rng.choice("abcdefgh"), rng.choice((ONE, OTHER))
         if rng.random() < 0.02:
-            cache.unpin_all()
-            pins.clear()
+            cache.unpin_all(holder)
+            pins = {pin: count for pin, count in pins.items() if pin[1] != holder}
         elif rng.random() < 0.5:
-            found = cache.pin(digest)
+            found = cache.pin(digest, holder)
             assert (found is not None) == (digest in line)
             if found is None and cache.has_room:
-                unpinned = [other for other in line if not pins.get(other)]
+                pinned = {pin[0] for pin, count in pins.items() if count}
+                unpinned = [other for other in line if other not in pinned]
                 expected = unpinned[: max(0, len(line) + 1 - places)]
                 assert put(cache, digest) == expected
                 line = [other for other in line if other not in expected] + [digest]
                 evictions += len(expected)
             elif found is not None:
-                pins[digest] = pins.get(digest, 0) + 1
+                pins[digest, holder] = pins.get((digest, holder), 0) + 1
                 touch(digest)
         else:
-            cache.unpin(digest)
-            if pins.get(digest):
-                pins[digest] -= 1
+            cache.unpin(digest, holder)
+            if pins.get((digest, holder)):
+                pins[digest, holder] -= 1
                 touch(digest)
         cache.check()
-        pinned = sum(count > 0 for count in pins.values())
+        pinned = len({pin[0] for pin, count in pins.items() if count})
         assert (len(cache), cache.pinned, cache.evictions) == (len(line), pinned, evictions)
         assert cache.has_room == (len(line) < places or pinned < len(line))
     assert evictions > 10
