@@ -31,7 +31,8 @@ class Composer:
         self.cache = PrefixCache(
             self.pages, ready.page_tokens, caching=config.enable_prefix_caching
         )
-        self.host = HostPins(config.max_loaded_loras)
+        held_max = min(config.max_loaded_loras, config.max_cpu_loras or config.max_loaded_loras)
+        self.host = HostPins(held_max, config.host_memory_bytes // config.data_parallel_size)
         assert ready.adapter_slots >= config.max_loras_per_batch
         self.slots = AdapterSlots(
             ready.adapter_slots,
