@@ -7,7 +7,7 @@ from collections import Counter, deque
 from typing import NamedTuple, assert_never
 
 from weft.actors.router.balance import choose
-from weft.actors.router.ledger import Ledger, Routed, adapters_of
+from weft.actors.router.ledger import Ledger, Routed, Wants, wants_of
 from weft.actors.scheduler.accounts import Payers, metered
 from weft.actors.scheduler.metrics import Metrics, summed
 from weft.runtime.actor import Send, Turn
@@ -51,6 +51,8 @@ class Router:
     def __init__(self, config: Config) -> None:
         self._method = config.load_balance_method
         self._slack = config.max_num_batched_tokens
+        is_aware = self._method == "adapter_aware"
+        self._looks_at_prompts = is_aware and config.enable_prefix_caching
         self._schedulers = schedulers(config.data_parallel_size)
         self._index = {role: index for index, role in enumerate(self._schedulers)}
         self._ledger = Ledger(len(self._schedulers))
@@ -117,10 +119,11 @@ class Router:
         refused = self._payers.refusal(generate, now_ns)
         if refused is not None:
             return [self._refuse(generate, refused)]
+        wants = wants_of(generate, looks_at_prompt=self._looks_at_prompts)
         same = self._ledger.find(generate.client, generate.label)
         # A label that is in use is refused by who knows whether it still is.
-        replica = same[0].replica if same else self._choose(generate, set())
-        self._ledger.add(generate, replica, *self._payers.take(generate, now_ns))
+        replica = same[0].replica if same else self._choose(wants, set())
+        self._ledger.add(generate, wants, replica, *self._payers.take(generate, now_ns))
         return [self._send(generate, replica)]
 
     def _abort(self, abort: Abort, requests: list[Routed]) -> list[Send]:
@@ -138,7 +141,7 @@ class Router:
         is_elsewhere = len(routed.full) < len(self._schedulers)
         if reject.refused.code == "queue_full" and is_elsewhere and not routed.is_cancelled:
             self._moved += 1
-            self._ledger.move(routed, self._choose(generate, routed.full))
+            self._ledger.move(routed, self._choose(routed.wants, routed.full))
             return [self._send(generate, routed.replica)]
         self._ledger.remove(routed)
         for _ in range(routed.choices):
@@ -147,10 +150,10 @@ class Router:
             account.spend(-len(generate.prompt), now_ns)
         return [self._refuse(generate, reject.refused), *self._pass_catalog()]
 
-    def _choose(self, generate: Generate, full: set[int]) -> int:
+    def _choose(self, wants: Wants, full: set[int]) -> int:
         return choose(
             self._method,
-            self._ledger.loads(adapters_of(generate)),
+            self._ledger.loads(wants),
             set(range(len(self._schedulers))) - full,
             turn=self._ledger.routed,
             slack=self._slack,

@@ -13,8 +13,8 @@ Method = Literal["adapter_aware", "total_tokens", "round_robin"]
 # answer seldom.
 OUTPUT_TOKENS_EXPECTED = 256
 
-# How much more than the least loaded replica another one may have and still be chosen for its
-# adapters: this part of it, and a step's tokens.
+# How much more than the least loaded replica another one may have and still be chosen for what it
+# has of a request: this part of it, and a step's tokens.
 EXCESS_DIVISOR = 4
 
 
@@ -23,6 +23,7 @@ class Load(NamedTuple):
 
     tokens: int  # that its requests are expected to take, from their first to their last
     missing: int  # adapters of the request that are neither on its device nor about to be
+    cached: int  # tokens of the request's prompt that it has computed lately
     adapters: int  # on its device
 
 
@@ -43,7 +44,8 @@ def choose(
     """Return the index of the replica for one request, one of those allowed.
 
     ``turn`` counts requests: whoever is as good as others has its turn. ``slack`` is in tokens: so
-    many more than the least loaded replica has are no reason to leave the one with the adapters.
+    many more than the least loaded replica has are no reason to leave the one with the adapters, or
+    the one that has computed the prompt's beginning.
     """
     count = len(loads)
     candidates = sorted(allowed, key=lambda index: (index - turn) % count)
@@ -57,5 +59,10 @@ def choose(
             near = [index for index in candidates if loads[index].tokens <= bound]
             return min(
                 near,
-                key=lambda i: (loads[i].missing, loads[i].tokens, loads[i].adapters),
+                key=lambda i: (
+                    loads[i].missing,
+                    -loads[i].cached,
+                    loads[i].tokens,
+                    loads[i].adapters,
+                ),
             )

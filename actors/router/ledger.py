@@ -5,10 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from weft.actors.router.balance import Load, expected_tokens
+from weft.actors.router.prefixes import Prefixes, marks
 from weft.actors.scheduler.accounts import Account
 from weft.runtime.messages import Generate
+
+
+class Wants(NamedTuple):
+    """What a request can use of a replica, if it is there."""
+
+    adapters: list[str]  # digests
+    marks: list[int]  # of its prompt's beginnings
+
+
+def wants_of(generate: Generate, *, looks_at_prompt: bool) -> Wants:
+    """Return what a request can use."""
+    adapters = [] if generate.adapter is None else [generate.adapter]
+    name_space = (generate.salt, *adapters)
+    return Wants(adapters, marks(name_space, generate.prompt) if looks_at_prompt else [])
 
 
 @dataclass(eq=False, slots=True)
@@ -19,7 +35,7 @@ class Routed:
     request_id: str
     client: str
     label: str
-    adapters: list[str]  # digests
+    wants: Wants
     tokens: int  # that it is expected to take
     tenant: Account
     adapter: Account | None  # if adapters are limited
@@ -31,7 +47,7 @@ class Routed:
 
 
 class Ledger:
-    """Every request that has a replica, and the adapters that each replica's device has.
+    """Every request that has a replica, and what each replica has that requests can use.
 
     Invariants, checked by ``check``: what is counted for each replica is that of its requests; who
     is pending is listed in the order in which it came.
@@ -45,6 +61,7 @@ class Ledger:
         self._tokens = [0] * replicas
         self._adapters: list[Counter[str]] = [Counter() for _ in range(replicas)]  # of requests
         self._devices: list[set[str]] = [set() for _ in range(replicas)]
+        self._prefixes = [Prefixes() for _ in range(replicas)]
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -66,16 +83,17 @@ class Ledger:
         """Return what a replica's requests are expected to take."""
         return self._tokens[replica]
 
-    def loads(self, adapters: list[str]) -> list[Load]:
-        """Return each replica's load, as a request with these adapters sees it."""
+    def loads(self, wants: Wants) -> list[Load]:
+        """Return each replica's load, as a request that wants this sees it."""
         return [
             Load(
                 tokens,
-                sum(1 for digest in adapters if digest not in device and not wanted[digest]),
+                sum(1 for d in wants.adapters if d not in device and not wanted[d]),
+                prefixes.tokens(wants.marks),
                 len(device),
             )
-            for tokens, device, wanted in zip(
-                self._tokens, self._devices, self._adapters, strict=True
+            for tokens, device, wanted, prefixes in zip(
+                self._tokens, self._devices, self._adapters, self._prefixes, strict=True
             )
         ]
 
@@ -88,7 +106,12 @@ class Ledger:
         return list(self._keys.get((client, label), {}).values())
 
     def add(
-        self, generate: Generate, replica: int, tenant: Account, adapter: Account | None
+        self,
+        generate: Generate,
+        wants: Wants,
+        replica: int,
+        tenant: Account,
+        adapter: Account | None,
     ) -> None:
         """Note a request that is sent to a replica."""
         self.routed += 1
@@ -97,7 +120,7 @@ class Ledger:
             request_id=generate.request_id,
             client=generate.client,
             label=generate.label,
-            adapters=adapters_of(generate),
+            wants=wants,
             tokens=expected_tokens(generate),
             tenant=tenant,
             adapter=adapter,
@@ -105,6 +128,7 @@ class Ledger:
             choices=generate.choices,
             pending=generate,
         )
+        self._prefixes[replica].note(wants.marks)
         self._requests[routed.request_id] = self._pending[routed.request_id] = routed
         self._keys.setdefault((routed.client, routed.label), {})[routed.request_id] = routed
         self._count(routed, 1)
@@ -114,6 +138,7 @@ class Ledger:
         self._count(routed, -1)
         routed.replica = replica
         self._count(routed, 1)
+        self._prefixes[replica].note(routed.wants.marks)
 
     def accept(self, request_id: str) -> None:
         """Note that its replica has accepted a request."""
@@ -151,18 +176,13 @@ class Ledger:
         for replica, tokens in enumerate(self._tokens):
             here = [routed for routed in self._requests.values() if routed.replica == replica]
             assert tokens == sum(routed.tokens for routed in here)
-            wanted = Counter(digest for routed in here for digest in routed.adapters)
+            wanted = Counter(digest for routed in here for digest in routed.wants.adapters)
             assert +self._adapters[replica] == wanted
 
     def _count(self, routed: Routed, sign: int) -> None:
         self._tokens[routed.replica] += sign * routed.tokens
         wanted = self._adapters[routed.replica]
-        for digest in routed.adapters:
+        for digest in routed.wants.adapters:
             wanted[digest] += sign
             if not wanted[digest]:
                 del wanted[digest]
-
-
-def adapters_of(generate: Generate) -> list[str]:
-    """Return the digests that a request needs on its device."""
-    return [] if generate.adapter is None else [generate.adapter]

@@ -17,7 +17,13 @@ from weft.runtime.messages import Generate
 
 METHODS = ("adapter_aware", "total_tokens", "round_robin")
 LOADS = st.lists(
-    st.builds(Load, st.integers(0, 10**6), st.integers(0, 3), st.integers(0, 100)),
+    st.builds(
+        Load,
+        st.integers(0, 10**6),
+        st.integers(0, 3),
+        st.sampled_from([0, 64, 128]),
+        st.integers(0, 100),
+    ),
     min_size=1,
     max_size=8,
 )
@@ -46,13 +52,18 @@ def test_no_replica_is_chosen_for_its_adapters_that_is_out_of_balance(case):
 
 
 @given(cases())
-def test_nobody_in_balance_lacks_fewer_adapters_than_who_is_chosen(case):
+def test_nobody_in_balance_has_more_of_a_request_than_who_is_chosen(case):
+    """Adapters count first, then what is computed of its prompt, then the load."""
+
+    def rank(load):
+        return load.missing, -load.cached, load.tokens
+
     loads, allowed, turn, slack = case
     chosen = loads[choose("adapter_aware", loads, allowed, turn=turn, slack=slack)]
     bound = tokens_max(min(loads[index].tokens for index in allowed), slack)
     for other in (loads[index] for index in allowed):
         if other.tokens <= bound:
-            assert (chosen.missing, chosen.tokens) <= (other.missing, other.tokens)
+            assert rank(chosen) <= rank(other)
 
 
 @given(cases())
@@ -64,7 +75,7 @@ def test_the_least_loaded_gets_it_where_tokens_alone_count(case):
 
 @given(st.integers(1, 8), st.integers(0, 1000), st.sampled_from(METHODS))
 def test_replicas_that_are_alike_take_turns(count, start, method):
-    loads = [Load(100, 1, 5)] * count
+    loads = [Load(100, 1, 0, 5)] * count
     turns = range(start, start + 3 * count)
     chosen = Counter(choose(method, loads, range(count), turn=t, slack=64) for t in turns)
     assert chosen == dict.fromkeys(range(count), 3)
@@ -79,7 +90,10 @@ def test_no_replica_runs_away_from_the_least_loaded(requests, count):
     slack = 512
     tokens, homes = [0] * count, [set() for _ in range(count)]
     for turn, (size, adapter) in enumerate(requests):
-        loads = [Load(tokens[i], int(adapter not in homes[i]), len(homes[i])) for i in range(count)]
+        loads = [
+            Load(taken, int(adapter not in home), 0, len(home))
+            for taken, home in zip(tokens, homes, strict=True)
+        ]
         index = choose("adapter_aware", loads, range(count), turn=turn, slack=slack)
         least = min(tokens)
         tokens[index] += size

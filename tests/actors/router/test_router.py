@@ -38,13 +38,15 @@ class Desk:
         self.router.check()
         return sends
 
-    def ask(self, label=None, *, client="ann", adapter=None, choices=1, tenant="t", prompt=4):
+    def ask(
+        self, label=None, *, client="ann", adapter=None, choices=1, tenant="t", prompt=4, token=5
+    ):
         """Return the request and what became of it: who got it, or why nobody did."""
         self._count += 1
         request_id = f"{self._count:032x}"
         generate = Generate(
-            request_id, client, label or request_id, adapter or "base", [5] * prompt, adapter, "",
-            8, choices, [2], GREEDY, tenant=tenant,
+            request_id, client, label or request_id, adapter or "base", [token] * prompt, adapter,
+            "", 8, choices, [2], GREEDY, tenant=tenant,
         )  # fmt: skip
         [(to, message)] = self.hear("tokenizer", generate)
         if isinstance(message, Reject):
@@ -92,6 +94,16 @@ def test_an_adapter_comes_to_a_second_replica_once_its_first_has_too_much_to_do(
     homes = [desk.ask(adapter="d", prompt=60)[1] for _ in range(30)]
     assert {homes.count(f"scheduler{index}") for index in range(3)} == {10}
     assert homes[:4] == homes[:1] * 4  # while it is no more than a step
+
+
+def test_a_prompt_that_begins_like_another_goes_where_that_one_is():
+    desk = Desk(method="adapter_aware")
+    homes = {token: desk.ask(prompt=100, token=token)[1] for token in (7, 8, 9)}
+    assert len(set(homes.values())) == 3
+    for token in (9, 7, 8):
+        assert desk.ask(prompt=120, token=token)[1] == homes[token]
+    desk = Desk(method="adapter_aware", enable_prefix_caching=False)
+    assert len({desk.ask(prompt=100, token=7)[1] for _ in range(3)}) == 3
 
 
 def test_a_full_queue_makes_the_next_replica_get_it_and_the_client_hears_of_the_last(desk):
