@@ -10,7 +10,9 @@ def loads(cluster):
     return sum(cluster.loads.values())
 
 
-@pytest.mark.parametrize("draw", [with_adapters, with_beginnings])
+@pytest.mark.parametrize(
+    "draw", [with_adapters, pytest.param(with_beginnings, marks=pytest.mark.slow)]
+)
 def test_every_method_answers_all_and_the_aware_one_does_less_for_it(draw):
     requests = draw("Zipf", 1)[:150]
     found = {method: run(2, method, requests) for method in replicas.METHODS}
