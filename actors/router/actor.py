@@ -6,6 +6,8 @@ import logging
 from collections import Counter, deque
 from typing import NamedTuple, assert_never
 
+import msgspec
+
 from weft.actors.router.balance import choose
 from weft.actors.router.ledger import Ledger, Routed, Wants, wants_of
 from weft.actors.scheduler.accounts import Payers, metered
@@ -214,10 +216,9 @@ class Router:
             counters[f"replica{replica}_requests_total"] = sent
             counters[f"replica{replica}_tokens"] = self._ledger.tokens(replica)
         section = {name: float(value) for name, value in counters.items()}
-        return Inspection(
-            inspection.client,
-            inspection.label,
-            {**inspection.sections, "router": section},
-            inspection.adapters,
-            summed(inspection.tenants, self._metrics.report_tenants(lambda tenant: 0.0)),
+        tenants = self._metrics.report_tenants(lambda tenant: 0.0)
+        return msgspec.structs.replace(
+            inspection,
+            sections={**inspection.sections, "router": section},
+            tenants=summed(inspection.tenants, tenants),
         )

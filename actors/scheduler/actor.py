@@ -18,7 +18,7 @@ from weft.actors.scheduler.accounts import Payers
 from weft.actors.scheduler.composer import Composer
 from weft.actors.scheduler.draft import Composed
 from weft.actors.scheduler.group import agreed
-from weft.actors.scheduler.metrics import Metrics, summed
+from weft.actors.scheduler.metrics import Metrics, mean, summed, together
 from weft.actors.scheduler.outbox import Outbox
 from weft.actors.scheduler.policy import NeverFits
 from weft.actors.scheduler.progress import ProgressNotes
@@ -31,6 +31,7 @@ from weft.runtime.messages import (
     Acquired,
     AcquireFailed,
     AdapterReply,
+    AdapterState,
     Begin,
     CatalogSeen,
     ClientGone,
@@ -173,6 +174,10 @@ class Scheduler:
         if self._notes is not None:
             self._notes.accepted.append(generate.request_id)
         request = self._requests.add(generate, now_ns)
+        if generate.adapter is not None:
+            # Whether it lies in host memory is heard once it has been asked for.
+            is_there = composer is not None and generate.adapter in composer.slots.resident
+            request.tier = "device" if is_there else "host"
         self._metrics.accepted(request)
         log.info(
             "accepted: %d prompt tokens, %d choices, model %s, %d requests",
@@ -228,6 +233,8 @@ class Scheduler:
         composer.host.arrived(acquired)
         for sequence in list(composer.waiting):
             if sequence.request.generate.adapter == acquired.digest:
+                if acquired.was_read and sequence.request.tier == "host":
+                    sequence.request.tier = "disk"
                 self._limit(sequence, composer)
 
     def _cancel(self, requests: list[Request]) -> None:
@@ -410,17 +417,24 @@ class Scheduler:
             return reply
         resident = self._resident
         live = Counter(request.generate.adapter for request in self._requests)
-        states = [
-            msgspec.structs.replace(
+
+        def complete(state: AdapterState) -> AdapterState:
+            if state.digest is None:
+                return state
+            counters = self._metrics.of(state.digest)
+            return msgspec.structs.replace(
                 state,
                 tier="device" if state.digest in resident else state.tier,
                 requests=state.requests + live[state.digest],
-                requests_total=state.requests_total + self._metrics.requests(state.digest),
+                requests_total=state.requests_total + counters.requests,
+                hits=together(state.hits, counters.hits),
+                queue_s_mean=mean(
+                    (state.queue_s_mean, state.requests_total),
+                    (counters.queue.mean_s, counters.requests),
+                ),
             )
-            if state.digest is not None
-            else state
-            for state in answer.adapters
-        ]
+
+        states = list(map(complete, answer.adapters))
         return AdapterReply(reply.client, msgspec.structs.replace(answer, adapters=states))
 
     @property
@@ -439,10 +453,14 @@ class Scheduler:
             return []
         self.check()
         sections = {**inspection.sections, self._replica.scheduler: self._counters()}
-        metrics = summed(inspection.adapters, self._metrics.report(self._resident))
+        metrics = self._metrics.report(self._resident, self._requests)
         tenants = self._metrics.report_tenants(self._payers.tenants.counter)
-        tenants = summed(inspection.tenants, tenants)
-        forward = Inspection(inspection.client, inspection.label, sections, metrics, tenants)
+        forward = msgspec.structs.replace(
+            inspection,
+            sections=sections,
+            adapters=summed(inspection.adapters, metrics),
+            tenants=summed(inspection.tenants, tenants),
+        )
         return [Send(self._runners[0], forward)]
 
     def _counters(self) -> dict[str, float]:
