@@ -34,8 +34,9 @@ EXIT_MEMORY = 3
 # up to 200 MiB, what a regular expression is compiled to a few.
 WORKING_MEMORY_BYTES = 512 * 1024 * 1024
 
-# The file that is read and a copy of its largest tensor while it is checked for finite values.
-_COPIES_MAX = 2
+# The file that is read, a copy of its largest tensor while it is checked for finite values, and the
+# rows that are kept of its whole matrices.
+_COPIES_MAX = 3
 
 # The socket, the file to write, one to read, and some for what Python opens.
 _FILES_MAX = 24
@@ -50,6 +51,7 @@ class Setup(msgspec.Struct, frozen=True):
     base: BaseShapes
     model: str  # its folder
     rank_max: int
+    whole_bytes_max: int
     tensor_parallel_size: int
 
 
@@ -75,7 +77,7 @@ def main() -> None:
     setup = msgspec.msgpack.decode(jobs.recv(PACKET_BYTES_MAX), type=Setup)
     np.isfinite(np.zeros(1, "<f2")).all()  # whatever is loaded at first use is loaded now
     base_text = BaseText(setup.model)
-    bytes_max = setup.base.adapter_bytes_max(setup.rank_max)
+    bytes_max = setup.base.adapter_bytes_max(setup.rank_max, setup.whole_bytes_max)
     confine.confine(
         memory_bytes=WORKING_MEMORY_BYTES + _COPIES_MAX * bytes_max,
         file_bytes=bytes_max + HEADER_BYTES_MAX,
@@ -95,8 +97,15 @@ def main() -> None:
 
 def _answer(job: Job, setup: Setup, base_text: BaseText, files: Iterable[BinaryIO]) -> Answer:
     try:
-        adapter = read(LocalFiles(), job.folder, setup.base, rank_max=setup.rank_max)
-        said = defaults.read(LocalFiles(), job.folder, base_text)
+        adapter = read(
+            LocalFiles(),
+            job.folder,
+            setup.base,
+            rank_max=setup.rank_max,
+            whole_bytes_max=setup.whole_bytes_max,
+        )
+        rows = setup.base.vocab_size + adapter.tokens_added
+        said = defaults.read(LocalFiles(), job.folder, base_text, rows=rows)
         parts = adapter.file()
         for file in files:
             for part in parts:
@@ -108,6 +117,8 @@ def _answer(job: Job, setup: Setup, base_text: BaseText, files: Iterable[BinaryI
             adapter.rank,
             sum(len(part) for part in parts),
             adapter.granules(setup.base, shards),
+            adapter.tokens_added,
+            adapter.is_whole,
             said,
         )
     except (BadAdapter, FileError) as error:

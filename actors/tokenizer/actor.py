@@ -89,6 +89,8 @@ class TokenizerManager:
         )
         self._names = Names(self._base)
         self._tenants = Tenants(config)
+        # Where requests go: to the scheduler, or to who chooses one of several.
+        self._door = "scheduler" if config.data_parallel_size == 1 else "router"
         self._inbox_max = config.max_queued_requests
         self._nonce = nonce
         self._generated = 0
@@ -136,15 +138,15 @@ class TokenizerManager:
     def advance(self, turn: Turn) -> list[Send] | None:
         """Encode what waits, as far as the scheduler has room; None: there is more to do."""
         sends: list[Send] = []
-        room = turn.room("scheduler")
+        room = turn.room(self._door)
         # An abort names a request that was generated before it: they leave in this order.
         while self._aborts and len(sends) < room:
             abort = next(iter(self._aborts))
             del self._aborts[abort]
-            sends.append(Send("scheduler", abort))
+            sends.append(Send(self._door, abort))
         # Behind every request that was resolved by an older catalog, before any by this one.
         if self._seen is not None and len(sends) < room:
-            sends.append(Send("scheduler", self._seen))
+            sends.append(Send(self._door, self._seen))
             self._seen = None
         if self._has_catalog:
             for _ in range(SUBMITS_PER_TURN_MAX):
@@ -372,7 +374,7 @@ class TokenizerManager:
             added_tokens=list(model.added_tokens),
         )
         self._generated += 1
-        return [Send("scheduler", generate)]
+        return [Send(self._door, generate)]
 
 
 def _seed(request_id: str) -> int:

@@ -28,9 +28,9 @@ class AdapterTexts:
 
     def of(self, entry: AdapterEntry | None) -> PromptEncoder:
         """Return the base's for None, or an adapter's. Raises ``Refusal`` if there is none."""
-        if entry is None or entry.defaults is None:
+        if entry is None or (entry.defaults is None and not entry.tokens_added):
             return self.base
-        model = adapter_text(self._base, entry.defaults)
+        model = adapter_text(self._base, entry)
         key = (model.template, model.added_tokens)
         tokenizer = self._tokenizers.pop(key, None)
         if tokenizer is None:
@@ -48,14 +48,16 @@ class AdapterTexts:
         return PromptEncoder(model, tokenizer)
 
 
-def adapter_text(base: TextModel, own: AdapterDefaults) -> TextModel:
+def adapter_text(base: TextModel, entry: AdapterEntry) -> TextModel:
     """Return the text side of an adapter of the base."""
+    own = entry.defaults or AdapterDefaults()
     special = base.special_tokens | own.special_tokens
     # The base's template is trusted, and rendered at once.
     is_own = own.chat_template is not None and (
         own.chat_template != base.template or special != base.special_tokens
     )
-    vocab_size = max([base.vocab_size, *(token.id + 1 for token in own.added_tokens)])
+    # Its own tokens, in text or as ids, are nobody else's.
+    vocab_size = base.vocab_size + entry.tokens_added
     ends: set[int | None] = {*base.eos_token_ids}
     if own.eos_token_ids is not None:
         ends = {*own.eos_token_ids}

@@ -64,13 +64,13 @@ class PromptEncoder:
         else:
             ids = submit.prompt or []
             need(bool(ids), "prompt", "it is empty; send at least one token")
-            limit = self.model.vocab_size
-            for token in ids:
-                need(
-                    0 <= token < limit,
-                    "prompt",
-                    f"{token} is no token of the model; ids are 0 .. {limit - 1}",
-                )
+        limit = self.model.vocab_size
+        low, high = min(ids), max(ids)
+        need(
+            low >= 0 and high < limit,
+            "prompt" if submit.messages is None else "messages",
+            f"{low if low < 0 else high} is no token of the model; ids are 0 .. {limit - 1}",
+        )
         return ids
 
     def output_tokens_max(self, wanted: Sampling, prompt_tokens: int) -> int:

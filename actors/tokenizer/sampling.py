@@ -60,10 +60,9 @@ def check(sampling: Sampling) -> None:
 
 
 def check_tokens(sampling: Sampling, vocab_size: int) -> None:
-    """Raise ``Refusal`` for the first token id that is none, naming the field."""
-    for param, tokens in (
-        ("stop_token_ids", sampling.stop_token_ids), ("logit_bias", sampling.logit_bias),
-    ):  # fmt: skip
+    """Raise ``Refusal`` for the first token that is none of so many."""
+    named = {"stop_token_ids": sampling.stop_token_ids, "logit_bias": sampling.logit_bias}
+    for param, tokens in named.items():
         for token in tokens:
             need(
                 0 <= token < vocab_size,

@@ -38,10 +38,12 @@ def desk(model):
     desk.actor.check()
 
 
-def tell(desk, version=2, *, name="own", **said):
+def tell(desk, version=2, *, tokens_added=0, **said):
     """The store says that an adapter's folder says this."""
     defaults = AdapterDefaults(**said)
-    entry = AdapterEntry(name, "/own", "d9", 8, 5, version=version, defaults=defaults)
+    entry = AdapterEntry(
+        "own", "/own", "d9", 8, 5, version=version, tokens_added=tokens_added, defaults=defaults
+    )
     desk.hear(Catalog([entry], version=version), source="adapters")
     desk.advance()
 
@@ -171,9 +173,10 @@ def test_added_tokens_cannot_be_forged_in_a_chat(desk, model):
 def test_ids_of_added_tokens_may_be_used_where_they_mean_something(desk, model):
     beyond = model.vocab_size
     ids = range(model.backend.get_vocab_size(), beyond + 1)
-    tell(desk, added_tokens=[AddedToken(id_, f"<{id_}>") for id_ in ids])
+    tell(desk, added_tokens=[AddedToken(id_, f"<{id_}>") for id_ in ids], tokens_added=1)
     own = desk.answer([beyond], model="own", logit_bias={beyond: 1.0}, stop_token_ids=[beyond])
     assert isinstance(own, Generate)
+    assert desk.answer(f"<{beyond}>", model="own").prompt == [beyond]
     for options in ({"logit_bias": {beyond: 1.0}}, {"stop_token_ids": [beyond]}):
         assert desk.refusal(**options).param == next(iter(options))
     assert desk.refusal([beyond]).param == "prompt"
