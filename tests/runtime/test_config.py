@@ -67,6 +67,12 @@ def test_the_command_line_overrides_the_file(folder):
         ("model: base\nthreads: 0\n", "threads must be positive"),
         ("model: base\ntensor_parallel_size: 0\n", "tensor_parallel_size is 0: it must be"),
         ("model: base\ntensor_parallel_size: 65\n", "each is a process .* at most 64"),
+        ("model: base\ndata_parallel_size: 0\n", "data_parallel_size is 0: it must be"),
+        (
+            "model: base\ntensor_parallel_size: 8\ndata_parallel_size: 9\n",
+            "tensor_parallel_size times data_parallel_size is 72",
+        ),
+        ("model: base\nload_balance_method: least\n", "load_balance_method"),
         ("model: nowhere\n", "no config.json in"),
         ("model: base\nadapters: {base: x}\n", "'base' is the base model's own name"),
     ],
