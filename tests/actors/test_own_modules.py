@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from tests import own_modules
+from tests.actors.runner.beside import AheadHarness, interpreted, on_host
 from tests.actors.runner.engines import engine_of
 from tests.actors.scheduler_harness import GREEDY, Harness
 from tests.actors.test_every_kind_of_adapter import stored
@@ -62,13 +63,18 @@ def kept(checkpoint, tmp_path_factory):
     }
 
 
-def answers(checkpoint, kept, labels, *, sampling=GREEDY, **options):
+def answers(
+    checkpoint, kept, labels, *, sampling=GREEDY, kind=Harness, backend=None, pages=None, **options
+):
     """Run some requests together; return their tokens and log probabilities."""
     model, _, requests = checkpoint
     options = OPTIONS | options
     digests, acquired = kept[options.get("tensor_parallel_size", 1)]
-    harness = Harness(
-        engine=engine_of(model, **options),
+    engine = engine_of(model, backend=backend, **options)
+    if pages is not None:
+        engine._ready = msgspec.structs.replace(engine.ready(), pages=pages)
+    harness = kind(
+        engine=engine,
         paths={digest: each.path for digest, each in acquired.items()},
         granules={digest: each.granules for digest, each in acquired.items()},
         **options,
@@ -85,6 +91,8 @@ def answers(checkpoint, kept, labels, *, sampling=GREEDY, **options):
         )
     harness.run()
     harness.assert_all_is_back()
+    if pages is not None:
+        assert harness.scheduler._counters()["preemptions_total"] > 0
     sequences = {label: harness.begun[label].first_sequence for label in labels}
     return {
         label: (harness.output(label), harness.logprobs.get(sequence))
@@ -100,6 +108,7 @@ def answers(checkpoint, kept, labels, *, sampling=GREEDY, **options):
             {"max_loras_per_batch": 3, "max_loaded_loras": 4, "max_num_seqs": 8}, id="few-slots"
         ),
         pytest.param({"max_num_batched_tokens": 48, "block_size": 8}, id="chunks"),
+        pytest.param({"pages": 150}, id="few-pages"),
         pytest.param({"native": False}, id="without-a-compiler"),
         pytest.param({"tensor_parallel_size": 2}, id="two-ranks"),
     ],
@@ -116,6 +125,18 @@ def test_tokens_of_a_mixed_batch_are_those_of_peft(checkpoint, kept, options, mo
     added = {adapter for adapter, _, tokens in requests.values() if max(tokens) >= VOCABULARY}
     assert added == {"added", "added-and-updated", "added-and-own", "added-and-tokens"} & added
     assert len(added) > 1, "hardly any added token was sampled"
+
+
+@pytest.mark.parametrize("backend", [on_host, interpreted], ids=["graphs", "triton"])
+def test_a_device_beside_the_host_gives_the_same_tokens(checkpoint, kept, backend):
+    """Where a step with such an adapter has no graph, and the one after it may have."""
+    requests = checkpoint[2]
+    kinds = ("None", "plain", "norms", "both", "own-both", "added-and-updated", "added-and-tokens")
+    labels = [label for label in requests if label.startswith(kinds) and label.endswith("1")]
+    found = answers(checkpoint, kept, labels, kind=AheadHarness, backend=backend)
+    assert {label: tokens for label, (tokens, _) in found.items()} == {
+        label: requests[label][2] for label in labels
+    }
 
 
 def test_rows_of_others_stay_the_same_bits(checkpoint, kept):
