@@ -22,6 +22,7 @@ pytestmark = [
     # PEFT says what it saves and what it cannot know of a resized base.
     pytest.mark.filterwarnings("ignore:(Setting|Model with|Model has|Could not)"),
     pytest.mark.filterwarnings("ignore:.*ensure_weight_tying"),
+    pytest.mark.filterwarnings("ignore:overflow encountered"),  # Triton's interpreter in Philox
 ]
 
 OUTPUT = 16
@@ -127,16 +128,20 @@ def test_tokens_of_a_mixed_batch_are_those_of_peft(checkpoint, kept, options, mo
     assert len(added) > 1, "hardly any added token was sampled"
 
 
-@pytest.mark.parametrize("backend", [on_host, interpreted], ids=["graphs", "triton"])
-def test_a_device_beside_the_host_gives_the_same_tokens(checkpoint, kept, backend):
+def test_a_device_beside_the_host_gives_the_same_tokens(checkpoint, kept):
     """Where a step with such an adapter has no graph, and the one after it may have."""
     requests = checkpoint[2]
-    kinds = ("None", "plain", "norms", "both", "own-both", "added-and-updated", "added-and-tokens")
-    labels = [label for label in requests if label.startswith(kinds) and label.endswith("1")]
-    found = answers(checkpoint, kept, labels, kind=AheadHarness, backend=backend)
-    assert {label: tokens for label, (tokens, _) in found.items()} == {
-        label: requests[label][2] for label in labels
-    }
+    found = answers(checkpoint, kept, requests, kind=AheadHarness, backend=on_host)
+    for label, (_, _, expected) in requests.items():
+        assert found[label][0] == expected, label
+
+
+def test_kernels_for_a_gpu_give_the_same_tokens(checkpoint, kept):
+    labels = ["None-0", "norms-0", "added-and-updated-0"]
+    options = {"max_num_seqs": 3, "max_num_batched_tokens": 4, "max_loras_per_batch": 2}
+    found = answers(checkpoint, kept, labels, backend=lambda: interpreted(None), **options)
+    for label in labels:
+        assert found[label][0] == checkpoint[2][label][2], label
 
 
 def test_rows_of_others_stay_the_same_bits(checkpoint, kept):
