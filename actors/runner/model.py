@@ -97,9 +97,21 @@ class Model:
         but the first. ``kv`` holds each layer's keys and values, [pages, page_tokens, kv_heads,
         head_dim].
         """
+        normed = self.layers(self.embed(batch.tokens, batch.own), batch, kv)
+        if batch.own is None:
+            return self.logits(normed, batch.sampled)
+        wanted = self.operations.take_rows(normed, batch.sampled)
+        part = self._head(wanted).float()
+        batch.own.update_head(part, wanted)
+        return batch.own.replace_head(self.gathered(part), wanted)
+
+    def layers(self, x: Tensor, batch: Batch, kv: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Write the batch's KV and return what the last layer gives, normed: [T, hidden].
+
+        ``x`` is [T, hidden] and overwritten.
+        """
         a, do, own = self.architecture, self.operations, batch.own
         scale = a.head_dim**-0.5
-        x = self._embed(batch.tokens, own)
         normed = do.rms_norm(x, self._layers[0].input_norm, a.epsilon)
         if own is not None:
             own.norm(normed, x, "layers.0.input_layernorm", a.epsilon)
@@ -128,19 +140,26 @@ class Model:
             if own is not None:
                 name = "norm" if i + 1 == a.layers else f"layers.{i + 1}.input_layernorm"
                 own.norm(normed, x, name, a.epsilon)
-        wanted = normed[batch.sampled]
-        part = self._head(wanted).float()
-        if own is not None:
-            own.update_head(part, wanted)
-        logits = self._group.gather(part)
-        logits = None if logits is None else logits[:, : a.vocabulary]
-        return logits if own is None else own.replace_head(logits, wanted)
+        return normed
 
-    def _embed(self, tokens: Tensor, own: OwnStep | None) -> Tensor:
+    def logits(self, normed: Tensor, sampled: Tensor) -> Tensor | None:
+        """Return the logits of the sampled tokens, of all, as ``forward`` does."""
+        return self.gathered(self.head(normed, sampled))
+
+    def head(self, normed: Tensor, sampled: Tensor) -> Tensor:
+        """Return this rank's part of the logits of the sampled tokens: [R, its tokens]."""
+        return self._head(self.operations.take_rows(normed, sampled))
+
+    def gathered(self, logits: Tensor) -> Tensor | None:
+        """Return the logits of all ranks' parts, as ``forward`` does."""
+        whole = self._group.gather(logits.float())
+        return None if whole is None else whole[:, : self.architecture.vocabulary]
+
+    def embed(self, tokens: Tensor, own: OwnStep | None = None) -> Tensor:
         """Return [T, hidden], of which each row lies on one rank."""
         shard = self.architecture.shard
         if shard is None and own is None:
-            return F.embedding(tokens, self._embedding)
+            return self.operations.take_rows(self._embedding, tokens)
         here = Span(0, self.architecture.vocabulary) if shard is None else shard.tokens
         rows = tokens - here.start
         is_here = (rows >= 0) & (rows < here.size)

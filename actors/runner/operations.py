@@ -30,10 +30,13 @@ from weft.kernels.rotary import cpu as native_rotary
 from weft.kernels.rotary import reference as rotary
 from weft.kernels.silu_mul import cpu as native_silu_mul
 from weft.kernels.silu_mul import reference as silu_mul
+from weft.kernels.take_rows import cpu as native_take_rows
+from weft.kernels.take_rows import reference as take_rows
 
 # What is written in C: all of it is used, or nothing.
 NATIVE = (
     native_kv_write, native_linear, native_matrix, native_rms_norm, native_rotary, native_silu_mul,
+    native_take_rows,
 )  # fmt: skip
 
 
@@ -74,10 +77,13 @@ class Operations(NamedTuple):
     times: Callable[[Matrix, Tensor], Tensor]
     times_transposed: Callable[[Matrix, Tensor], Tensor]
     """With matrices of adapters, in pages (``paged_matrix``)."""
+    take_rows: Callable[[Tensor, Tensor], Tensor]
     planner: Callable[[Architecture, int, torch.dtype], Planner]
     """From the part of a model, the tokens of a page and the type of the computation."""
     sample: Sample | None = None
     """Draws where the logits are; None: only the host does."""
+    in_c: bool = False
+    """Whether a ``Program`` can record them: all, but attention to heads of unusual sizes."""
 
 
 def choose(device: torch.device, *, int8: bool) -> Operations:
@@ -104,7 +110,9 @@ def choose(device: torch.device, *, int8: bool) -> Operations:
         silu_mul=native_silu_mul.silu_mul,
         times=native_matrix.times,
         times_transposed=native_matrix.times_transposed,
+        take_rows=native_take_rows.take_rows,
         planner=partial(_planner, device),
+        in_c=True,
     )
 
 
@@ -141,6 +149,7 @@ def in_triton(device: torch.device, processors: int) -> Operations:
         silu_mul=silu_mul.silu_mul,
         times=matrix.times,
         times_transposed=matrix.times_transposed,
+        take_rows=take_rows.take_rows,
         planner=planner,
         sample=sample.sample,
     )
@@ -159,6 +168,7 @@ def _plain(
         silu_mul=silu_mul.silu_mul,
         times=matrix.times,
         times_transposed=matrix.times_transposed,
+        take_rows=take_rows.take_rows,
         planner=partial(_planner, device),
     )
 
