@@ -101,7 +101,7 @@ class Eager:
         parts = self._parts
         own = parts.model.own(parts.lora.own(host, torch.from_numpy))
         if self._recorded is None or own is not None:
-            logits = self.forward(host, own)
+            logits = self._forward(host, own)
         else:
             logits = self._recorded.forward(host)
         rows = host.sampled_rows
@@ -113,7 +113,7 @@ class Eager:
                 logits,
                 rows.tolist(),
                 host.sampled_positions.tolist(),
-                None if own is None else own.tokens(len(rows), vocabulary),
+                own.tokens(len(rows), vocabulary) if own else None,
             )
         parts.group.broadcast(drawn.tokens)
         self._rows.feed(rows, drawn.tokens.numpy())
@@ -121,7 +121,7 @@ class Eager:
         answer = StepDone(number, drawn.tokens.tolist(), drawn.failed, drawn.logprobs, elapsed_us)
         return Done(answer)
 
-    def forward(self, host: HostBatch, own: OwnStep | None) -> Tensor | None:
+    def _forward(self, host: HostBatch, own: OwnStep | None) -> Tensor | None:
         """Return the logits of a step's sampled tokens, one operation after the other."""
         parts, tensor = self._parts, torch.from_numpy
         batch = Batch(

@@ -146,10 +146,10 @@ class LoraSlots:
         ]
         self.kernel = make(arena, self._tables, widths)
         self.digests: list[str | None] = [None] * slots
+        self.times = Histogram(LOAD_BUCKETS_S)
         self._own: list[Own | None] = [None] * slots
         rank, size = base.group.rank, base.group.size
         self._reader = Reader(architecture.vocabulary, architecture.shard, rank, size)
-        self.times = Histogram(LOAD_BUCKETS_S)
 
     def fill(
         self,

@@ -97,13 +97,9 @@ class Model:
         but the first. ``kv`` holds each layer's keys and values, [pages, page_tokens, kv_heads,
         head_dim].
         """
-        normed = self.layers(self.embed(batch.tokens, batch.own), batch, kv)
-        if batch.own is None:
-            return self.logits(normed, batch.sampled)
-        wanted = self.operations.take_rows(normed, batch.sampled)
-        part = self._head(wanted).float()
-        batch.own.update_head(part, wanted)
-        return batch.own.replace_head(self.gathered(part), wanted)
+        own = batch.own
+        normed = self.layers(self.embed(batch.tokens, own), batch, kv)
+        return self.logits(normed, batch.sampled, own)
 
     def layers(self, x: Tensor, batch: Batch, kv: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Write the batch's KV and return what the last layer gives, normed: [T, hidden].
@@ -142,18 +138,23 @@ class Model:
                 own.norm(normed, x, name, a.epsilon)
         return normed
 
-    def logits(self, normed: Tensor, sampled: Tensor) -> Tensor | None:
+    def logits(self, normed: Tensor, sampled: Tensor, own: OwnStep | None) -> Tensor | None:
         """Return the logits of the sampled tokens, of all, as ``forward`` does."""
-        return self.gathered(self.head(normed, sampled))
+        wanted = self.operations.take_rows(normed, sampled)
+        part = self.head(wanted)
+        if own is not None:
+            own.update_head(part, wanted)
+        logits = self.gathered(part)
+        return logits if own is None else own.replace_head(logits, wanted)
 
-    def head(self, normed: Tensor, sampled: Tensor) -> Tensor:
-        """Return this rank's part of the logits of the sampled tokens: [R, its tokens]."""
-        return self._head(self.operations.take_rows(normed, sampled))
+    def head(self, wanted: Tensor) -> Tensor:
+        """Return this rank's part of the base's logits, float32: [R, its tokens]."""
+        return self._head(wanted).float()
 
-    def gathered(self, logits: Tensor) -> Tensor | None:
-        """Return the logits of all ranks' parts, as ``forward`` does."""
-        whole = self._group.gather(logits.float())
-        return None if whole is None else whole[:, : self.architecture.vocabulary]
+    def gathered(self, part: Tensor) -> Tensor | None:
+        """Return the base's logits of all ranks' parts, on the first."""
+        logits = self._group.gather(part)
+        return None if logits is None else logits[:, : self.architecture.vocabulary]
 
     def embed(self, tokens: Tensor, own: OwnStep | None = None) -> Tensor:
         """Return [T, hidden], of which each row lies on one rank."""

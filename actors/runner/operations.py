@@ -74,10 +74,10 @@ class Operations(NamedTuple):
     rotary_: Callable[[Tensor, Tensor, Tensor, Tensor], None]
     kv_write: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     silu_mul: Callable[[Tensor], Tensor]
+    take_rows: Callable[[Tensor, Tensor], Tensor]
     times: Callable[[Matrix, Tensor], Tensor]
     times_transposed: Callable[[Matrix, Tensor], Tensor]
     """With matrices of adapters, in pages (``paged_matrix``)."""
-    take_rows: Callable[[Tensor, Tensor], Tensor]
     planner: Callable[[Architecture, int, torch.dtype], Planner]
     """From the part of a model, the tokens of a page and the type of the computation."""
     sample: Sample | None = None
@@ -108,9 +108,9 @@ def choose(device: torch.device, *, int8: bool) -> Operations:
         rotary_=native_rotary.rotary_,
         kv_write=native_kv_write.kv_write,
         silu_mul=native_silu_mul.silu_mul,
+        take_rows=native_take_rows.take_rows,
         times=native_matrix.times,
         times_transposed=native_matrix.times_transposed,
-        take_rows=native_take_rows.take_rows,
         planner=partial(_planner, device),
         in_c=True,
     )
@@ -147,9 +147,9 @@ def in_triton(device: torch.device, processors: int) -> Operations:
         rotary_=rotary.rotary_,
         kv_write=kv_write.kv_write,
         silu_mul=silu_mul.silu_mul,
+        take_rows=take_rows.take_rows,
         times=matrix.times,
         times_transposed=matrix.times_transposed,
-        take_rows=take_rows.take_rows,
         planner=planner,
         sample=sample.sample,
     )
@@ -166,9 +166,9 @@ def _plain(
         rotary_=rotary.rotary_,
         kv_write=kv_write.kv_write,
         silu_mul=silu_mul.silu_mul,
+        take_rows=take_rows.take_rows,
         times=matrix.times,
         times_transposed=matrix.times_transposed,
-        take_rows=take_rows.take_rows,
         planner=partial(_planner, device),
     )
 

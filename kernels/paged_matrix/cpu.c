@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "team.h"
 #include "vector.h"
 
 enum { ROWS = 8, COLUMNS = 128, GRANULE = ROWS * COLUMNS };
@@ -16,15 +17,19 @@ enum { ROWS = 8, COLUMNS = 128, GRANULE = ROWS * COLUMNS };
  * with so many columns. */
 enum { TILE_TOKENS = 2, TILE_ROWS = 4, TILE_VECTORS = 8 };
 
-/* Weights that take one thread as long as it takes to wake the others, some 20 us. */
-enum { WORTH_THREADS = 1 << 17 };
-
 /* Granule (block of columns, group of rows) is granules[places[block * groups + group]]. */
 typedef struct {
     const char *granules;
     const int64_t *places;
     int64_t rows, columns, is_half;
 } matrix;
+
+/* What is multiplied with it, a row for each of the batch's. */
+typedef struct {
+    matrix matrix;
+    const float *x;
+    float *y;
+} product;
 
 #define UNROLL _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
@@ -92,16 +97,15 @@ INLINE void group_of_rows(
                 tile(1, is_half, m, group, first, x + t * m->columns, y + t * m->rows);
 }
 
-/* x [count, columns], y [count, rows]. */
-void weft_matrix_times_transposed(const matrix *m, const float *x, int64_t count, float *y)
+/* x [rows, columns of M], y [rows, rows of M]. */
+void weft_matrix_times_transposed(team *t, const product *p, int64_t rows)
 {
-    const int64_t groups = blocks(m->rows, ROWS);
-#pragma omp parallel for schedule(static) if (count * m->rows * m->columns > WORTH_THREADS)
-    for (int64_t group = 0; group < groups; group++)
+    const matrix *m = &p->matrix;
+    for (int64_t group; (group = take(t, blocks(m->rows, ROWS))) >= 0;)
         if (m->is_half)
-            group_of_rows(1, m, group, x, count, y);
+            group_of_rows(1, m, group, p->x, rows, p->y);
         else
-            group_of_rows(0, m, group, x, count, y);
+            group_of_rows(0, m, group, p->x, rows, p->y);
 }
 
 /* A row of y, as far as it is in one block of columns. */
@@ -126,15 +130,14 @@ INLINE void block_of_columns(
     memcpy(y + block * COLUMNS, out, columns * sizeof(float));
 }
 
-/* v [count, rows], y [count, columns]. */
-void weft_matrix_times(const matrix *m, const float *v, int64_t count, float *y)
+/* x [rows, rows of M], y [rows, columns of M]. */
+void weft_matrix_times(team *t, const product *p, int64_t rows)
 {
-    const int64_t all = blocks(m->columns, COLUMNS);
-#pragma omp parallel for schedule(static) if (count * m->rows * m->columns > WORTH_THREADS)
-    for (int64_t block = 0; block < all; block++)
-        for (int64_t t = 0; t < count; t++)
+    const matrix *m = &p->matrix;
+    for (int64_t block; (block = take(t, blocks(m->columns, COLUMNS))) >= 0;)
+        for (int64_t r = 0; r < rows; r++)
             if (m->is_half)
-                block_of_columns(1, m, block, v + t * m->rows, y + t * m->columns);
+                block_of_columns(1, m, block, p->x + r * m->rows, p->y + r * m->columns);
             else
-                block_of_columns(0, m, block, v + t * m->rows, y + t * m->columns);
+                block_of_columns(0, m, block, p->x + r * m->rows, p->y + r * m->columns);
 }

@@ -8,55 +8,47 @@ import torch
 from torch import Tensor
 
 from weft.kernels.native.library import NUMBER, POINTER, beside
+from weft.kernels.native.program import Operation, empty
 from weft.kernels.paged_matrix.reference import Matrix
 
 
-class _Matrix(ctypes.Structure):
-    """``matrix`` in cpu.c."""
+class _Product(ctypes.Structure):
+    """``product`` in cpu.c."""
 
     _fields_ = [
         *((name, POINTER) for name in ("granules", "places")),
         *((name, NUMBER) for name in ("rows", "columns", "is_half")),
+        *((name, POINTER) for name in ("x", "y")),
     ]
 
 
-library = beside(
-    __file__,
-    weft_matrix_times=[None, ctypes.POINTER(_Matrix), POINTER, NUMBER, POINTER],
-    weft_matrix_times_transposed=[None, ctypes.POINTER(_Matrix), POINTER, NUMBER, POINTER],
-)
+library = beside(__file__)
+_times = Operation(library, "weft_matrix_times")
+_times_transposed = Operation(library, "weft_matrix_times_transposed")
 
 
 def times(m: Matrix, v: Tensor) -> Tensor:
     """Compute what ``reference.times`` computes, in float32. A row's bits depend on it alone."""
     assert v.shape[1] == m.rows
-    v, y = _float32(v), torch.empty(len(v), m.columns)
-    kernel = library()
-    assert kernel is not None
-    kernel.weft_matrix_times(_struct(m), v.data_ptr(), len(v), y.data_ptr())
-    return y
+    return _multiply(_times, m, v, m.columns)
 
 
 def times_transposed(m: Matrix, x: Tensor) -> Tensor:
     """Compute what ``reference.times_transposed`` computes, likewise."""
     assert x.shape[1] == m.columns
-    x, y = _float32(x), torch.empty(len(x), m.rows)
-    kernel = library()
-    assert kernel is not None
-    kernel.weft_matrix_times_transposed(_struct(m), x.data_ptr(), len(x), y.data_ptr())
-    return y
+    return _multiply(_times_transposed, m, x, m.rows)
 
 
-def _float32(x: Tensor) -> Tensor:
+def _multiply(operation: Operation, m: Matrix, x: Tensor, columns: int) -> Tensor:
     assert x.dtype == torch.float32
-    return x.contiguous()
-
-
-def _struct(m: Matrix) -> _Matrix:
     assert m.granules.dtype in (torch.float32, torch.bfloat16)
     assert m.granules.is_contiguous()
     assert m.places.is_contiguous()
-    return _Matrix(
+    x, y = x.contiguous(), empty(len(x), columns)
+    product = _Product(
         m.granules.data_ptr(), m.places.data_ptr(), m.rows, m.columns,
-        m.granules.dtype == torch.bfloat16,
+        m.granules.dtype == torch.bfloat16, x.data_ptr(), y.data_ptr(),
     )  # fmt: skip
+    work = (len(x) + 4) * m.rows * m.columns
+    operation(product, len(x), reads=[x], writes=[y], work=work)
+    return y
