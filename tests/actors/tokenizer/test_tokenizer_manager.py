@@ -322,7 +322,7 @@ def test_models_are_listed_without_the_refused(desk):
 
 def test_a_schedulers_rejection_reaches_the_client(desk):
     refused = Refused("a", "queue_full", "full", None, 2.0)
-    desk.hear(Reject("bob", refused), source="scheduler")
+    desk.hear(Reject("bob", refused, "c0" * 16), source="scheduler")
     assert desk.advance() == [Send("bob", refused)]
 
 
