@@ -174,7 +174,7 @@ class LoraSlots:
             laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
             run(partial(granules.write, self._arena, layer, pages, laid))
             used = max(used, len(laid))
-        self._own[slot] = self._reader.load(file, scales, Writer(self._arena, pages, used))
+        self._own[slot] = self._reader.load(file, scales, Writer(self._arena, pages, used, run))
         run(self.kernel.stage(slot))
         self.digests[slot] = digest
         self.times.add(time.perf_counter_ns() - started_ns)
