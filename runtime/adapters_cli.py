@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os.path
+import os
 
 from weft.runtime import sources
 from weft.runtime.client import Adapter, Changed, Client, Disconnected, NoRun, Refused
@@ -65,7 +65,7 @@ def _done(client: Client, options: argparse.Namespace) -> str:
             pinned = True if options.pin else None
             changed = client.load_adapter(
                 options.name,
-                _located(options.source),
+                sources.located(options.source, os.getcwd()),
                 replace=options.replace,
                 pinned=pinned,
                 digest=options.digest,
@@ -79,13 +79,6 @@ def _done(client: Client, options: argparse.Namespace) -> str:
         case _:
             raise AssertionError(options.action)
     return _told(options.name, changed)
-
-
-def _located(source: str) -> str:
-    """Return a source that does not depend on the current directory."""
-    place, _ = sources.split_digest(source)
-    is_elsewhere = sources.is_remote(place) or sources.hub_id(place, os.curdir) is not None
-    return source if is_elsewhere else os.path.abspath(source)
 
 
 def _told(name: str, changed: Changed) -> str:
