@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple, assert_never
 
+import msgspec
+
 from weft.actors.adapters.again import Again
 from weft.actors.adapters.asked import Asked, CannotDo, check_name, full, unknown
 from weft.actors.adapters.cache import Bounds, HostCache, Resident
@@ -35,6 +37,7 @@ from weft.runtime.messages import (
     Inspection,
     ListAdapters,
     LoadAdapter,
+    LoadMetrics,
     PinAdapter,
     PrefetchAdapter,
     Release,
@@ -142,11 +145,8 @@ class AdapterStore:
                 self._settle(version)
             case Retired(digest, version):
                 self._forget(digest, version)
-            case Inspection(client, label, sections, adapters):
-                self.check()
-                sections = {**sections, "adapters": self._counters()}
-                inspection = Inspection(client, label, sections, adapters)
-                self._outbox.append(Send("scheduler", inspection))
+            case Inspection():
+                self._outbox.append(Send("scheduler", self._inspect(message)))
             case _:
                 assert_never(message)
         return []
@@ -329,7 +329,7 @@ class AdapterStore:
         for loaded in finished:
             reading = self._reading.pop(loaded.ticket, None)
             if reading is None:
-                self._fetcher.take(loaded)
+                self._fetcher.take(loaded, self._now_ns)
                 continue
             self._count(reading, loaded)
             line = self._lines.pop(reading.name)
@@ -345,6 +345,8 @@ class AdapterStore:
         self._counts["reads"] += 1
         self._counts["read_us"] += (self._now_ns - reading.started_ns) // 1000
         self._counts["read_failures"] += isinstance(loaded.result, BadAdapter)
+        if isinstance(loaded.result, Content) and loaded.result.file is not None:
+            self._fetcher.reads.add(self._now_ns - reading.started_ns)
 
     def _expected(self, reading: _Reading, result: Content | BadAdapter) -> Content | BadAdapter:
         """Refuse content with another digest than the one that was told with its source."""
@@ -537,18 +539,18 @@ class AdapterStore:
 
     def _grant(self) -> bool:
         """Answer whom there is an answer for; return whether there was anybody."""
-        granted = self._fetcher.grant()
+        granted = self._fetcher.grant(self._now_ns)
         for want, result in granted:
             self._granted(want, result)
         return bool(granted)
 
     def _granted(self, want: Want, result: Resident | CannotDo) -> None:
-        digest, asked = want
+        digest, asked, _ = want
         if asked is None:
             answer = (
                 AcquireFailed(digest, str(result))
                 if isinstance(result, CannotDo)
-                else Acquired(*result)
+                else Acquired(*result, want.is_missed)
             )
             self._outbox.append(Send("scheduler", answer))
             return
@@ -586,13 +588,23 @@ class AdapterStore:
             digest=entry.digest or None,
             root=entry.root,
             rank=entry.rank or None,
-            size_bytes=resident.size_bytes if resident else None,
+            size_bytes=self._registry.size_bytes(entry.digest) if entry.digest else None,
             tier="host" if resident else "disk",
             pinned=self._registry.is_pinned(entry.name),
             requests=0,
             requests_total=0,
             created_s=entry.created_s,
             refused=entry.refused,
+        )
+
+    def _inspect(self, inspection: Inspection) -> Inspection:
+        self.check()
+        reads = self._fetcher.reads
+        told = LoadMetrics("adapters", "host", list(reads.counts), reads.sum_s)
+        return msgspec.structs.replace(
+            inspection,
+            sections={**inspection.sections, "adapters": self._counters()},
+            loads=[*inspection.loads, told],
         )
 
     def _counters(self) -> dict[str, float]:

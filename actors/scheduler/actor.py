@@ -30,6 +30,7 @@ from weft.runtime.messages import (
     Acquired,
     AcquireFailed,
     AdapterReply,
+    AdapterState,
     Begin,
     CatalogSeen,
     ClientGone,
@@ -162,6 +163,10 @@ class Scheduler:
             log.info("rejected: %s", refused.code, extra={"request": generate.request_id})
             return [Send("tokenizer", Reject(generate.client, refused))]
         request = self._requests.add(generate, now_ns)
+        if generate.adapter is not None:
+            # Whether it lies in host memory is heard once it has been asked for.
+            is_there = composer is not None and generate.adapter in composer.slots.resident
+            request.tier = "device" if is_there else "host"
         self._metrics.accepted(request)
         log.info(
             "accepted: %d prompt tokens, %d choices, model %s, %d requests",
@@ -217,6 +222,8 @@ class Scheduler:
         composer.host.arrived(acquired)
         for sequence in list(composer.waiting):
             if sequence.request.generate.adapter == acquired.digest:
+                if acquired.was_read and sequence.request.tier == "host":
+                    sequence.request.tier = "disk"
                 self._limit(sequence, composer)
 
     def _cancel(self, requests: list[Request]) -> None:
@@ -385,17 +392,21 @@ class Scheduler:
             return reply
         resident: Set[str] = self._composer.slots.resident if self._composer else frozenset()
         live = Counter(request.generate.adapter for request in self._requests)
-        states = [
-            msgspec.structs.replace(
+
+        def complete(state: AdapterState) -> AdapterState:
+            if state.digest is None:
+                return state
+            counters = self._metrics.of(state.digest)
+            return msgspec.structs.replace(
                 state,
                 tier="device" if state.digest in resident else state.tier,
                 requests=live[state.digest],
-                requests_total=self._metrics.requests(state.digest),
+                requests_total=counters.requests,
+                hits=list(counters.hits),
+                queue_s_mean=counters.queue.mean_s,
             )
-            if state.digest is not None
-            else state
-            for state in answer.adapters
-        ]
+
+        states = list(map(complete, answer.adapters))
         return AdapterReply(reply.client, msgspec.structs.replace(answer, adapters=states))
 
     # ---- inspection -----------------------------------------------------------------------------
@@ -410,9 +421,11 @@ class Scheduler:
         self.check()
         resident: Set[str] = self._composer.slots.resident if self._composer else frozenset()
         sections = {**inspection.sections, "scheduler": self._counters()}
-        metrics = self._metrics.report(resident)
+        metrics = self._metrics.report(resident, self._requests)
         tenants = self._metrics.report_tenants(self._payers.tenants.counter)
-        forward = Inspection(inspection.client, inspection.label, sections, metrics, tenants)
+        forward = msgspec.structs.replace(
+            inspection, sections=sections, adapters=metrics, tenants=tenants
+        )
         return [Send(self._runners[0], forward)]
 
     def _counters(self) -> dict[str, float]:
