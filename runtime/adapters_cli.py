@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os.path
+import os
 from typing import Any
 
 from weft.runtime import sources
@@ -58,7 +58,7 @@ def _done(client: Client, options: argparse.Namespace) -> str:
             pinned = True if options.pin else None
             changed = client.load_adapter(
                 options.name,
-                _located(options.source),
+                sources.located(options.source, os.getcwd()),
                 replace=options.replace,
                 pinned=pinned,
                 digest=options.digest,
@@ -103,13 +103,6 @@ def _listed(client: Client, options: argparse.Namespace) -> str:
         chosen = view.page(view.chosen(adapters))
         return json.dumps([adapter._asdict() for adapter in chosen], indent=1)
     return f"{table(adapters, view)}\n\n{summary(adapters, client.inspect())}"
-
-
-def _located(source: str) -> str:
-    """Return a source that does not depend on the current directory."""
-    place, _ = sources.split_digest(source)
-    is_elsewhere = sources.is_remote(place) or sources.hub_id(place, os.curdir) is not None
-    return source if is_elsewhere else os.path.abspath(source)
 
 
 def _told(name: str, changed: Changed) -> str:

@@ -59,9 +59,10 @@ class _Reading(NamedTuple):
     """A name whose source is being read: for a client, or because it is to be known (None)."""
 
     name: str
-    source: str  # with the digest that its content must have, if one was told
+    source: str
     asked: Asked | None
     started_ns: int
+    digest: str | None  # that its content must have, if one was told
 
 
 class _Unseen(NamedTuple):
@@ -116,10 +117,10 @@ class AdapterStore:
         self._seen = 0  # the catalog by which the tokenizer resolves names
         self._outbox: deque[Send] = deque()
         self._counts = dict.fromkeys(("reads", "read_failures", "read_us", "loads", "unloads"), 0)
-        remote = {n: s for n, s in config.adapters.items() if sources.is_remote(s)}
-        for name, folder in config.adapters.items():
-            if name not in remote:
-                self._read(name, folder)
+        named = {name: sources.split_digest(text) for name, text in config.adapters.items()}
+        for name, (source, digest) in named.items():
+            if not sources.is_remote(source):
+                self._read(name, source, digest=digest)
         finished: list[Loaded] = []
         while len(finished) < len(self._reading):
             loader.wait()
@@ -127,9 +128,10 @@ class AdapterStore:
         # In the order of the configuration, whichever was read first.
         self._hear(sorted(finished, key=lambda loaded: loaded.ticket))
         # No network holds up the start: whoever asks for these before they have come waits.
-        for name, source in remote.items():
-            self._registry.put(self._entry(name, source, None, None))
-            self._read(name, source)
+        for name, (source, digest) in named.items():
+            if sources.is_remote(source):
+                self._registry.put(self._entry(name, source, None, None))
+                self._read(name, source, digest=digest)
 
     def receive(self, source: str, message: AdaptersInbox, now_ns: int) -> list[Send]:
         """Take in one message; answers leave with the next ``advance``."""
@@ -246,11 +248,12 @@ class AdapterStore:
                 if self._registry.find(name) is None and len(self._registry) >= NAMES_MAX:
                     text = f"{NAMES_MAX} adapters are known already; unload some"
                     raise CannotDo("invalid_value", text, "name")
+                given = asked.operation.source, asked.operation.digest
                 try:
-                    source = self._roots.resolve(asked.operation.source, asked.operation.digest)
+                    source, digest = self._roots.resolve(*given)
                 except BadAdapter as error:
                     raise CannotDo("invalid_value", f"source: {error}", "source") from None
-                self._read(name, source, asked)
+                self._read(name, source, asked, digest=digest)
             case UnloadAdapter(_, name):
                 self._unload(name, asked)
             case PinAdapter() | PrefetchAdapter():
@@ -312,12 +315,13 @@ class AdapterStore:
 
     # ---- names ----------------------------------------------------------------------------------
 
-    def _read(self, name: str, source: str, asked: Asked | None = None) -> None:
+    def _read(
+        self, name: str, source: str, asked: Asked | None = None, *, digest: str | None = None
+    ) -> None:
         assert name not in self._lines
         self._lines[name] = deque()
-        place, _ = sources.split_digest(source)
-        ticket = self._loader.start(place, with_file=asked is not None)
-        self._reading[ticket] = _Reading(name, source, asked, self._now_ns)
+        ticket = self._loader.start(source, with_file=asked is not None)
+        self._reading[ticket] = _Reading(name, source, asked, self._now_ns, digest)
 
     def _take_loaded(self) -> bool:
         """Take in what has been read; return whether there was anything."""
@@ -350,13 +354,13 @@ class AdapterStore:
 
     def _expected(self, reading: _Reading, result: Content | BadAdapter) -> Content | BadAdapter:
         """Refuse content with another digest than the one that was told with its source."""
-        place, digest = sources.split_digest(reading.source)
-        if digest is None or isinstance(result, BadAdapter) or result.digest == digest:
+        expected = reading.digest
+        if expected is None or isinstance(result, BadAdapter) or result.digest == expected:
             return result
         self._memory.discard(result)
         return BadAdapter(
-            f"the content of {place} has the digest {result.digest}, not {digest} as was asked "
-            f"for; is it what you want? then give its digest, or none"
+            f"the content of {reading.source} has the digest {result.digest}, not {expected} as "
+            f"was asked for; is it what you want? then give its digest, or none"
         )
 
     def _name(self, reading: _Reading, result: Content | BadAdapter) -> None:
@@ -365,7 +369,7 @@ class AdapterStore:
         if entry is not None and entry.digest:
             return
         if isinstance(result, Unavailable):
-            self._again.failed(reading.name, reading.source, self._now_ns)
+            self._again.failed(reading.name, reading.source, reading.digest, self._now_ns)
         if isinstance(result, BadAdapter):
             self._registry.put(self._entry(reading.name, reading.source, None, str(result)))
         elif problem := self._too_large(result):
@@ -375,11 +379,11 @@ class AdapterStore:
 
     def _try_again(self) -> None:
         """Read what could not be had, unless its name has come to mean something else."""
-        for name, source in self._again.due(self._now_ns):
+        for name, source, digest in self._again.due(self._now_ns):
             entry = self._registry.find(name)
             is_wanted = entry is not None and entry.refused is not None and entry.root == source
             if is_wanted and name not in self._lines:
-                self._read(name, source)
+                self._read(name, source, digest=digest)
             else:
                 self._again.forget(name)
 
