@@ -25,10 +25,12 @@ from weft.runtime.messages import (
     Catalog,
     CatalogSeen,
     ClientGone,
+    DeviceRoom,
     Discover,
     Generate,
     Inspect,
     Inspection,
+    KeepOnDevice,
     ListAdapters,
     ListModels,
     LoadAdapter,
@@ -233,8 +235,8 @@ def with_runners(count: int) -> Topology:
             ),
             Edge(
                 "adapters", "scheduler",
-                (Acquired, AcquireFailed, Retire, AdapterReply, Inspection),
-                (Acquire, Release, CatalogSeen, Retired),
+                (Acquired, AcquireFailed, KeepOnDevice, Retire, AdapterReply, Inspection),
+                (Acquire, Release, CatalogSeen, Retired, DeviceRoom),
                 1024, 1024,
             ),
             *(

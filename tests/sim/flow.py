@@ -180,7 +180,8 @@ class Flow:
             "adapters_held",
         ):  # fmt: skip
             assert scheduler[name] == 0, name
-        idle = sum(scheduler[f"pages_{name}"] for name in ("free", "cached", "adapters_idle"))
+        kinds = ("free", "cached", "adapters_idle", "adapters_held")
+        idle = sum(scheduler[f"pages_{kind}"] for kind in kinds)
         assert idle == scheduler["pages"]
         assert store["pinned"] == store["waiting"] == 0
         assert len(self.files.written) == store["loaded"]

@@ -116,6 +116,7 @@ class Shelves:
         for number, walker in enumerate(self.walkers):
             self.flow.world.spawn("client", walker, name=f"walker{number}")
         self.pinned = set()
+        self.on_device = set()  # of these
         self.changing = {}  # name -> (walker, operation)
         self.asked = []
         self.counts = {}
@@ -166,13 +167,16 @@ class Shelves:
         }
         assert len(self.flow.store._leaving) == 0
         ours = set(self.digests.values())
-        on_device = set(self.flow.scheduler._composer.slots.resident) & ours
+        on_device = set(self.flow.scheduler._composer.slots.resident)
         in_host = {path.split("/")[-1].split(".")[0] for path in self.flow.files.written} & ours
         cached = {key[1] for key in self.flow.scheduler._composer.cache._roots} & ours
-        assert on_device <= wanted
+        assert on_device & ours <= wanted
         assert in_host <= wanted
         assert cached <= wanted
         assert {name for name in NAMES if registry.is_pinned(name)} == self.pinned
+        assert {self.means[name] for name in self.on_device} == {
+            digest for digest in on_device if self.flow.scheduler._composer.slots.is_held(digest)
+        }
 
     # ---- what is done ---------------------------------------------------------------------------
 
@@ -197,7 +201,8 @@ class Shelves:
             case "unload":
                 operation = UnloadAdapter(label, name)
             case "pin":
-                operation = PinAdapter(label, name, pinned=self.rng.random() < 0.5)
+                pinned, on_device = self.rng.random() < 0.5, self.rng.random() < 0.5
+                operation = PinAdapter(label, name, pinned=pinned, on_device=on_device)
             case "prefetch":
                 operation = PrefetchAdapter(label, name)
         self.changing[name] = walker, operation
@@ -253,15 +258,20 @@ class Shelves:
         self.means[name] = after
         if isinstance(operation, PinAdapter):
             (self.pinned.add if operation.pinned else self.pinned.discard)(name)
+            is_there = operation.pinned and operation.on_device
+            (self.on_device.add if is_there else self.on_device.discard)(name)
         if isinstance(operation, LoadAdapter) and operation.pinned is not None:
             (self.pinned.add if operation.pinned else self.pinned.discard)(name)
+            self.on_device &= self.pinned
         if isinstance(operation, UnloadAdapter):
             self.pinned.discard(name)
+            self.on_device.discard(name)
             assert answer.adapters == []
         else:
             [state] = answer.adapters
             assert (state.name, state.digest) == (name, after)
             assert state.pinned == (name in self.pinned)
+            assert state.pinned_on_device == (name in self.on_device)
         # What a client hears is true already: whoever asks from now on gets the new meaning.
 
     def _outcomes(self, name, operation, before, after):

@@ -26,7 +26,7 @@ def walk(seed, model, folder, steps, **options):
 
 
 def walk_all(model, folder):
-    for seed in range(20):
+    for seed in range(60):
         walk(seed, model, folder, 150)
 
 

@@ -118,7 +118,7 @@ class Server(Run):
             "adapter_pins",
         )
         held = {name: scheduler[name] for name in names}
-        idle = ("pages_free", "pages_cached", "pages_adapters_idle")
+        idle = ("pages_free", "pages_cached", "pages_adapters_idle", "pages_adapters_held")
         held["pages lost"] = scheduler["pages"] - sum(scheduler[name] for name in idle)
         held |= {name: detokenizer[name] for name in ("sequences", "characters_unsent")}
         for role in filter(lambda role: role.startswith("runner"), sections):
