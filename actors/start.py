@@ -65,8 +65,10 @@ def _adapters(config: Config, run_dir: Path, wakes: select.epoll) -> Actor[Any]:
     from weft.actors.adapters.actor import AdapterStore
     from weft.actors.adapters.base import BaseShapes
     from weft.actors.adapters.files import LocalFiles
+    from weft.actors.adapters.place import fitted
     from weft.actors.adapters.sandbox import SandboxedLoader
 
+    config = fitted(config, run_dir)
     base, now_s = BaseShapes.load(config.model), int(time.time())
     loader = SandboxedLoader(config, base, run_dir / "adapters", wakes)
     return AdapterStore(config, LocalFiles(), loader, str(run_dir), started_s=now_s)

@@ -193,9 +193,14 @@ class LoraSlots:
         self.digests[slot] = digest
         self.times.add(time.perf_counter_ns() - started_ns)
 
+    @property
+    def has_group(self) -> bool:
+        """Whether there are other ranks."""
+        return self._base.group.size > 1
+
     def needs_group(self, file: AdapterFile) -> bool:
         """Whether all ranks must fill at the same time: they add up the lengths of DoRA's rows."""
-        return self._base.group.size > 1 and any(
+        return self.has_group and any(
             name.endswith(".magnitude")
             for name in file.keys()  # noqa: SIM118
         )
