@@ -7,6 +7,7 @@ import json
 import os.path
 from typing import Any
 
+from weft.runtime import sources
 from weft.runtime.adapters_table import ROWS, SORTS, TIERS, View, summary, table
 from weft.runtime.client import Changed, Client, Disconnected, NoRun, Refused
 from weft.runtime.config import ConfigError
@@ -24,9 +25,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     listing = actions.add_parser("list", help="a table of them (what happens without an action)")
     _add_view(parser, is_action=False)
     _add_view(listing, is_action=True)
-    load = actions.add_parser("load", help="let a name mean the adapter of a folder")
+    load = actions.add_parser("load", help="let a name mean an adapter")
     load.add_argument("name", metavar="NAME")
-    load.add_argument("source", metavar="FOLDER")
+    load.add_argument("source", metavar="SOURCE", help="a folder, org/name of the hub, or a URL")
+    load.add_argument("--digest", metavar="SHA256", help="that its content must have")
     load.add_argument("--replace", action="store_true", help="though it means another one now")
     load.add_argument("--pin", action="store_true", help="keep it in host memory")
     pin = actions.add_parser("pin", help="keep an adapter in host memory")
@@ -45,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         with Client(options.run, name="command") as client:
             print(_done(client, options))
-    except (NoRun, Disconnected, Refused) as error:
+    except (NoRun, Disconnected, Refused, sources.BadSource) as error:
         raise ConfigError(str(error)) from None
     return 0
 
@@ -56,9 +58,12 @@ def _done(client: Client, options: argparse.Namespace) -> str:
             return _listed(client, options)
         case "load":
             pinned = True if options.pin else None
-            source = os.path.abspath(options.source)
             changed = client.load_adapter(
-                options.name, source, replace=options.replace, pinned=pinned
+                options.name,
+                _located(options.source),
+                replace=options.replace,
+                pinned=pinned,
+                digest=options.digest,
             )
         case "unload":
             changed = client.unload_adapter(options.name)
@@ -102,6 +107,13 @@ def _listed(client: Client, options: argparse.Namespace) -> str:
         chosen = view.page(view.chosen(adapters))
         return json.dumps([adapter._asdict() for adapter in chosen], indent=1)
     return f"{table(adapters, view)}\n\n{summary(adapters, client.inspect())}"
+
+
+def _located(source: str) -> str:
+    """Return a source that does not depend on the current directory."""
+    place, _ = sources.split_digest(source)
+    is_elsewhere = sources.is_remote(place) or sources.hub_id(place, os.curdir) is not None
+    return source if is_elsewhere else os.path.abspath(source)
 
 
 def _told(name: str, changed: Changed) -> str:

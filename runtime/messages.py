@@ -124,9 +124,10 @@ class LoadAdapter(Message, frozen=True):
 
     label: str
     name: str
-    source: str  # a PEFT folder, inside the allowed roots
+    source: str  # a PEFT folder, inside the allowed roots; or org/name of the hub, or a URL
     replace: bool = False
     pinned: bool | None = None  # None: as it was, at first not
+    digest: str | None = None  # that the content must have, as AdapterState has it
 
 
 class UnloadAdapter(Message, frozen=True):

@@ -70,6 +70,14 @@ class HostLora:
         """Return what does nothing: these are the tables that the kernel reads."""
         return _nothing
 
+    def update_of(self, segments: Segments) -> LoraUpdate:
+        """Return the update of the steps that ``segments`` will be those of; for a program."""
+        return partial(self._kernel.add, segments=segments)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for a step of so many tokens; before each run of a program."""
+        self._kernel.reserve(tokens)
+
     def plan(
         self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None
     ) -> LoraUpdate:

@@ -93,7 +93,7 @@ class TorchEngine:
         self._arena = parts.arena
         self._executor: Executor
         if self._backend.ahead is None:
-            self._executor = Eager(parts, self._rows)
+            self._executor = Eager(parts, self._rows, limits)
         else:
             self._executor = ahead = Ahead(parts, limits, self._device, self._backend.ahead)
             scratch = warmup.Scratch(pages, config.block_size)
