@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from weft.actors.runner.lora import AdapterFile, open_file
-from weft.actors.runner.stream import Mark, Stream
+from weft.actors.runner.lora import open_file
+from weft.actors.runner.own import AdapterFile
+from weft.actors.runner.stream import Mark, Run, Stream
 from weft.runtime.messages import AdapterLoad, Step
 
 
@@ -25,7 +26,7 @@ class Slots(Protocol):
         digest: str,
         file: AdapterFile,
         pages: Sequence[int],
-        run: Callable[[Callable[[], None]], None] = ...,
+        run: Run = ...,
     ) -> None:
         """Replace what a slot holds by an adapter, whose weights are written into ``pages``.
 

@@ -167,16 +167,18 @@ class Shelves:
         }
         assert len(self.flow.store._leaving) == 0
         ours = set(self.digests.values())
-        on_device = set(self.flow.scheduler._composer.slots.resident)
+        composers = [scheduler._composer for scheduler in self.flow.schedulers.values()]
+        on_device = {digest for composer in composers for digest in composer.slots.resident} & ours
         in_host = {path.split("/")[-1].split(".")[0] for path in self.flow.files.written} & ours
-        cached = {key[1] for key in self.flow.scheduler._composer.cache._roots} & ours
-        assert on_device & ours <= wanted
+        cached = {key[1] for composer in composers for key in composer.cache._roots} & ours
+        assert on_device <= wanted
         assert in_host <= wanted
         assert cached <= wanted
         assert {name for name in NAMES if registry.is_pinned(name)} == self.pinned
-        assert {self.means[name] for name in self.on_device} == {
-            digest for digest in on_device if self.flow.scheduler._composer.slots.is_held(digest)
-        }
+        to_stay = {self.means[name] for name in self.on_device}
+        for composer in composers:
+            slots = composer.slots
+            assert to_stay == {digest for digest in slots.resident if slots.is_held(digest)}
 
     # ---- what is done ---------------------------------------------------------------------------
 
