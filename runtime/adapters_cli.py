@@ -31,9 +31,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     load.add_argument("--digest", metavar="SHA256", help="that its content must have")
     load.add_argument("--replace", action="store_true", help="though it means another one now")
     load.add_argument("--pin", action="store_true", help="keep it in host memory")
+    pin = actions.add_parser("pin", help="keep an adapter in host memory")
+    pin.add_argument("name", metavar="NAME")
+    pin.add_argument("--device", action="store_true", help="and on the device")
     for action, text in (
         ("unload", "forget a name, and wait until its memory is free"),
-        ("pin", "keep an adapter in host memory"),
         ("unpin", "let an adapter leave host memory"),
         ("prefetch", "read an adapter into host memory"),
     ):
@@ -65,8 +67,10 @@ def _done(client: Client, options: argparse.Namespace) -> str:
             )
         case "unload":
             changed = client.unload_adapter(options.name)
-        case "pin" | "unpin":
-            changed = client.pin_adapter(options.name, pinned=options.action == "pin")
+        case "pin":
+            changed = client.pin_adapter(options.name, on_device=options.device)
+        case "unpin":
+            changed = client.pin_adapter(options.name, pinned=False)
         case "prefetch":
             changed = client.prefetch_adapter(options.name)
         case _:

@@ -11,12 +11,13 @@ import msgspec
 from weft.actors.adapters.again import Again
 from weft.actors.adapters.asked import Asked, CannotDo, check_name, full, unknown
 from weft.actors.adapters.cache import Bounds, HostCache, Resident
+from weft.actors.adapters.device_pins import DevicePins
 from weft.actors.adapters.errors import BadAdapter, GivenUp, Unavailable
 from weft.actors.adapters.fetch import Fetcher, Want
 from weft.actors.adapters.files import FileError, Files
 from weft.actors.adapters.folder import WatchedFolder
 from weft.actors.adapters.leaving import Leaving
-from weft.actors.adapters.loader import Content, Loaded, Loader
+from weft.actors.adapters.loader import Content, Facts, Loaded, Loader
 from weft.actors.adapters.memory import HostMemory
 from weft.actors.adapters.registry import Registry
 from weft.actors.adapters.roots import Roots
@@ -34,6 +35,7 @@ from weft.runtime.messages import (
     AdaptersInbox,
     AdapterState,
     CatalogSeen,
+    DeviceRoom,
     Discover,
     Inspection,
     ListAdapters,
@@ -105,6 +107,7 @@ class AdapterStore:
         self._loader = loader
         self._memory = HostMemory(cache, files, run_dir)
         self._fetcher = Fetcher(self._registry, self._memory, loader)
+        self._device_pins = DevicePins()
         self._leaving = Leaving(schedulers)
         self._folder = WatchedFolder(config.adapters_folder, files)
         self._started_s = started_s
@@ -141,6 +144,8 @@ class AdapterStore:
                 self._fetcher.want(Want(digest, source))
             case Release(digest):
                 self._memory.unpin(digest, source)
+            case DeviceRoom():
+                self._device_pins.hear(source, message)
             case AdapterRequest(client, operation):
                 self._take(Asked(client, operation))
             case Discover(name):
@@ -167,6 +172,7 @@ class AdapterStore:
         self._take_loaded()
         while self._grant() or self._take_loaded():
             pass
+        self._outbox += self._device_pins.due(list(self._registry.on_device()))
         room = {role: turn.room(role) for role in ("tokenizer", *self._schedulers)}
         sends = []
         if room["tokenizer"] > 0:
@@ -188,6 +194,7 @@ class AdapterStore:
         if peer in self._schedulers:
             self._fetcher.forget_scheduler(peer)
             self._memory.unpin_all(peer)
+            self._device_pins.forget(peer)
             self._leaving.unsent()
             # An answer yet unsent would tell the next scheduler of a pin that it does not have.
             self._outbox = deque(
@@ -297,12 +304,18 @@ class AdapterStore:
             raise CannotDo("bad_adapter", text, "name")
         else:
             if isinstance(operation, PinAdapter):
-                self._check_pin(entry.name, entry.digest, self._registry.size_bytes(entry.digest))
-                self._registry.set_pinned(entry.name, pinned=True)
+                facts, on_device = self._registry.facts(entry.digest), operation.on_device
+                self._check_pin(entry.name, facts, on_device=on_device)
+                self._registry.set_pinned(entry.name, pinned=True, on_device=on_device)
                 self._memory.cache.keep(entry.digest)
             self._fetcher.want(Want(entry.digest, asked))
 
-    def _check_pin(self, name: str, digest: str, size_bytes: int) -> None:
+    def _check_pin(self, name: str, facts: Facts, *, on_device: bool) -> None:
+        """Raise ``CannotDo`` unless a name may stay in host memory, and on the device."""
+        digest, size_bytes = facts.digest, facts.size_bytes
+        if on_device:
+            others_there = self._registry.on_device(beside=name)
+            self._device_pins.check(others_there | {digest: facts.granules})
         others = self._registry.pinned_beside(name) - {digest}
         taken = sum(map(self._registry.size_bytes, others))
         if taken + size_bytes > self._memory.adapter_bytes_max:
@@ -439,7 +452,7 @@ class AdapterStore:
             raise CannotDo("name_taken", text, "name")
         is_pin = operation.pinned or (operation.pinned is None and self._registry.is_pinned(name))
         if is_pin:
-            self._check_pin(name, result.digest, result.facts.size_bytes)
+            self._check_pin(name, result.facts, on_device=self._registry.is_on_device(name))
         try:
             if self._memory.make_room(result.digest, result.facts.size_bytes):
                 self._memory.put(result)
@@ -451,24 +464,27 @@ class AdapterStore:
             raise CannotDo("bad_adapter", f"the adapter {name!r}: {error}", "source") from None
         self._counts["loads"] += 1
         if not is_same:
-            self._register(reading, result)
-        if operation.pinned is not None:
+            self._register(reading, result, pinned=operation.pinned)
+        elif operation.pinned is not None:
             self._registry.set_pinned(name, pinned=operation.pinned)
             self._keep_or_not(result.digest)
         return "already_loaded" if is_same else "replaced" if is_used else "loaded"
 
-    def _register(self, reading: _Reading, adapter: Content) -> None:
-        """Let a name mean an adapter, and what it meant before leave."""
+    def _register(self, reading: _Reading, adapter: Content, *, pinned: bool | None = None) -> None:
+        """Let a name mean an adapter, pinned or not or as it was, and what it meant leave."""
         before = self._registry.find(reading.name)
         for asked in self._leaving.return_(adapter.digest):
             # It was unloaded, and is back: the name that the client gave up is gone all the same.
             self._unseen.append(_Unseen(self._registry.version, asked, "unloaded"))
         entry = self._entry(reading.name, adapter.source, adapter, None)
-        self._registry.put(entry, adapter.facts.size_bytes)
+        self._registry.put(entry, adapter.facts)
         self._again.forget(reading.name)
+        if pinned is not None:
+            self._registry.set_pinned(reading.name, pinned=pinned)
+        # First what is kept: what leaves takes a place, for which somebody else may have to go.
+        self._keep_or_not(adapter.digest)
         if before is not None:
             self._leave(before.digest)
-        self._keep_or_not(adapter.digest)
 
     def _entry(
         self, name: str, root: str, adapter: Content | None, refused: str | None
@@ -606,6 +622,7 @@ class AdapterStore:
             size_bytes=self._registry.size_bytes(entry.digest) if entry.digest else None,
             tier="host" if resident else "disk",
             pinned=self._registry.is_pinned(entry.name),
+            pinned_on_device=self._registry.is_on_device(entry.name),
             requests=0,
             requests_total=0,
             created_s=entry.created_s,
