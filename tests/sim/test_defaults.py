@@ -95,6 +95,7 @@ def test_a_chat_has_the_template_that_its_name_meant(seed, model, folder):
     names.flow.wait(names.is_over)
     for chat in names.chats:
         names.judge(*chat)
+    names.flow.run()
     names.flow.assert_all_is_back()
 
 

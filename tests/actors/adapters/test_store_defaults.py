@@ -98,7 +98,7 @@ def test_a_file_that_is_wrong_refuses_its_folder_alone():
 
 
 def entry(name, **said):
-    return AdapterEntry(name, "/a", "d", 1, 0, defaults=AdapterDefaults(**said))
+    return AdapterEntry(name, "/a", "", 0, 0, defaults=AdapterDefaults(**said))
 
 
 def test_a_catalog_that_is_too_large_comes_in_parts(monkeypatch):
