@@ -23,10 +23,12 @@ def build(
     run_dir: Path,
     report: Callable[[float, str], None],
     wakes: select.epoll,
+    epoch: int,
 ) -> Actor[Any]:
     """Return the actor of ``role``; ``report`` hears how far a long start has come, 0 to 1.
 
-    What is registered with ``wakes`` gives the actor a turn once it is readable.
+    What is registered with ``wakes`` gives the actor a turn once it is readable. ``epoch`` counts
+    the role's lives.
     Raises ``ConfigError`` for what the user can mend.
     """
     match role.rstrip("0123456789"):  # of one kind there may be several
@@ -39,7 +41,7 @@ def build(
         case "scheduler":
             return _scheduler(config)
         case "runner":
-            return _runner(role, config, run_dir, report)
+            return _runner(role, config, run_dir, report, epoch)
     raise AssertionError(f"no actor is called {role}")
 
 
@@ -75,11 +77,12 @@ def _adapters(config: Config, run_dir: Path, wakes: select.epoll) -> Actor[Any]:
 def _scheduler(config: Config) -> Actor[Any]:
     from weft.actors.scheduler.actor import Scheduler
 
-    return Scheduler(config, runners=serving(config).group)
+    [runners] = serving(config).groups.values()
+    return Scheduler(config, runners=runners)
 
 
 def _runner(
-    role: str, config: Config, run_dir: Path, report: Callable[[float, str], None]
+    role: str, config: Config, run_dir: Path, report: Callable[[float, str], None], epoch: int
 ) -> Actor[Any]:
     from weft.actors.runner import group
     from weft.actors.runner.actor import Runner
@@ -87,9 +90,13 @@ def _runner(
     from weft.actors.runner.torch_engine import TorchEngine
 
     try:
-        rank = serving(config).group.index(role)
-        joined = group.join(config, rank, run_dir)
+        table = serving(config)
+        name = table.process(role).group
+        # Where only this life's ranks come: one of the last that were still there met nobody.
+        place = run_dir / f"{name}.{epoch}"
+        place.mkdir(exist_ok=True)
+        joined = group.join(config, table.groups[name].index(role), place)
         engine = TorchEngine(config, lambda share: report(share, "loading weights"), joined)
     except UnsupportedModel as error:
         raise ConfigError(str(error)) from None
-    return Runner(engine, role=role)
+    return Runner(engine, role=role, epoch=epoch)

@@ -487,13 +487,17 @@ class Step(Message, frozen=True):
 
 
 class RunnerReady(Message, frozen=True):
-    """Runner to scheduler: weights are loaded; rows and slots are empty."""
+    """Runner to scheduler: weights are loaded; rows and slots are empty.
+
+    Ranks of one life of their group have the same ``epoch``: no others compute together.
+    """
 
     rank: int
     pages: int  # that the device holds, of every layer; for KV and for adapters
     page_tokens: int  # whose KV of one layer fills a page
     adapter_slots: int  # entries of the table of adapters
     page_granules: int  # granules of adapter weights that one layer's page holds
+    epoch: int = 1  # of the runner
 
 
 class TokenLogprobs(Part, frozen=True):

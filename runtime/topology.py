@@ -63,16 +63,17 @@ class Process(NamedTuple):
     """One row of the table: a process and how it starts.
 
     ``start`` names a function as "module:function". An actor's is called with ``(role, config,
-    run_dir, report, wakes)`` and returns the actor; one that is not an actor runs its own loop
-    until SIGTERM, and is called with ``(config, run_dir, on_ready)``. ``wakes`` is an epoll object:
-    what is registered with it gives the actor a turn once it is readable, as a message does.
+    run_dir, report, wakes, epoch)`` and returns the actor; one that is not an actor runs its own
+    loop until SIGTERM, and is called with ``(config, run_dir, on_ready)``. ``wakes`` is an epoll
+    object: what is registered with it gives the actor a turn once it is readable, as a message
+    does. ``epoch`` counts the role's lives.
     """
 
     role: str
     purpose: str
     start: str
     is_actor: bool = True
-    computes: bool = False  # all that do share the cores; the others get one
+    group: str = ""  # whoever computes has one, and all share the cores; the others get one core
 
 
 class Edge(NamedTuple):
@@ -96,9 +97,13 @@ class Topology(NamedTuple):
     edges: tuple[Edge, ...]
 
     @property
-    def group(self) -> list[str]:
-        """The roles that compute each step together, by rank."""
-        return [process.role for process in self.processes if process.computes]
+    def groups(self) -> dict[str, list[str]]:
+        """The roles that compute each step together, by rank; each group by its name."""
+        groups: dict[str, list[str]] = {}
+        for process in self.processes:
+            if process.group:
+                groups.setdefault(process.group, []).append(process.role)
+        return groups
 
     def process(self, role: str) -> Process:
         """Return the row of a role."""
@@ -151,8 +156,9 @@ def as_table(topology: Topology) -> str:
         lines.append(f"  {edge.connects} -> {edge.binds}")
         lines.append(f"      -> {edge.forward_window:>4}  {_names(edge.forward, ', ')}")
         lines.append(f"      <- {edge.backward_window:>4}  {_names(edge.backward, ', ')}")
-    if len(topology.group) > 1:
-        lines += ["", f"compute each step together: {', '.join(topology.group)}"]
+    together = [group for group in topology.groups.values() if len(group) > 1]
+    lines += [""] if together else []
+    lines += [f"compute each step together: {', '.join(group)}" for group in together]
     return "\n".join(lines)
 
 
@@ -168,8 +174,9 @@ def as_mermaid(topology: Topology) -> str:
         ):
             if flow:
                 lines.append(f'    {source} -->|"{_names(flow, "<br/>")}"| {target}')
-    if len(topology.group) > 1:
-        lines.append(f"    {' <-.-> '.join(topology.group)}")
+    for group in topology.groups.values():
+        if len(group) > 1:
+            lines.append(f"    {' <-.-> '.join(group)}")
     return "\n".join(lines)
 
 
@@ -207,7 +214,7 @@ def with_runners(count: int) -> Topology:
             Process("scheduler", "owns every request; composes the steps", _ACTOR),
             Process("detokenizer", "tokens to text, stop strings", _ACTOR),
             *(
-                Process(role, purpose if count == 1 else part, _ACTOR, computes=True)
+                Process(role, purpose if count == 1 else part, _ACTOR, group="runners")
                 for role in roles
             ),
             Process("adapters", "adapter weights in host memory", _ACTOR),

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import deque
 from typing import assert_never
 
+import msgspec
+
 from weft.actors.runner.engine import STEPS_MAX, Engine, Launched
 from weft.runtime.actor import Send, Turn
 from weft.runtime.messages import Inspection, RunnerInbox, Step
@@ -18,10 +20,12 @@ from weft.runtime.messages import Inspection, RunnerInbox, Step
 class Runner:
     """Says that it is ready, then answers each step. Makes no decision."""
 
-    def __init__(self, engine: Engine, *, role: str) -> None:
+    def __init__(self, engine: Engine, *, role: str, epoch: int = 1) -> None:
+        """``epoch`` counts the lives of the role."""
         self._engine = engine
         self._role = role
-        self._answers = engine.ready().rank == 0
+        self._ready = msgspec.structs.replace(engine.ready(), epoch=epoch)
+        self._answers = self._ready.rank == 0
         self._is_announced = False
         self._steps: deque[Step] = deque()
         self._launched: deque[Launched] = deque()
@@ -56,7 +60,7 @@ class Runner:
         """Answer the oldest step if it is done; launch the next one while it is not."""
         if not self._is_announced:
             self._is_announced = True
-            return [Send("scheduler", self._engine.ready())]
+            return [Send("scheduler", self._ready)]
         while True:
             if self._launched and self._launched[0].is_done:
                 done = self._launched.popleft().collect()

@@ -112,7 +112,7 @@ def test_a_lost_client_is_told_to_the_actor_in_order():
 
 def test_a_drained_actor_finishes_its_work_first():
     actor, mailbox = Countdown(), Script([MAIL])
-    run(actor, mailbox, Order(after=0), lambda: None)
+    run(actor, mailbox, Order(after=0), lambda: None, lambda: None)
     assert actor.is_draining
     assert mailbox.sent[-1] == Send("peer", Cancel("0"))
 
@@ -126,7 +126,7 @@ def test_a_drained_process_waits_until_what_it_said_has_left():
         return []
 
     mailbox.take = take
-    run(Countdown(), mailbox, Order(after=0), lambda: None)
+    run(Countdown(), mailbox, Order(after=0), lambda: None, lambda: None)
     assert mailbox.waits == [IDLE_WAIT_S] * 5
 
 
@@ -141,7 +141,7 @@ def test_ready_is_said_once_after_a_turn_with_every_link_open():
         return []
 
     mailbox.take = take
-    run(actor, mailbox, Order(after=8), lambda: said.append(len(actor.seen)))
+    run(actor, mailbox, Order(after=8), lambda: said.append(len(actor.seen)), lambda: None)
     assert said == [4]
 
 
@@ -151,7 +151,7 @@ def test_an_exception_of_the_actor_ends_the_loop():
             raise AssertionError("numbers")
 
     with pytest.raises(AssertionError, match="numbers"):
-        run(Broken(), Script([MAIL]), Order(after=99), lambda: None)
+        run(Broken(), Script([MAIL]), Order(after=99), lambda: None, lambda: None)
 
 
 SIGNALLED = """

@@ -91,12 +91,13 @@ def test_a_topology_is_found_by_the_name_of_its_function():
 def test_each_rank_has_a_runner_and_only_the_first_answers_steps():
     table = with_runners(3)
     table.check()
-    assert table.group == ["runner0", "runner1", "runner2"]
-    said = {role: table.connected_by(role)[0].forward for role in table.group}
+    [group] = table.groups.values()
+    assert group == ["runner0", "runner1", "runner2"]
+    said = {role: table.connected_by(role)[0].forward for role in group}
     assert StepDone in said["runner0"]
     assert said["runner1"] == said["runner2"]
     assert set(said["runner0"]) - set(said["runner1"]) == {StepDone}
-    for role in table.group:
+    for role in group:
         assert table.connected_by(role)[0].backward == (Step, Inspection)
 
 

@@ -81,11 +81,12 @@ class Flow:
         folders["/broken"] = adapter_folder(8, use_qalora=True)
         self.files = MemoryFiles(folders)
         self._topology = _narrowed(with_runners(ranks), window_max)
+        [self.runners] = self._topology.groups.values()
         self.world = World(seed, topology=self._topology)
         self.clients = {}  # that are there
         self.left = {}  # that have left
         self.tokenizer = TokenizerManager(self.config, model, nonce=seed, started_s=0)
-        self.scheduler = Scheduler(self.config, runners=self._topology.group)
+        self.scheduler = Scheduler(self.config, runners=self.runners)
         self.detokenizer = Detokenizer(Vocabulary(model.backend))
         loader = DirectLoader(self.config, BASE, self.files)
         self.store = AdapterStore(self.config, self.files, loader, "/run", started_s=0)
@@ -106,7 +107,7 @@ class Flow:
             "adapters": self.store,
             **{
                 role: Runner(engine, role=role)
-                for role, engine in zip(self._topology.group, [self.engine, *others], strict=True)
+                for role, engine in zip(self.runners, [self.engine, *others], strict=True)
             },
         }
         self.oracle = Oracle(
@@ -188,7 +189,7 @@ class Flow:
         assert sections["tokenizer"]["waiting"] == sections["tokenizer"]["replies_unread"] == 0
         for name in ("sequences", "clients", "characters_unsent"):
             assert sections["detokenizer"][name] == 0, name
-        for role in self._topology.group:
+        for role in self.runners:
             assert sections[role]["rows"] == 0
         for mailbox in self._mailboxes.values():
             assert mailbox.endpoint.faults.keys() <= HARMLESS_FAULTS, mailbox.endpoint.last_fault
