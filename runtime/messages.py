@@ -195,6 +195,7 @@ class Models(Message, frozen=True):
 
     label: str
     models: list[ModelEntry]
+    away: str | None = None  # why a request sent now would be taken but wait, if so
 
 
 class AdapterState(Part, frozen=True):
@@ -367,6 +368,12 @@ class Reject(Message, frozen=True):
 
     client: str
     refused: Refused
+
+
+class Away(Message, frozen=True):
+    """Scheduler to tokenizer: why what it is sent waits; None: nothing keeps it from running."""
+
+    reason: str | None
 
 
 class AdapterReply(Message, frozen=True):
@@ -683,7 +690,7 @@ LinkInbox = Hello | Welcome | Ack | Goodbye
 # What each actor hears.
 TokenizerInbox = (
     Submit | Cancel | ListModels | Inspect | LoadAdapter | UnloadAdapter | PinAdapter
-    | PrefetchAdapter | ListAdapters | Catalog | Reject | AdapterReply
+    | PrefetchAdapter | ListAdapters | Catalog | Reject | Away | AdapterReply
 )  # fmt: skip
 AdaptersInbox = (
     Acquire | Release | CatalogSeen | Retired | AdapterRequest | Discover | Inspection

@@ -1,4 +1,6 @@
-"""One process of a run: ``python -m weft.runtime.process ROLE RUN_DIR STATUS_FD PULSE_FD EPOCH``.
+"""One process of a run: a role in the run's directory, in one of the role's lives.
+
+``python -m weft.runtime.process ROLE RUN_DIR STATUS_FD PULSE_FD EPOCH``
 """
 
 from __future__ import annotations

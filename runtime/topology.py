@@ -20,6 +20,7 @@ from weft.runtime.messages import (
     AdapterAnswer,
     AdapterReply,
     AdapterRequest,
+    Away,
     Begin,
     Cancel,
     Catalog,
@@ -231,7 +232,8 @@ def with_runners(count: int) -> Topology:
             ),
             Edge(CLIENT, "detokenizer", (), (Accepted, Text, Report), 2, 256),
             Edge(
-                "tokenizer", "scheduler", (Generate, Abort, CatalogSeen), (Reject, AdapterReply),
+                "tokenizer", "scheduler", (Generate, Abort, CatalogSeen),
+                (Reject, Away, AdapterReply),
                 1024, 1024,
             ),
             Edge(

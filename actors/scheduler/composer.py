@@ -11,7 +11,7 @@ from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.pages import Pages
 from weft.actors.scheduler.policy import Candidate, Need, Room
 from weft.actors.scheduler.prefixes import PrefixCache
-from weft.actors.scheduler.sequence import Rows, Sequence
+from weft.actors.scheduler.sequence import Request, Rows, Sequence
 from weft.actors.scheduler.slots import AdapterSlots
 from weft.actors.scheduler.waiting import Waiting
 from weft.runtime.config import Config
@@ -19,19 +19,22 @@ from weft.runtime.messages import Acquire, Chunk, Join, Release, RunnerReady
 
 
 class Composer:
-    """Owner of rows, pages and adapters, and of the order in which sequences get them.
+    """Owner of rows, pages and adapters on the device, and of the order in which they are given.
 
-    Steps are composed one ahead of the runner, and the runner executes them in order. Hence what a
-    sequence leaves in step n is free for others in step n, even while n - 1 is being computed.
+    It lives as long as the runners do; who waits, and what is in host memory, outlive it. Steps are
+    composed one ahead of the runner, and the runner executes them in order. Hence what a sequence
+    leaves in step n is free for others in step n, even while n - 1 is being computed.
     """
 
-    def __init__(self, config: Config, ready: RunnerReady) -> None:
+    def __init__(
+        self, config: Config, ready: RunnerReady, waiting: Waiting, host: HostPins
+    ) -> None:
         self.rows = Rows(config.max_num_seqs)
         self.pages = Pages(ready.pages)
         self.cache = PrefixCache(
             self.pages, ready.page_tokens, caching=config.enable_prefix_caching
         )
-        self.host = HostPins(config.max_loaded_loras)
+        self.host = host
         assert ready.adapter_slots >= config.max_loras_per_batch
         self.slots = AdapterSlots(
             ready.adapter_slots,
@@ -39,7 +42,8 @@ class Composer:
             page_granules=ready.page_granules,
             policy=config.lora_eviction_policy,
         )
-        self.waiting = Waiting(config.scheduling_policy)
+        self.waiting = waiting
+        self.alone: Request | None = None  # nobody else may have a row
         self.preemptions = 0
         self._config = config
         self._leaves: list[int] = []
@@ -78,9 +82,13 @@ class Composer:
         messages: list[Acquire | Release] = []
         if len(self.host):
             needed = self.waiting.adapters - self.slots.resident
+            if self.alone is not None:  # the others keep no room from it
+                needed &= {self.alone.generate.adapter}
             messages += self.host.release(needed, steps_done)
         for digest in wanted:
             messages += self.host.want(digest)
+        if self.alone is not None:
+            return messages
         for digest in self._waited_for():
             if not self.host.has_room_ahead:
                 break
@@ -94,19 +102,25 @@ class Composer:
         self._decode(draft)
         self._prefill(draft)
         wanted = self._admit(draft) if self.waiting and not draft.preempted else []
-        if draft.sampled or draft.chunks:
+        if (draft.sampled or draft.chunks) and self.alone is None:
             self._load_ahead(draft)
         composed = draft.finish(self._leaves)
         if composed is not None:
             self._leaves = []
         return composed, wanted
 
+    def let_alone(self, request: Request | None) -> None:
+        """Give rows to nobody else, and take those of all others; None: to anybody again."""
+        self.alone = request
+        others = [s for s in self.rows if request is not None and s.request is not request]
+        for sequence in reversed(others):
+            self._preempt(sequence)
+
     def counters(self) -> dict[str, float]:
         """Return what is free, and who holds the rest: pages add up to ``pages``."""
         pages, slots = self.pages, self.slots
         pinned = slots.pages_owned - slots.pages_idle
         return {
-            "waiting": len(self.waiting),
             "rows_running": len(self.rows),
             "rows": self.rows.count,
             "pages": pages.count,
@@ -117,7 +131,6 @@ class Composer:
             "pages_adapters_idle": slots.pages_idle,
             "adapter_slots": slots.count,
             "adapters_resident": len(slots.resident),
-            "adapters_held": len(self.host),
             "adapter_pins": slots.pin_count,
             "adapter_evictions_total": slots.evictions,
             "preemptions_total": self.preemptions,
@@ -128,12 +141,10 @@ class Composer:
         self.rows.check()
         self.pages.check(self.cache.owned(), self.slots.owned())
         self.cache.check()
-        self.host.check()
         self.slots.check()
         assert len(self.slots.pinned) <= self._config.max_loras_per_batch
         with_adapter = sum(1 for s in self.rows if s.request.generate.adapter is not None)
         assert self.slots.pin_count == with_adapter
-        self.waiting.check()
 
     def _decode(self, draft: Draft) -> None:
         """Every running sequence that has sampled feeds its last token."""
@@ -212,7 +223,9 @@ class Composer:
             return len(sequence.tokens) if needed is None else needed.tokens
 
         order = self.waiting.in_order(tokens)
-        if len(self.waiting) > policy.LOOK_AHEAD:
+        if self.alone is not None:
+            order = (s for s in self.alone.sequences if self.waiting.has(s.number))
+        elif len(self.waiting) > policy.LOOK_AHEAD:
             order = self._without_gaps(order, tokens)
         admission = policy.admit(
             map(self._candidate, order),

@@ -160,8 +160,8 @@ def test_questions_get_their_own_answers(weft):
     tenant = messages.TenantMetrics("ann", 1, 2, 3, 4, counts, 0.5, 11.0)
     weft.say(messages.Report(inspected.label, {"scheduler": {"rows": 1.0}}, [metrics], [tenant]))
     entry = messages.ModelEntry("m", "/m", None, None, None, 1, 2048)
-    weft.say(messages.Models(listed.label, [entry]), "tokenizer")
-    assert models.take() == [Model("m", "/m", None, None, None, 1, 2048)]
+    weft.say(messages.Models(listed.label, [entry], "resting"), "tokenizer")
+    assert models.take() == ([Model("m", "/m", None, None, None, 1, 2048)], "resting")
     sections, [adapter], [found] = report.take()
     assert sections == {"scheduler": {"rows": 1.0}}
     assert adapter == {name: getattr(metrics, name) for name in metrics.__struct_fields__}

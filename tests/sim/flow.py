@@ -4,13 +4,12 @@ What a request must be answered is computed beside it, from the model's definiti
 """
 
 from tests.sim.client import ScriptedClient
-from tests.sim.fake_engine import FakeEngine
 from tests.sim.files import BASE, DirectLoader, MemoryFiles, adapter_folder
 from tests.sim.oracle import Oracle
+from tests.sim.runner_group import RunnerGroup
 from weft.actors.adapters.actor import AdapterStore
 from weft.actors.detokenizer.actor import Detokenizer
 from weft.actors.detokenizer.vocabulary import Vocabulary
-from weft.actors.runner.actor import Runner
 from weft.actors.scheduler.actor import Scheduler
 from weft.actors.tokenizer.actor import TokenizerManager
 from weft.runtime.config import Config
@@ -30,22 +29,10 @@ SLOW_TURN_NS = 1_000_000_000
 # Events between two looks at every invariant of every actor.
 CHECK_EVENTS = 200
 
-# What frames may be dropped for: they came from, or were for, a client that has left.
+# What frames may be dropped for: they came from, or were for, a client that has left, or a life
+# that is over.
 HARMLESS_FAULTS = {"unreachable", "unopened"}
-
-
-class LoadingEngine(FakeEngine):
-    """A model that looks for the files that it is told to load."""
-
-    def __init__(self, files, **sizes):
-        super().__init__(**sizes)
-        self._files = files
-
-    def execute(self, step):
-        for load in step.loads:
-            assert load.digest in load.path
-            assert load.path in self._files.written, f"{load.path} was removed too early"
-        return super().execute(step)
+OF_FORMER_LIVES = {"fenced"}
 
 
 class Flow:
@@ -98,17 +85,12 @@ class Flow:
             "page_granules": page_granules,
             "vocabulary": model.vocab_size,
         }
-        self.engine = LoadingEngine(self.files, pages=pages, **sizes)
-        others = [FakeEngine(pages=pages + rank, rank=rank, **sizes) for rank in range(1, ranks)]
+        self.group = RunnerGroup(self, pages, sizes, seed)
         self.actors = {
             "tokenizer": self.tokenizer,
             "scheduler": self.scheduler,
             "detokenizer": self.detokenizer,
             "adapters": self.store,
-            **{
-                role: Runner(engine, role=role)
-                for role, engine in zip(self.runners, [self.engine, *others], strict=True)
-            },
         }
         self.oracle = Oracle(
             model,
@@ -120,9 +102,22 @@ class Flow:
             digest=self._digest,
             vanished={"gone"},
         )
-        self._mailboxes = {role: self.world.spawn(role, a) for role, a in self.actors.items()}
+        self._mailboxes = {}
+        for role, actor in list(self.actors.items()):
+            self.spawn(role, actor)
+        self.group.begin()
         self._leaving = {}
         self._events = 0
+
+    @property
+    def engine(self):
+        """Of the first runner."""
+        return self.group.engines[0]
+
+    def spawn(self, role, actor, epoch=1):
+        """Let an actor live."""
+        self.actors[role] = actor
+        self._mailboxes[role] = self.world.spawn(role, actor, epoch=epoch)
 
     def join(self, name, plans, *, turn_ns=None, leaving=None):
         """``leaving`` is after how many messages, and how: "kill" or "retire"."""
@@ -192,7 +187,8 @@ class Flow:
         for role in self.runners:
             assert sections[role]["rows"] == 0
         for mailbox in self._mailboxes.values():
-            assert mailbox.endpoint.faults.keys() <= HARMLESS_FAULTS, mailbox.endpoint.last_fault
+            harmless = HARMLESS_FAULTS | (OF_FORMER_LIVES if self.group.lives > 1 else set())
+            assert mailbox.endpoint.faults.keys() <= harmless, mailbox.endpoint.last_fault
 
     def assert_answered(self, plan, heard):
         """Assert that a request was accepted, and answered as it must be."""
@@ -213,6 +209,7 @@ class Flow:
 
     def _tend(self):
         self._events += 1
+        self.group.tend()
         if self._events % CHECK_EVENTS == 0:
             self.world.check()
         for name, (messages, how) in list(self._leaving.items()):
@@ -221,9 +218,8 @@ class Flow:
                 self.leave(name, how=how)
 
     def _is_over(self):
-        return all(client.is_over for client in self.clients.values()) and all(
-            map(self._is_idle, self.actors)
-        )
+        is_answered = all(client.is_over for client in self.clients.values())
+        return is_answered and self.group.is_there and all(map(self._is_idle, self.actors))
 
     def _is_idle(self, role):
         return self.actors[role].is_idle and self._mailboxes[role].is_flushed

@@ -1,0 +1,111 @@
+"""The runners of a simulated weft, and what its launcher does when one of them dies."""
+
+import random
+
+from tests.sim.fake_engine import FakeEngine
+from weft.actors.runner.actor import Runner
+
+# Until the launcher has ended the others, has started all again, and they have loaded the weights.
+REAPING_NS = (0, 3_000_000)
+LOADING_NS = (0, 40_000_000)
+
+# A request with this seed kills whoever computes it once it has so many tokens.
+POISON_SEED = 666
+POISON_TOKENS = 4
+
+
+class Stuck:
+    """A step that never ends."""
+
+    is_done = False
+
+
+class LoadingEngine(FakeEngine):
+    """A model that looks for the files that it is told to load, and dies of some requests.
+
+    Only the first rank looks: it answers once all have opened the files.
+    """
+
+    def __init__(self, files, die, **sizes):
+        super().__init__(**sizes)
+        self._files = files
+        self._die = die
+
+    def launch(self, step):
+        for load in step.loads if self.ready().rank == 0 else ():
+            assert load.digest in load.path
+            assert load.path in self._files.written, f"{load.path} was removed too early"
+        launched = super().launch(step)
+        if any(map(_is_poisoned, self._rows.values())):
+            self._die()
+            return Stuck()
+        return launched
+
+
+class RunnerGroup:
+    """Ranks beyond the first compute the same tokens, and nobody waits for them."""
+
+    def __init__(self, flow, pages, sizes, seed):
+        self.engines = []
+        self.lives = 0
+        self.kills = []  # to come: (after how many steps, which rank)
+        self._random = random.Random(f"lives {seed}")
+        self._is_dying = False
+        self._flow = flow
+        self._pages = pages
+        self._sizes = sizes
+        self._due = []  # (when, what), in order
+        self._living = set()
+
+    @property
+    def is_there(self):
+        return not self._due and self._flow.scheduler._composer is not None
+
+    def begin(self):
+        """All start at once; each is ready when it has loaded the weights."""
+        flow = self._flow
+        self.lives += 1
+        self.engines = [
+            LoadingEngine(flow.files, self._die, pages=self._pages + rank, rank=rank, **self._sizes)
+            for rank in range(len(flow.runners))
+        ]
+        for role, engine in zip(flow.runners, self.engines, strict=True):
+            flow.spawn(role, Runner(engine, role=role, epoch=self.lives), self.lives)
+            self._living.add(role)
+            if self.lives > 1:
+                flow.world.pause(role, self._random.randint(*LOADING_NS) / 1e9)
+
+    def kill(self, rank=0):
+        """One dies; the others a little later, and then they are started again."""
+        if self._due:
+            return  # somebody was faster
+        role = self._flow.runners[rank]
+        self._flow.world.kill(role)
+        self._living.remove(role)
+        reaped_ns = self._flow.world.now_ns + self._random.randint(*REAPING_NS)
+        begun_ns = reaped_ns + self._random.randint(*REAPING_NS)
+        self._due = [(reaped_ns, self._reap), (begun_ns, self.begin)]
+
+    def tend(self):
+        """Do what is due."""
+        now_ns = self._flow.world.now_ns
+        if self._is_dying:
+            self._is_dying = False
+            self.kill()
+        if self.kills and self.kills[0][0] <= self._flow.scheduler._steps_sent:
+            self.kill(self.kills.pop(0)[1])
+        while self._due and self._due[0][0] <= now_ns:
+            self._due.pop(0)[1]()
+
+    def _die(self):
+        self._is_dying = True
+
+    def _reap(self):
+        for role in sorted(self._living):
+            self._flow.world.kill(role)
+        self._living.clear()
+
+
+def _is_poisoned(row):
+    drawn = row.position - row.join.prompt_tokens
+    return row.join.sampling.seed == POISON_SEED and drawn >= POISON_TOKENS
