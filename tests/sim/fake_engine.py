@@ -165,7 +165,9 @@ class FakeEngine:
         adapter = self._adapter(row)
         context = []
         for position in range(row.position):
-            owner, token = self._pages[row.pages[position // size]][position % size]
+            written = self._pages[row.pages[position // size]][position % size]
+            assert written is not None, "KV is read that nobody has written"
+            owner, token = written
             assert owner == adapter, f"KV of {owner} read by {adapter}"
             context.append(token)
         if row.join.history is not None:

@@ -6,7 +6,8 @@ from tests.sim.fake_engine import FakeEngine
 from weft.actors.runner.actor import Runner
 
 # Until the launcher has ended the others, has started all again, and they have loaded the weights.
-REAPING_NS = (0, 3_000_000)
+# Often before what the dead have said last has arrived.
+REAPING_NS = (0, 500_000)
 LOADING_NS = (0, 40_000_000)
 
 # A request with this seed kills whoever computes it once it has so many tokens.
@@ -92,7 +93,8 @@ class RunnerGroup:
         if self._is_dying:
             self._is_dying = False
             self.kill()
-        if self.kills and self.kills[0][0] <= self._flow.scheduler._steps_sent:
+        is_time = self.kills and self.kills[0][0] <= self._flow.scheduler._steps_sent
+        if is_time and not self._due:
             self.kill(self.kills.pop(0)[1])
         while self._due and self._due[0][0] <= now_ns:
             self._due.pop(0)[1]()
