@@ -34,12 +34,7 @@ class Composer:
         self.cache = PrefixCache(
             self.pages, ready.page_tokens, caching=config.enable_prefix_caching
         )
-<<<<<<< HEAD
         self.host = host
-=======
-        held_max = min(config.max_loaded_loras, config.max_cpu_loras or config.max_loaded_loras)
-        self.host = HostPins(held_max, config.host_memory_bytes)
->>>>>>> main
         assert ready.adapter_slots >= config.max_loras_per_batch
         self.slots = AdapterSlots(
             ready.adapter_slots,

@@ -114,7 +114,7 @@ def host_memory_is_forgotten(monkeypatch):
     lose = Scheduler._lose_runners
 
     def forgetful(self):
-        self._host = HostPins(self._config.max_loaded_loras)
+        self._host = HostPins(self._config.max_loaded_loras, self._config.host_memory_bytes)
         return lose(self)
 
     monkeypatch.setattr(Scheduler, "_lose_runners", forgetful)
