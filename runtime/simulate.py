@@ -76,7 +76,8 @@ class World:
     ) -> InprocessMailbox:
         """Bring an actor to life. A client, of which there may be many, has a ``name``.
 
-        ``epoch`` counts a role's lives, ``turn_ns`` is for one that is faster or slower than the conditions say.
+        ``epoch`` counts a role's lives; ``turn_ns`` is for one that is faster or slower than the
+        conditions say.
         """
         assert (name is not None) == (role == CLIENT), "clients have names, and only they"
         identity = name or f"{role}.{epoch}.{len(self._residents)}"

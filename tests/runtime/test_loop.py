@@ -103,6 +103,21 @@ def test_the_loop_does_not_wait_for_an_actor_whose_work_ends_without_a_message()
     assert mailbox.waits == [0.0, 0.0]
 
 
+def test_the_loop_beats_unless_all_that_it_does_is_to_wait_for_what_is_under_way():
+    class Computing(Countdown):
+        def advance(self, turn):
+            return super().advance(turn) if self.credit != 1 else None
+
+    beats = []
+    mailbox = Script([], [MAIL], [], [MAIL])
+    actor = Computing()
+    counts = []
+    for _ in range(5):
+        turn(actor, mailbox, lambda: 5, 1.0, lambda: beats.append(None))
+        counts.append(len(beats))
+    assert counts == [1, 2, 2, 2, 3]
+
+
 def test_a_lost_client_is_told_to_the_actor_in_order():
     actor = Countdown()
     turn(actor, Script([Lost("a"), MAIL, Lost("b")]), lambda: 0, 0.0)
