@@ -27,8 +27,8 @@ async def health(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/ready")
-async def ready(request: Request) -> Json:
+@router.get("/ready", response_model=None)
+async def ready(request: Request) -> Response:
     """Say 200 when a request sent now would be computed, 503 when it would be refused, or wait."""
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
@@ -36,8 +36,8 @@ async def ready(request: Request) -> Json:
     except TimeoutError:
         raise Disconnected(f"weft has not answered in {READY_TIMEOUT_S:.0f} s") from None
     if served.away is not None:
-        raise Disconnected(served.away)
-    return {"status": "ready", "models": len(served.models)}
+        return errors.respond(*errors.unavailable(served.away))
+    return JSONResponse({"status": "ready", "models": len(served.models)})
 
 
 @router.get("/metrics", response_model=None)

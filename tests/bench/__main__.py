@@ -12,7 +12,17 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.bench import kernels, latency, log_lines, pool, ranks, steps, tenants, throughput
+from tests.bench import (
+    kernels,
+    latency,
+    log_lines,
+    pool,
+    ranks,
+    recovery,
+    steps,
+    tenants,
+    throughput,
+)
 from tests.bench.gpu import decode, device, sweep
 from tests.bench.load import Load
 from tests.bench.many import cold, curve
@@ -95,6 +105,13 @@ def _tables(section, options):
                 f"beside one that sends {tenants.FLOOD_PER_S} requests a second",
                 tenants.run(threads=threads, rounds=rounds),
             )
+        case "recovery":
+            for shape in options.shapes:
+                yield (
+                    f"Seconds after kill -9 of a runner amid {recovery.STREAMS} streams, {shape}: "
+                    f"median of {rounds}",
+                    recovery.run(shape, rounds=rounds, threads=threads),
+                )
         case "peers":
             yield from _peers(options, load, what)
         case "lora":
