@@ -67,10 +67,15 @@ def _adapters(config: Config, run_dir: Path, wakes: select.epoll) -> Actor[Any]:
     from weft.actors.adapters.actor import AdapterStore
     from weft.actors.adapters.base import BaseShapes
     from weft.actors.adapters.files import LocalFiles
+    from weft.actors.adapters.loader import Loader
     from weft.actors.adapters.sandbox import SandboxedLoader
+    from weft.actors.adapters.sources.build import with_sources
 
     base, now_s = BaseShapes.load(config.model), int(time.time())
-    loader = SandboxedLoader(config, base, run_dir / "adapters", wakes)
+    folders = SandboxedLoader(config, base, run_dir / "adapters", wakes)
+    loader: Loader = folders
+    if config.has_remote_adapters:
+        loader = with_sources(folders, config, base, wakes)
     return AdapterStore(config, LocalFiles(), loader, str(run_dir), started_s=now_s)
 
 

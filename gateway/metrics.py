@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -15,12 +15,15 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from weft.gateway import tiers
 from weft.runtime.client import Report
 from weft.runtime.messages import METRIC_BUCKETS_S
 
 # Of each adapter and of the base. ``model`` is what clients call it; several names of the same
 # content are one adapter.
 _LABELS = ("model", "digest")
+_buckets = partial(tiers.histogram, METRIC_BUCKETS_S)
+
 _COUNTERS = {
     "requests": "Requests accepted",
     "prompt_tokens": "Prompt tokens of accepted requests",
@@ -60,7 +63,7 @@ class _Reported(Collector):
         for name, help_text in _COUNTERS.items():
             counter = CounterMetricFamily(f"weft_adapter_{name}", help_text, labels=_LABELS)
             for adapter in adapters:
-                counter.add_metric(_labels(adapter), adapter[name])
+                counter.add_metric(tiers.model_labels(adapter), adapter[name])
             yield counter
         for name, (field, help_text) in _HISTOGRAMS.items():
             histogram = HistogramMetricFamily(
@@ -68,14 +71,16 @@ class _Reported(Collector):
             )
             for adapter in adapters:
                 buckets = _buckets(adapter[field])
-                histogram.add_metric(_labels(adapter), buckets, adapter[f"{field}_sum"])
+                histogram.add_metric(tiers.model_labels(adapter), buckets, adapter[f"{field}_sum"])
             yield histogram
         resident = GaugeMetricFamily(
             "weft_adapter_resident", "1 if the adapter is on the device", labels=_LABELS
         )
         for adapter in adapters:
-            resident.add_metric(_labels(adapter), float(adapter["resident"]))
+            resident.add_metric(tiers.model_labels(adapter), float(adapter["resident"]))
         yield resident
+        yield from tiers.of_requests(self._report)
+        yield from tiers.of_tiers(self._report)
         yield from _of_tenants(self._report.tenants)
 
 
@@ -104,12 +109,3 @@ def _process_metric(process: str, name: str, value: float) -> Metric:
     if name.endswith("_total"):
         return CounterMetricFamily(full_name, help_text, value=value)
     return GaugeMetricFamily(full_name, help_text, value=value)
-
-
-def _labels(adapter: dict[str, Any]) -> list[str]:
-    return [",".join(adapter["names"]), adapter["digest"] or ""]
-
-
-def _buckets(counts: Sequence[int]) -> list[tuple[str, float]]:
-    edges = [*(str(edge) for edge in METRIC_BUCKETS_S), "+Inf"]
-    return list(zip(edges, map(float, accumulate(counts)), strict=True))

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import msgspec
 import yaml
 
+from weft.runtime import sources
+
 # More than any machine has devices; that a model cannot be split so is only known once it is read.
 RANKS_MAX = 64
 
@@ -64,10 +66,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     chat_template: str | None = None  # a Jinja file over the tokenizer's own
 
     # Adapters.
-    # name -> PEFT folder, relative to the configuration file; or a list of "name=folder".
+    # name -> PEFT folder, relative to the configuration file, hub id or URL; or "name=source" each.
     adapters: dict[str, str] = {}
     adapters_folder: str | None = None  # its sub-folders are adapters too, read at first use
     adapter_roots: list[str] = []  # where requests may load adapters from, beside those above
+    adapter_sources: list[str] = []  # the same of hf://, s3:// and the like: what lies below these
+    adapter_cache: str | None = None  # where downloads are kept; default: ~/.cache/weft/adapters
+    adapter_cache_mib: int = 16384
     max_lora_rank: int = 64
     max_loras_per_batch: int = 8  # distinct adapters that run at once
     max_loaded_loras: int = 64  # distinct adapters on the device
@@ -116,7 +121,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         for name in (
             "max_lora_rank", "max_loras_per_batch", "max_loaded_loras", "max_num_seqs",
             "max_num_batched_tokens", "block_size", "kv_cache_memory_mib", "max_queued_requests",
-            "tensor_parallel_size", "adapter_host_memory_mib",
+            "tensor_parallel_size", "adapter_host_memory_mib", "adapter_cache_mib",
         ):  # fmt: skip
             value = getattr(self, name)
             need(value > 0, f"{name} is {value}: it must be positive")
@@ -162,6 +167,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Whom each API key belongs to. Empty: no key is asked for."""
         assert isinstance(self.api_keys, dict), "load has read the file"
         return self.api_keys
+
+    @property
+    def has_remote_adapters(self) -> bool:
+        """Whether anything may have to be downloaded."""
+        return bool(self.adapter_sources) or any(map(sources.is_remote, self.adapters.values()))
 
     @property
     def base_name(self) -> str:
@@ -218,8 +228,11 @@ def _nearest(key: str) -> str:
 def _with_absolute_paths(config: Config, folder: Path) -> Config:
     changes: dict[str, Any] = {
         "model": str(folder / config.model),
-        "adapters": {name: str(folder / path) for name, path in config.adapters.items()},
+        "adapters": {name: _located(name, s, folder) for name, s in config.adapters.items()},
+        "adapter_sources": [_prefix(prefix) for prefix in config.adapter_sources],
     }
+    if config.adapter_cache:
+        changes["adapter_cache"] = str(folder / config.adapter_cache)
     changes["adapter_roots"] = [str(folder / root) for root in config.adapter_roots]
     if config.adapters_folder:
         changes["adapters_folder"] = str(folder / config.adapters_folder)
@@ -235,6 +248,25 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     if config.base_name in config.adapters:
         raise ConfigError(f"adapters: {config.base_name!r} is the base model's own name")
     return config
+
+
+def _located(name: str, source: str, folder: Path) -> str:
+    """Return a source that does not depend on where the configuration's file lies."""
+    try:
+        place, digest = sources.split_digest(source)
+        found = sources.parse(place)
+        if isinstance(found, str):
+            found = sources.hub_id(found, str(folder)) or str(folder / found)
+        return sources.with_digest(str(found), digest)
+    except sources.BadSource as error:
+        raise ConfigError(f"adapters: {name}: {source!r}: {error}") from None
+
+
+def _prefix(prefix: str) -> str:
+    try:
+        return str(sources.parse_prefix(prefix))
+    except sources.BadSource as error:
+        raise ConfigError(f"adapter_sources: {prefix!r}: {error}") from None
 
 
 def _checked_keys(keys: dict[str, str] | str, folder: Path) -> dict[str, str]:

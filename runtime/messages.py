@@ -124,9 +124,10 @@ class LoadAdapter(Message, frozen=True):
 
     label: str
     name: str
-    source: str  # a PEFT folder, inside the allowed roots
+    source: str  # a PEFT folder, inside the allowed roots; or org/name of the hub, or a URL
     replace: bool = False
     pinned: bool | None = None  # None: as it was, at first not
+    digest: str | None = None  # that the content must have, as AdapterState has it
 
 
 class UnloadAdapter(Message, frozen=True):
@@ -206,13 +207,16 @@ class AdapterState(Part, frozen=True):
     digest: str | None  # None: not read yet, or refused
     root: str
     rank: int | None
-    size_bytes: int | None  # in host memory; None: not known yet
+    size_bytes: int | None  # that it takes in host memory; None: not known yet
     tier: str  # where it is nearest to being used: "device", "host" or "disk"
     pinned: bool
     requests: int  # that are queued or running with its content
     requests_total: int  # with its content, since it was first used
     created_s: int
     refused: str | None = None  # why it cannot be used, if so
+    # Requests by where it lay when they came: on the device, in host memory, on disk.
+    hits: list[int] = []
+    queue_s_mean: float | None = None  # from acceptance to the first step; None: nothing ran yet
 
 
 class AdapterAnswer(Message, frozen=True):
@@ -358,6 +362,7 @@ class Inspection(Message, frozen=True):
     sections: dict[str, dict[str, float]]  # actor -> counter -> value
     adapters: list[AdapterMetrics] = []
     tenants: list[TenantMetrics] = []
+    loads: list[LoadMetrics] = []
 
 
 # ---- scheduler to tokenizer ---------------------------------------------------------------------
@@ -403,6 +408,7 @@ class Acquired(Message, frozen=True):
     rank: int
     size_bytes: int
     granules: int  # in the layer that has most, of one tensor-parallel rank's share
+    was_read: bool = False  # it was not in host memory when it was asked for
 
 
 class AcquireFailed(Message, frozen=True):
@@ -634,6 +640,10 @@ class AdapterMetrics(Part, frozen=True):
     first_token_s: list[int]
     first_token_s_sum: float
     resident: bool  # on the device now
+    # Requests by where it lay when they came: on the device, in host memory, on disk.
+    hits: list[int] = []
+    running: int = 0  # requests now
+    waiting: int = 0  # that have not begun
 
 
 class TenantMetrics(Part, frozen=True):
@@ -653,6 +663,22 @@ class TenantMetrics(Part, frozen=True):
 METRIC_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
+class LoadMetrics(Part, frozen=True):
+    """How long a process took to bring adapters to its memory."""
+
+    process: str
+    tier: str  # "host": read from disk and checked; "device": copied from host memory
+    seconds: list[int]  # histogram: counts in LOAD_BUCKETS_S, and one more for the rest
+    seconds_sum: float
+
+
+# Upper edges of the histograms in LoadMetrics, in seconds: a small adapter takes less than one
+# millisecond, a large one from a slow disk a minute.
+LOAD_BUCKETS_S = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
+)  # fmt: skip
+
+
 class Report(Message, frozen=True):
     """Detokenizer to client: the answer to ``Inspect``."""
 
@@ -660,6 +686,7 @@ class Report(Message, frozen=True):
     sections: dict[str, dict[str, float]]
     adapters: list[AdapterMetrics]
     tenants: list[TenantMetrics] = []
+    loads: list[LoadMetrics] = []
 
 
 # ---- link control: every edge, both ways --------------------------------------------------------

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple, assert_never
 
+import msgspec
+
+from weft.actors.adapters.again import Again
 from weft.actors.adapters.asked import Asked, CannotDo, check_name, full, unknown
 from weft.actors.adapters.cache import Bounds, HostCache, Resident
-from weft.actors.adapters.errors import BadAdapter
+from weft.actors.adapters.errors import BadAdapter, GivenUp, Unavailable
 from weft.actors.adapters.fetch import Fetcher, Want
 from weft.actors.adapters.files import FileError, Files
 from weft.actors.adapters.folder import WatchedFolder
@@ -16,6 +19,7 @@ from weft.actors.adapters.loader import Content, Loaded, Loader
 from weft.actors.adapters.memory import HostMemory
 from weft.actors.adapters.registry import Registry
 from weft.actors.adapters.roots import Roots
+from weft.runtime import sources
 from weft.runtime.actor import Send, Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import (
@@ -33,6 +37,7 @@ from weft.runtime.messages import (
     Inspection,
     ListAdapters,
     LoadAdapter,
+    LoadMetrics,
     PinAdapter,
     PrefetchAdapter,
     Release,
@@ -45,13 +50,14 @@ OPERATIONS_MAX = 1024
 NAMES_MAX = 65536
 
 QUEUE_FULL_RETRY_S = 1.0
+UNAVAILABLE_RETRY_S = 10.0
 
 
 class _Reading(NamedTuple):
     """A name whose source is being read: for a client, or because it is to be known (None)."""
 
     name: str
-    source: str
+    source: str  # with the digest that its content must have, if one was told
     asked: Asked | None
     started_ns: int
 
@@ -101,18 +107,25 @@ class AdapterStore:
         self._now_ns = 0
         self._reading: dict[int, _Reading] = {}  # by ticket
         self._lines: dict[str, deque[Asked]] = {}  # by name that is being read
+        self._again = Again()
         self._unseen: deque[_Unseen] = deque()
         self._seen = 0  # the catalog by which the tokenizer resolves names
         self._outbox: deque[Send] = deque()
         self._counts = dict.fromkeys(("reads", "read_failures", "read_us", "loads", "unloads"), 0)
+        remote = {n: s for n, s in config.adapters.items() if sources.is_remote(s)}
         for name, folder in config.adapters.items():
-            self._read(name, folder)
+            if name not in remote:
+                self._read(name, folder)
         finished: list[Loaded] = []
         while len(finished) < len(self._reading):
             loader.wait()
             finished += loader.finished()
         # In the order of the configuration, whichever was read first.
         self._hear(sorted(finished, key=lambda loaded: loaded.ticket))
+        # No network holds up the start: whoever asks for these before they have come waits.
+        for name, source in remote.items():
+            self._registry.put(self._entry(name, source, None, None))
+            self._read(name, source)
 
     def receive(self, source: str, message: AdaptersInbox, now_ns: int) -> list[Send]:
         """Take in one message; answers leave with the next ``advance``."""
@@ -130,11 +143,8 @@ class AdapterStore:
                 self._settle(version)
             case Retired(digest, version):
                 self._forget(digest, version)
-            case Inspection(client, label, sections, adapters):
-                self.check()
-                sections = {**sections, "adapters": self._counters()}
-                inspection = Inspection(client, label, sections, adapters)
-                self._outbox.append(Send("scheduler", inspection))
+            case Inspection():
+                self._outbox.append(Send("scheduler", self._inspect(message)))
             case _:
                 assert_never(message)
         return []
@@ -146,6 +156,7 @@ class AdapterStore:
             self._started_ns = turn.now_ns
         if self._folder.is_due(turn.now_ns):
             self._scan()
+        self._try_again()
         # What a loader does at once is heard at once.
         self._take_loaded()
         while self._grant() or self._take_loaded():
@@ -210,7 +221,10 @@ class AdapterStore:
             text = f"{waiting} operations wait already; try again later"
             self._refuse(asked, CannotDo("queue_full", text, None, QUEUE_FULL_RETRY_S))
         elif name in self._lines and not isinstance(asked.operation, ListAdapters):
-            self._lines[name].append(asked)
+            if isinstance(asked.operation, UnloadAdapter) and self._give_up(name):
+                self._answer(asked, "unloaded", [])
+            else:
+                self._lines[name].append(asked)
         else:
             self._begin(asked)
 
@@ -223,16 +237,16 @@ class AdapterStore:
     def _do(self, asked: Asked) -> None:
         """Do it, or begin to. Raises ``CannotDo``."""
         match asked.operation:
-            case LoadAdapter(_, name, source):
+            case LoadAdapter(_, name):
                 check_name(name, self._base_name)
                 if self._registry.find(name) is None and len(self._registry) >= NAMES_MAX:
                     text = f"{NAMES_MAX} adapters are known already; unload some"
                     raise CannotDo("invalid_value", text, "name")
                 try:
-                    folder = self._roots.resolve(source)
+                    source = self._roots.resolve(asked.operation.source, asked.operation.digest)
                 except BadAdapter as error:
                     raise CannotDo("invalid_value", f"source: {error}", "source") from None
-                self._read(name, folder, asked)
+                self._read(name, source, asked)
             case UnloadAdapter(_, name):
                 self._unload(name, asked)
             case PinAdapter() | PrefetchAdapter():
@@ -297,7 +311,8 @@ class AdapterStore:
     def _read(self, name: str, source: str, asked: Asked | None = None) -> None:
         assert name not in self._lines
         self._lines[name] = deque()
-        ticket = self._loader.start(source, with_file=asked is not None)
+        place, _ = sources.split_digest(source)
+        ticket = self._loader.start(place, with_file=asked is not None)
         self._reading[ticket] = _Reading(name, source, asked, self._now_ns)
 
     def _take_loaded(self) -> bool:
@@ -310,14 +325,15 @@ class AdapterStore:
         for loaded in finished:
             reading = self._reading.pop(loaded.ticket, None)
             if reading is None:
-                self._fetcher.take(loaded)
+                self._fetcher.take(loaded, self._now_ns)
                 continue
             self._count(reading, loaded)
             line = self._lines.pop(reading.name)
+            result = self._expected(reading, loaded.result)
             if reading.asked is None:
-                self._name(reading, loaded.result)
+                self._name(reading, result)
             else:
-                self._finish_load(reading, reading.asked, loaded.result)
+                self._finish_load(reading, reading.asked, result)
             while line:
                 self._take(line.popleft())
 
@@ -325,18 +341,52 @@ class AdapterStore:
         self._counts["reads"] += 1
         self._counts["read_us"] += (self._now_ns - reading.started_ns) // 1000
         self._counts["read_failures"] += isinstance(loaded.result, BadAdapter)
+        if isinstance(loaded.result, Content) and loaded.result.file is not None:
+            self._fetcher.reads.add(self._now_ns - reading.started_ns)
+
+    def _expected(self, reading: _Reading, result: Content | BadAdapter) -> Content | BadAdapter:
+        """Refuse content with another digest than the one that was told with its source."""
+        place, digest = sources.split_digest(reading.source)
+        if digest is None or isinstance(result, BadAdapter) or result.digest == digest:
+            return result
+        self._memory.discard(result)
+        return BadAdapter(
+            f"the content of {place} has the digest {result.digest}, not {digest} as was asked "
+            f"for; is it what you want? then give its digest, or none"
+        )
 
     def _name(self, reading: _Reading, result: Content | BadAdapter) -> None:
         """Let a name of the configuration, or of the watched folder, mean what was read."""
         entry = self._registry.find(reading.name)
-        if entry is not None and not entry.is_unread:
+        if entry is not None and entry.digest:
             return
+        if isinstance(result, Unavailable):
+            self._again.failed(reading.name, reading.source, self._now_ns)
         if isinstance(result, BadAdapter):
             self._registry.put(self._entry(reading.name, reading.source, None, str(result)))
         elif problem := self._too_large(result):
             self._registry.put(self._entry(reading.name, reading.source, None, problem))
         else:
             self._register(reading, result)
+
+    def _try_again(self) -> None:
+        """Read what could not be had, unless its name has come to mean something else."""
+        for name, source in self._again.due(self._now_ns):
+            entry = self._registry.find(name)
+            is_wanted = entry is not None and entry.refused is not None and entry.root == source
+            if is_wanted and name not in self._lines:
+                self._read(name, source)
+            else:
+                self._again.forget(name)
+
+    def _give_up(self, name: str) -> bool:
+        """End what is being read for a name that is unloaded, if that can be.
+
+        Return whether the name means nothing then.
+        """
+        [ticket] = [ticket for ticket, reading in self._reading.items() if reading.name == name]
+        is_over = self._loader.cancel(ticket)
+        return is_over and self._registry.find(name) is None and not self._lines[name]
 
     def _too_large(self, adapter: Content) -> str | None:
         """Say what is wrong with an adapter that host memory might never have room for."""
@@ -368,7 +418,10 @@ class AdapterStore:
             if isinstance(result, Content):
                 self._memory.discard(result)
             text = f"the adapter {name!r} cannot be loaded: {problem}"
-            raise CannotDo("bad_adapter", text, "source")
+            if isinstance(result, Unavailable):
+                raise CannotDo("source_unavailable", text, "source", UNAVAILABLE_RETRY_S)
+            code = "cancelled" if isinstance(result, GivenUp) else "bad_adapter"
+            raise CannotDo(code, text, "source")
         assert isinstance(result, Content)
         entry = self._registry.find(name)
         is_same = entry is not None and entry.digest == result.digest
@@ -402,8 +455,9 @@ class AdapterStore:
         for asked in self._leaving.return_(adapter.digest):
             # It was unloaded, and is back: the name that the client gave up is gone all the same.
             self._unseen.append(_Unseen(self._registry.version, asked, "unloaded"))
-        entry = self._entry(reading.name, reading.source, adapter, None)
+        entry = self._entry(reading.name, adapter.source, adapter, None)
         self._registry.put(entry, adapter.facts.size_bytes)
+        self._again.forget(reading.name)
         if before is not None:
             self._leave(before.digest)
         self._keep_or_not(adapter.digest)
@@ -481,18 +535,18 @@ class AdapterStore:
 
     def _grant(self) -> bool:
         """Answer whom there is an answer for; return whether there was anybody."""
-        granted = self._fetcher.grant()
+        granted = self._fetcher.grant(self._now_ns)
         for want, result in granted:
             self._granted(want, result)
         return bool(granted)
 
     def _granted(self, want: Want, result: Resident | CannotDo) -> None:
-        digest, asked = want
+        digest, asked, _ = want
         if asked is None:
             answer = (
                 AcquireFailed(digest, str(result))
                 if isinstance(result, CannotDo)
-                else Acquired(*result)
+                else Acquired(*result, want.is_missed)
             )
             self._outbox.append(Send("scheduler", answer))
             return
@@ -530,13 +584,23 @@ class AdapterStore:
             digest=entry.digest or None,
             root=entry.root,
             rank=entry.rank or None,
-            size_bytes=resident.size_bytes if resident else None,
+            size_bytes=self._registry.size_bytes(entry.digest) if entry.digest else None,
             tier="host" if resident else "disk",
             pinned=self._registry.is_pinned(entry.name),
             requests=0,
             requests_total=0,
             created_s=entry.created_s,
             refused=entry.refused,
+        )
+
+    def _inspect(self, inspection: Inspection) -> Inspection:
+        self.check()
+        reads = self._fetcher.reads
+        told = LoadMetrics("adapters", "host", list(reads.counts), reads.sum_s)
+        return msgspec.structs.replace(
+            inspection,
+            sections={**inspection.sections, "adapters": self._counters()},
+            loads=[*inspection.loads, told],
         )
 
     def _counters(self) -> dict[str, float]:
@@ -558,4 +622,5 @@ class AdapterStore:
             "hits_total": self._fetcher.hits,
             "misses_total": self._fetcher.misses,
             **{f"{name}_total": count for name, count in self._counts.items()},
+            **self._loader.counters(),
         }

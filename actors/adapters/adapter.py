@@ -16,6 +16,9 @@ from weft.actors.adapters.peft_config import AdapterConfig
 from weft.actors.adapters.safetensors import Tensor
 from weft.actors.shards import Shard
 
+# What digests are made of. Another way of making them has another name.
+DIGEST_FORMAT = "weft adapter 1"
+
 # PEFT's names: "model." is missing if the adapter was trained without the language model's head,
 # "default" was kept by old versions.
 _TENSOR_NAME = re.compile(
@@ -186,7 +189,7 @@ def _check_pair(
 
 
 def _digest(scales: dict[str, float], tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(b"weft adapter 1\n")
+    digest = hashlib.sha256(f"{DIGEST_FORMAT}\n".encode())
     digest.update(_canonical(scales).encode() + b"\n")
     for name, tensor in sorted(tensors.items()):
         digest.update(_canonical([name, tensor.dtype, tensor.shape]).encode() + b"\n")

@@ -19,14 +19,12 @@ import numpy as np
 
 from weft.actors.adapters import confine
 from weft.actors.adapters.base import BaseShapes
+from weft.actors.adapters.children import PACKET_BYTES_MAX
 from weft.actors.adapters.errors import BadAdapter
 from weft.actors.adapters.files import FileError, LocalFiles
 from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Facts
 from weft.actors.adapters.reading import read
 from weft.actors.adapters.safetensors import HEADER_BYTES_MAX
-
-# Larger than any honest one: a path has at most 4,096 bytes, a reason 1,024 characters.
-PACKET_BYTES_MAX = 64 * 1024
 
 # The exit code that says that memory did not suffice.
 EXIT_MEMORY = 3

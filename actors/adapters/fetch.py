@@ -13,6 +13,8 @@ from weft.actors.adapters.files import FileError
 from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Content, Loaded, Loader
 from weft.actors.adapters.memory import HostMemory
 from weft.actors.adapters.registry import Registry
+from weft.runtime.histogram import Histogram
+from weft.runtime.messages import LOAD_BUCKETS_S
 
 
 class Want(NamedTuple):
@@ -20,6 +22,7 @@ class Want(NamedTuple):
 
     digest: str
     asked: Asked | None
+    is_missed: bool = False  # it was not there when it was asked for
 
 
 class _Load(NamedTuple):
@@ -28,6 +31,7 @@ class _Load(NamedTuple):
     digest: str
     folders: tuple[str, ...]
     problem: str  # with the folder before
+    started_ns: int
 
 
 class Fetcher:
@@ -42,6 +46,7 @@ class Fetcher:
     def __init__(self, registry: Registry, memory: HostMemory, loader: Loader) -> None:
         self.hits = 0  # of the scheduler: it was there
         self.misses = 0
+        self.reads = Histogram(LOAD_BUCKETS_S)  # from disk to host memory
         self._registry = registry
         self._memory = memory
         self._loader = loader
@@ -64,9 +69,9 @@ class Fetcher:
 
     def want(self, want: Want) -> None:
         """Wait for an adapter."""
-        self._waiting.append(want)
+        is_there = self._memory.cache.get(want.digest) is not None
+        self._waiting.append(want._replace(is_missed=not is_there))
         if want.asked is None:
-            is_there = self._memory.cache.get(want.digest) is not None
             self.hits += is_there
             self.misses += not is_there
 
@@ -75,7 +80,7 @@ class Fetcher:
         self._waiting = deque(want for want in self._waiting if want.asked is not None)
         self._failed = [failed for failed in self._failed if failed[0].asked is not None]
 
-    def grant(self) -> list[tuple[Want, Resident | CannotDo]]:
+    def grant(self, now_ns: int) -> list[tuple[Want, Resident | CannotDo]]:
         """Return whom there is an answer for, and begin to read what is not there."""
         granted: list[tuple[Want, Resident | CannotDo]] = []
         wants, self._waiting = self._waiting, deque()
@@ -83,7 +88,7 @@ class Fetcher:
         wanted = {want.digest for want in wants}
         is_full = False  # for the scheduler: those after one without a place wait as well
         for want in wants:
-            digest, asked = want
+            digest, asked, _ = want
             if digest in loading or (is_full and asked is None):
                 self._waiting.append(want)
             elif resident := self._resident(want):
@@ -92,7 +97,8 @@ class Fetcher:
                 loading.add(digest)
                 self._waiting.append(want)
                 unknown = f"no adapter has the digest {digest[:64]}"
-                self._begin(_Load(digest, tuple(self._registry.sources(digest)), unknown))
+                folders = tuple(self._registry.sources(digest))
+                self._begin(_Load(digest, folders, unknown, now_ns))
             elif asked is None:
                 is_full = True
                 self._waiting.append(want)
@@ -101,9 +107,11 @@ class Fetcher:
         failed, self._failed = self._failed, []
         return granted + list(failed)
 
-    def take(self, loaded: Loaded) -> None:
+    def take(self, loaded: Loaded, now_ns: int) -> None:
         """Take in what was read."""
         load = self._loading.pop(loaded.ticket)
+        if isinstance(loaded.result, Content):
+            self.reads.add(now_ns - load.started_ns)
         problem = self._put(load, loaded.result)
         if problem is not None:
             self._begin(load._replace(folders=load.folders[1:], problem=problem))

@@ -28,6 +28,7 @@ class Content(NamedTuple):
 
     facts: Facts
     file: str | None  # the path of the normalized file
+    source: str  # where the very same can be read again, as long as nobody changes it
 
     @property
     def digest(self) -> str:
@@ -58,6 +59,14 @@ class Loader(Protocol):
 
     def wait(self) -> None:
         """Wait until ``finished`` may have more to say; something must be under way."""
+        ...
+
+    def cancel(self, ticket: int) -> bool:
+        """Give up what was asked for; return whether that ends it: ``GivenUp`` follows then."""
+        ...
+
+    def counters(self) -> dict[str, float]:
+        """Return what is told of it beside the store's own counters."""
         ...
 
     def close(self) -> None:

@@ -60,10 +60,10 @@ class Detokenizer:
                 self._begin(message)
             case Sampled():
                 self._take(message)
-            case Inspection(client, label, sections, adapters, tenants):
+            case Inspection(client, label, sections, adapters, tenants, loads):
                 self.check()
                 sections = {**sections, "detokenizer": self._counters()}
-                self._outbox(client).report(Report(label, sections, adapters, tenants))
+                self._outbox(client).report(Report(label, sections, adapters, tenants, loads))
             case _:
                 assert_never(message)
         return []

@@ -14,7 +14,7 @@ import msgspec
 
 from weft.actors.runner.engine import STEPS_MAX, Engine, Launched
 from weft.runtime.actor import Send, Turn
-from weft.runtime.messages import Inspection, RunnerInbox, Step
+from weft.runtime.messages import Inspection, LoadMetrics, RunnerInbox, Step
 
 
 class Runner:
@@ -48,11 +48,8 @@ class Runner:
             case Step():
                 self._steps.append(message)
                 return []
-            case Inspection(client, label, sections, adapters, tenants):
-                self.check()
-                sections = {**sections, self._role: self._engine.counters()}
-                inspection = Inspection(client, label, sections, adapters, tenants)
-                return [Send("scheduler", inspection)]
+            case Inspection():
+                return [Send("scheduler", self._inspect(message))]
             case _:
                 assert_never(message)
 
@@ -74,3 +71,12 @@ class Runner:
     def check(self) -> None:
         """Assert the invariants of the engine."""
         self._engine.counters()
+
+    def _inspect(self, inspection: Inspection) -> Inspection:
+        loads = self._engine.loads
+        told = LoadMetrics(self._role, "device", list(loads.counts), loads.sum_s)
+        return msgspec.structs.replace(
+            inspection,
+            sections={**inspection.sections, self._role: self._engine.counters()},
+            loads=[*inspection.loads, told],
+        )

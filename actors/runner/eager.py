@@ -6,13 +6,17 @@ import time
 from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
+from weft.actors.runner import recorded
 from weft.actors.runner.arena import Arena
 from weft.actors.runner.attention import Attention
 from weft.actors.runner.engine import Done, Launched
+from weft.actors.runner.limits import Limits
 from weft.actors.runner.loads import Loads
-from weft.actors.runner.lora import LoraSlots
+from weft.actors.runner.lora import HostLora, LoraSlots
 from weft.actors.runner.model import Batch, Model
+from weft.actors.runner.recorded import Recorded
 from weft.actors.runner.rows import HostBatch, RowTable
 from weft.actors.runner.sampler import Drawn, Sampler
 from weft.kernels.collectives.reference import Collectives
@@ -60,11 +64,15 @@ class Executor(Protocol):
 class Eager:
     """Feeds the rows' last tokens by way of the host."""
 
-    def __init__(self, parts: Parts, rows: RowTable) -> None:
+    def __init__(self, parts: Parts, rows: RowTable, limits: Limits) -> None:
         self._parts = parts
         self._rows = rows
         self._loads = Loads(parts.lora)
         self._sampler = Sampler(parts.model.architecture.vocabulary)
+        self._recorded: Recorded | None = None
+        if recorded.is_possible(parts.model, parts.group):
+            assert isinstance(parts.lora.kernel, HostLora)
+            self._recorded = Recorded(parts.model, parts.arena, parts.lora.kernel, limits)
 
     def make_way(self, step: Step) -> None:
         """Wait for loads whose slot or pages a step gives to others."""
@@ -89,16 +97,8 @@ class Eager:
     def launch(self, number: int, host: HostBatch, started_ns: int) -> Done:
         """Compute a step."""
         self._loads.wait(host.lora_slots)
-        parts, tensor = self._parts, torch.from_numpy
-        batch = Batch(
-            tokens=tensor(host.tokens),
-            positions=tensor(host.positions),
-            kv_slots=tensor(host.kv_slots),
-            attention=parts.attention.plan(host),
-            update=parts.lora.kernel.plan(host),
-            sampled=tensor(host.sampled),
-        )
-        logits = parts.model.forward(batch, parts.arena.kv)
+        parts = self._parts
+        logits = (self._recorded or self).forward(host)
         rows = host.sampled_rows
         if logits is None:
             drawn = Drawn(torch.empty(len(rows), dtype=torch.int64), [], [])
@@ -110,3 +110,16 @@ class Eager:
         elapsed_us = (time.perf_counter_ns() - started_ns) // 1000
         answer = StepDone(number, drawn.tokens.tolist(), drawn.failed, drawn.logprobs, elapsed_us)
         return Done(answer)
+
+    def forward(self, host: HostBatch) -> Tensor | None:
+        """Return the logits of a step's sampled tokens, one operation after the other."""
+        parts, tensor = self._parts, torch.from_numpy
+        batch = Batch(
+            tokens=tensor(host.tokens),
+            positions=tensor(host.positions),
+            kv_slots=tensor(host.kv_slots),
+            attention=parts.attention.plan(host),
+            update=parts.lora.kernel.plan(host),
+            sampled=tensor(host.sampled),
+        )
+        return parts.model.forward(batch, parts.arena.kv)

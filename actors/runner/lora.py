@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ from weft.actors.shards import Span
 from weft.kernels.sgmv import cpu, granules, segments
 from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Module, Tables
 from weft.kernels.sgmv.segments import Segments
+from weft.runtime.histogram import Histogram
+from weft.runtime.messages import LOAD_BUCKETS_S
 
 # Modules that share an input are one site: their A matrices are multiplied together.
 SITES = {
@@ -37,8 +40,8 @@ LoraUpdate = Callable[[Tensor, Tensor, int, int], None]
 class LoraKernel(Protocol):
     """The update as one device computes it."""
 
-    def update(self, slot: int) -> None:
-        """Hear that the tables of a slot have changed."""
+    def stage(self, slot: int) -> Callable[[], None]:
+        """Hear that the tables of a slot have changed; return what brings them to the device."""
         ...
 
     def plan(
@@ -63,8 +66,17 @@ class HostLora:
         make = segments.PagedLora if cpu.library() is None else cpu.PagedLora
         self._kernel = make(arena, tables, widths)
 
-    def update(self, slot: int) -> None:
-        """Do nothing: these are the tables that the kernel reads."""
+    def stage(self, slot: int) -> Callable[[], None]:
+        """Return what does nothing: these are the tables that the kernel reads."""
+        return _nothing
+
+    def update_of(self, segments: Segments) -> LoraUpdate:
+        """Return the update of the steps that ``segments`` will be those of; for a program."""
+        return partial(self._kernel.add, segments=segments)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for a step of so many tokens; before each run of a program."""
+        self._kernel.reserve(tokens)
 
     def plan(
         self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None
@@ -77,6 +89,15 @@ class HostLora:
     def staged_bytes(self) -> int:
         """Return that nothing is staged."""
         return 0
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def at_once(work: Callable[[], None]) -> None:
+    """Do work."""
+    work()
 
 
 def no_update(y: Tensor, x: Tensor, layer: int, site: int) -> None:
@@ -154,21 +175,31 @@ class LoraSlots:
         ]
         self.kernel = make(arena, self._tables, widths)
         self.digests: list[str | None] = [None] * slots
+        self.times = Histogram(LOAD_BUCKETS_S)
 
-    def fill(self, slot: int, digest: str, file: AdapterFile, pages: Sequence[int]) -> None:
+    def fill(
+        self,
+        slot: int,
+        digest: str,
+        file: AdapterFile,
+        pages: Sequence[int],
+        run: Callable[[Callable[[], None]], None] = at_once,
+    ) -> None:
         """Replace what a slot holds by an adapter, whose weights are written into ``pages``.
 
         A step that uses neither the slot nor the pages may be computed meanwhile, unless the file
-        ``needs_group``.
+        ``needs_group``. ``run`` has the device's part of it done, now or later.
         """
+        started_ns = time.perf_counter_ns()
         self._tables.clear(slot, pages)
         scales: dict[str, float] = json.loads(file.metadata()["scales"])
         for layer in range(self._architecture.layers):
             sites = [self._modules(file, scales, layer, site) for site in SITES]
             laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
-            granules.write(self._arena, layer, pages, laid)
-        self.kernel.update(slot)
+            run(partial(granules.write, self._arena, layer, pages, laid))
+        run(self.kernel.stage(slot))
         self.digests[slot] = digest
+        self.times.add(time.perf_counter_ns() - started_ns)
 
     def needs_group(self, file: AdapterFile) -> bool:
         """Whether all ranks must fill at the same time: they add up the lengths of DoRA's rows."""

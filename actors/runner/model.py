@@ -92,9 +92,15 @@ class Model:
         None on all ranks but the first. ``kv`` holds each layer's keys and values, [pages,
         page_tokens, kv_heads, head_dim].
         """
+        return self.logits(self.layers(self.embed(batch.tokens), batch, kv), batch.sampled)
+
+    def layers(self, x: Tensor, batch: Batch, kv: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Write the batch's KV and return what the last layer gives, normed: [T, hidden].
+
+        ``x`` is [T, hidden] and overwritten.
+        """
         a, do = self.architecture, self.operations
         scale = a.head_dim**-0.5
-        x = self._embed(batch.tokens)
         normed = do.rms_norm(x, self._layers[0].input_norm, a.epsilon)
         for i, layer in enumerate(self._layers):
             qkv = layer.qkv(normed)
@@ -116,14 +122,26 @@ class Model:
             batch.update(out, inner, i, DOWN)
             self._group.all_reduce(out)
             normed = do.add_rms_norm(x, out, self._next_norms[i], a.epsilon)
-        logits = self._group.gather(self._head(normed[batch.sampled]).float())
-        return None if logits is None else logits[:, : a.vocabulary]
+        return normed
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def logits(self, normed: Tensor, sampled: Tensor) -> Tensor | None:
+        """Return the logits of the sampled tokens, of all, as ``forward`` does."""
+        return self.gathered(self.head(normed, sampled))
+
+    def head(self, normed: Tensor, sampled: Tensor) -> Tensor:
+        """Return this rank's part of the logits of the sampled tokens: [R, its tokens]."""
+        return self._head(self.operations.take_rows(normed, sampled))
+
+    def gathered(self, logits: Tensor) -> Tensor | None:
+        """Return the logits of all ranks' parts, as ``forward`` does."""
+        whole = self._group.gather(logits.float())
+        return None if whole is None else whole[:, : self.architecture.vocabulary]
+
+    def embed(self, tokens: Tensor) -> Tensor:
         """Return [T, hidden], of which each row lies on one rank."""
         shard = self.architecture.shard
         if shard is None:
-            return F.embedding(tokens, self._embedding)
+            return self.operations.take_rows(self._embedding, tokens)
         rows = tokens - shard.tokens.start
         is_here = (rows >= 0) & (rows < shard.tokens.size)
         x = F.embedding(rows.where(is_here, 0), self._embedding)

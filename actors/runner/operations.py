@@ -27,9 +27,14 @@ from weft.kernels.rotary import cpu as native_rotary
 from weft.kernels.rotary import reference as rotary
 from weft.kernels.silu_mul import cpu as native_silu_mul
 from weft.kernels.silu_mul import reference as silu_mul
+from weft.kernels.take_rows import cpu as native_take_rows
+from weft.kernels.take_rows import reference as take_rows
 
 # What is written in C: all of it is used, or nothing.
-NATIVE = (native_kv_write, native_linear, native_rms_norm, native_rotary, native_silu_mul)
+NATIVE = (
+    native_kv_write, native_linear, native_rms_norm, native_rotary, native_silu_mul,
+    native_take_rows,
+)  # fmt: skip
 
 
 class Projection(Protocol):
@@ -66,10 +71,13 @@ class Operations(NamedTuple):
     rotary_: Callable[[Tensor, Tensor, Tensor, Tensor], None]
     kv_write: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     silu_mul: Callable[[Tensor], Tensor]
+    take_rows: Callable[[Tensor, Tensor], Tensor]
     planner: Callable[[Architecture, int, torch.dtype], Planner]
     """From the part of a model, the tokens of a page and the type of the computation."""
     sample: Sample | None = None
     """Draws where the logits are; None: only the host does."""
+    in_c: bool = False
+    """Whether a ``Program`` can record them: all, but attention to heads of unusual sizes."""
 
 
 def choose(device: torch.device, *, int8: bool) -> Operations:
@@ -94,7 +102,9 @@ def choose(device: torch.device, *, int8: bool) -> Operations:
         rotary_=native_rotary.rotary_,
         kv_write=native_kv_write.kv_write,
         silu_mul=native_silu_mul.silu_mul,
+        take_rows=native_take_rows.take_rows,
         planner=partial(_planner, device),
+        in_c=True,
     )
 
 
@@ -129,6 +139,7 @@ def in_triton(device: torch.device, processors: int) -> Operations:
         rotary_=rotary.rotary_,
         kv_write=kv_write.kv_write,
         silu_mul=silu_mul.silu_mul,
+        take_rows=take_rows.take_rows,
         planner=planner,
         sample=sample.sample,
     )
@@ -145,6 +156,7 @@ def _plain(
         rotary_=rotary.rotary_,
         kv_write=kv_write.kv_write,
         silu_mul=silu_mul.silu_mul,
+        take_rows=take_rows.take_rows,
         planner=partial(_planner, device),
     )
 

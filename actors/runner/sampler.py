@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from weft.actors.runner.rules import Adjustments, Rules, rules_of
+from weft.kernels.sample.cpu import highest
 from weft.kernels.sample.philox import uniform
 from weft.kernels.sample.reference import TEMPERATURE_MIN, draw, min_p, top_k_top_p
 from weft.runtime.messages import Join, TokenLogprobs
@@ -56,16 +57,16 @@ class Sampler:
         if not rows:  # part of a prompt, and nothing else
             return Drawn(torch.empty(0, dtype=torch.int64), [], [])
         rules = [self._rules[row] for row in rows]
-        highest, tokens = logits.max(dim=-1)
-        failed = _not_finite(highest)
+        most, tokens = highest(logits)
+        failed = _not_finite(most)
         if failed:
             logits[failed] = 0.0
         logprobs = self._logprobs_before(logits, rules)
         adjusted = [i for i, rule in enumerate(rules) if rule.adjusts]
         if adjusted:
             Adjustments.of(rules, positions, adjusted).apply(logits, torch.from_numpy)
-            highest, tokens[adjusted] = logits[adjusted].max(dim=-1)
-            lost = [adjusted[j] for j in _not_finite(highest)]  # e.g. every token is banned
+            most, tokens[adjusted] = highest(logits[adjusted])
+            lost = [adjusted[j] for j in _not_finite(most)]  # e.g. every token is banned
             if lost:
                 logits[lost] = 0.0
                 failed = sorted({*failed, *lost})

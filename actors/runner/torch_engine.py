@@ -25,6 +25,7 @@ from weft.actors.runner.model import Model
 from weft.actors.runner.rows import RowTable
 from weft.kernels.collectives.reference import Alone, Collectives
 from weft.runtime.config import Config
+from weft.runtime.histogram import Histogram
 from weft.runtime.messages import RunnerReady, Step, StepDone
 
 MIB = 1024 * 1024
@@ -92,7 +93,7 @@ class TorchEngine:
         self._arena = parts.arena
         self._executor: Executor
         if self._backend.ahead is None:
-            self._executor = Eager(parts, self._rows)
+            self._executor = Eager(parts, self._rows, limits)
         else:
             self._executor = ahead = Ahead(parts, limits, self._device, self._backend.ahead)
             scratch = warmup.Scratch(pages, config.block_size)
@@ -136,6 +137,12 @@ class TorchEngine:
     def execute(self, step: Step) -> StepDone:
         """Compute a step, and wait for it."""
         return self.launch(step).collect()
+
+    @property
+    def loads(self) -> Histogram:
+        """How long adapters took to be copied to the device."""
+        self._executor.settle()
+        return self._lora.times
 
     def counters(self) -> dict[str, float]:
         """Return what is in use."""

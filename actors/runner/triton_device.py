@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -100,9 +100,9 @@ class TritonLora:
         self._limits = limits
         self._planners: dict[int, Planner] = {}
 
-    def update(self, slot: int) -> None:
-        """Bring a slot's tables to the device."""
-        self._kernel.update(slot)
+    def stage(self, slot: int) -> Callable[[], None]:
+        """Return what brings a slot's tables to the device."""
+        return self._kernel.stage(slot)
 
     def plan(
         self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None

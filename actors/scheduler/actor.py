@@ -33,6 +33,7 @@ from weft.runtime.messages import (
     Acquired,
     AcquireFailed,
     AdapterReply,
+    AdapterState,
     Away,
     Begin,
     CatalogSeen,
@@ -198,6 +199,9 @@ class Scheduler:
             log.info("rejected: %s", refused.code, extra={"request": generate.request_id})
             return [Send("tokenizer", Reject(generate.client, refused))]
         request = self._requests.add(generate, now_ns)
+        if generate.adapter is not None:
+            # Whether it lies in host memory is heard once it has been asked for.
+            request.tier = "device" if generate.adapter in self._resident else "host"
         self._metrics.accepted(request)
         log.info(
             "accepted: %d prompt tokens, %d choices, model %s, %d requests",
@@ -252,6 +256,8 @@ class Scheduler:
         self._host.arrived(acquired)
         for sequence in list(self._waiting):
             if sequence.request.generate.adapter == acquired.digest:
+                if acquired.was_read and sequence.request.tier == "host":
+                    sequence.request.tier = "disk"
                 self._limit(sequence)
 
     def _cancel(self, requests: list[Request]) -> None:
@@ -475,20 +481,29 @@ class Scheduler:
         answer = reply.answer
         if isinstance(answer, Refused) or not answer.adapters:
             return reply
-        resident: Set[str] = self._composer.slots.resident if self._composer else frozenset()
+        resident = self._resident
         live = Counter(request.generate.adapter for request in self._requests)
-        states = [
-            msgspec.structs.replace(
+
+        def complete(state: AdapterState) -> AdapterState:
+            if state.digest is None:
+                return state
+            counters = self._metrics.of(state.digest)
+            return msgspec.structs.replace(
                 state,
                 tier="device" if state.digest in resident else state.tier,
                 requests=live[state.digest],
-                requests_total=self._metrics.requests(state.digest),
+                requests_total=counters.requests,
+                hits=list(counters.hits),
+                queue_s_mean=counters.queue.mean_s,
             )
-            if state.digest is not None
-            else state
-            for state in answer.adapters
-        ]
+
+        states = list(map(complete, answer.adapters))
         return AdapterReply(reply.client, msgspec.structs.replace(answer, adapters=states))
+
+    @property
+    def _resident(self) -> Set[str]:
+        """Adapters on the device."""
+        return self._composer.slots.resident if self._composer else frozenset()
 
     # ---- inspection -----------------------------------------------------------------------------
 
@@ -501,11 +516,12 @@ class Scheduler:
             self._visiting.remove(known[0])
             return self._visit(self._runners[self._runners.index(source) + 1 :], inspection)
         self.check()
-        resident: Set[str] = self._composer.slots.resident if self._composer else frozenset()
         sections = {**inspection.sections, "scheduler": self._counters()}
-        metrics = self._metrics.report(resident)
+        metrics = self._metrics.report(self._resident, self._requests)
         tenants = self._metrics.report_tenants(self._payers.tenants.counter)
-        forward = Inspection(inspection.client, inspection.label, sections, metrics, tenants)
+        forward = msgspec.structs.replace(
+            inspection, sections=sections, adapters=metrics, tenants=tenants
+        )
         is_busy = self._composer is None or len(self._visiting) == VISITING_MAX
         return self._visit([] if is_busy else self._runners, forward)
 

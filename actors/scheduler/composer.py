@@ -130,6 +130,8 @@ class Composer:
             "pages_adapters": slots.pages_owned,
             "pages_adapters_idle": slots.pages_idle,
             "adapter_slots": slots.count,
+            "adapters_in_batch": len(slots.pinned),
+            "adapters_in_batch_max": self._config.max_loras_per_batch,
             "adapters_resident": len(slots.resident),
             "adapter_pins": slots.pin_count,
             "adapter_evictions_total": slots.evictions,

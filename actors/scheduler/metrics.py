@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
+from functools import partial
 
-from weft.actors.scheduler.sequence import Request
+from weft.actors.scheduler.sequence import TIERS, Request
+from weft.runtime.histogram import Histogram
 from weft.runtime.messages import (
     METRIC_BUCKETS_S,
     AdapterMetrics,
@@ -23,18 +25,7 @@ NAMES_MAX = 8
 TENANTS_MAX = 256
 
 
-@dataclass(slots=True)
-class Histogram:
-    """Counts of durations in METRIC_BUCKETS_S, and one more for those beyond the last."""
-
-    counts: list[int] = field(default_factory=lambda: [0] * (len(METRIC_BUCKETS_S) + 1))
-    sum_s: float = 0.0
-
-    def add(self, duration_ns: int) -> None:
-        """Count one duration."""
-        seconds = duration_ns / 1e9
-        self.counts[bisect_left(METRIC_BUCKETS_S, seconds)] += 1
-        self.sum_s += seconds
+_histogram = partial(Histogram, METRIC_BUCKETS_S)
 
 
 @dataclass(slots=True)
@@ -46,8 +37,9 @@ class AdapterCounters:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
-    queue: Histogram = field(default_factory=Histogram)
-    first_token: Histogram = field(default_factory=Histogram)
+    queue: Histogram = field(default_factory=_histogram)
+    first_token: Histogram = field(default_factory=_histogram)
+    hits: list[int] = field(default_factory=lambda: [0] * len(TIERS))
 
 
 @dataclass(slots=True)
@@ -58,7 +50,7 @@ class TenantCounters:
     rejected: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
-    queue: Histogram = field(default_factory=Histogram)
+    queue: Histogram = field(default_factory=_histogram)
 
 
 class Metrics:
@@ -96,6 +88,8 @@ class Metrics:
         counters.queue.add(now_ns - request.accepted_ns)
         self._of_tenant(request.tenant.name).queue.add(now_ns - request.accepted_ns)
         counters.cached_tokens += request.sequences[0].cached_tokens or 0
+        if request.tier is not None:
+            counters.hits[TIERS.index(request.tier)] += 1
 
     def first_token(self, request: Request, now_ns: int) -> None:
         """Count how long a request's first token took."""
@@ -107,17 +101,24 @@ class Metrics:
         self._of(request).output_tokens += end.output_tokens
         self._of_tenant(request.tenant.name).output_tokens += end.output_tokens
 
-    def requests(self, digest: str) -> int:
-        """Return how many requests an adapter has had."""
-        counters = self._adapters.get(digest)
-        return counters.requests if counters else 0
+    def of(self, digest: str) -> AdapterCounters:
+        """Return an adapter's counters: zeros, if it has never been used."""
+        return self._adapters.get(digest) or AdapterCounters()
 
     def forget(self, digest: str) -> None:
         """Forget an adapter that has no name any more, so that there are no more than names."""
         self._adapters.pop(digest, None)
 
-    def report(self, resident: Set[str]) -> list[AdapterMetrics]:
-        """Return the counters of every adapter that was ever used."""
+    def report(self, resident: Set[str], requests: Iterable[Request] = ()) -> list[AdapterMetrics]:
+        """Return the counters of every adapter that was ever used.
+
+        ``resident`` are on the device now; ``requests`` are those that are not over.
+        """
+        running: Counter[str | None] = Counter()
+        waiting: Counter[str | None] = Counter()
+        for request in requests:
+            count = waiting if request.admitted_ns is None else running
+            count[request.generate.adapter] += 1
         return [
             AdapterMetrics(
                 digest=digest,
@@ -131,6 +132,9 @@ class Metrics:
                 first_token_s=list(counters.first_token.counts),
                 first_token_s_sum=counters.first_token.sum_s,
                 resident=digest is None or digest in resident,
+                hits=list(counters.hits),
+                running=running[digest],
+                waiting=waiting[digest],
             )
             for digest, counters in self._adapters.items()
         ]

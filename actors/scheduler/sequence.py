@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from weft.actors.scheduler.accounts import Account
 from weft.actors.scheduler.prefixes import Holding
@@ -56,6 +57,10 @@ class Sequence:
         return self.output_tokens + self.in_flight >= self.output_max
 
 
+Tier = Literal["device", "host", "disk"]
+TIERS: tuple[Tier, ...] = ("device", "host", "disk")
+
+
 @dataclass(eq=False, slots=True)
 class Request:
     """What a client asked for, from acceptance to the last end of its choices."""
@@ -67,6 +72,7 @@ class Request:
     sequences: list[Sequence] = field(default_factory=list)
     admitted_ns: int | None = None
     first_token_ns: int | None = None
+    tier: Tier | None = None  # where its adapter lay when it came; None: it has none
     metered: list[Account] = field(init=False)  # who pays for tokens by the minute
 
     def __post_init__(self) -> None:

@@ -236,12 +236,11 @@ class TokenizerManager:
 
     def _operate(self, client: str, operation: AdapterOperation) -> None:
         """Pass an operation on adapters to the store."""
+        texts = [("label", operation.label), ("name", operation.name)]
+        if isinstance(operation, LoadAdapter):
+            texts += [("source", operation.source), ("digest", operation.digest)]
         try:
-            for param, text in (
-                ("label", operation.label),
-                ("name", operation.name),
-                ("source", operation.source if isinstance(operation, LoadAdapter) else None),
-            ):
+            for param, text in texts:
                 need(
                     len(text or "") <= LABEL_CHARACTERS_MAX,
                     param,

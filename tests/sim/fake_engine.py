@@ -9,7 +9,16 @@ import hashlib
 from dataclasses import dataclass, field
 
 from weft.actors.runner.engine import Done
-from weft.runtime.messages import AdapterLoad, Join, RunnerReady, Step, StepDone, TokenLogprobs
+from weft.runtime.histogram import Histogram
+from weft.runtime.messages import (
+    LOAD_BUCKETS_S,
+    AdapterLoad,
+    Join,
+    RunnerReady,
+    Step,
+    StepDone,
+    TokenLogprobs,
+)
 
 VOCABULARY = 1000
 EOS = 2
@@ -138,6 +147,10 @@ class FakeEngine:
 
     def counters(self) -> dict[str, float]:
         return {"rows": len(self._rows)}
+
+    @property
+    def loads(self) -> Histogram:
+        return Histogram(LOAD_BUCKETS_S)
 
     def _adapter(self, row: Row) -> str | None:
         """The adapter whose weights lie where the row's slot says."""

@@ -8,7 +8,7 @@ import safetensors.numpy
 
 from weft.actors.adapters.actor import AdapterStore
 from weft.actors.adapters.base import BaseShapes
-from weft.actors.adapters.errors import BadAdapter
+from weft.actors.adapters.errors import BadAdapter, GivenUp
 from weft.actors.adapters.files import FileError, LocalFiles
 from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Content, Facts, Loaded
 from weft.actors.adapters.reading import read
@@ -56,6 +56,7 @@ class DirectLoader:
 
     def __init__(self, config, base, files, folder="/run/adapters"):
         self.is_slow = False
+        self.faults = {}  # source -> exceptions that its next readings end in
         self._config = config
         self._base = base
         self._files = files
@@ -78,11 +79,25 @@ class DirectLoader:
     def wait(self):
         assert self._done
 
+    def cancel(self, ticket):
+        for loaded in self._done:
+            if loaded.ticket == ticket:
+                if isinstance(loaded.result, Content) and loaded.result.file is not None:
+                    self._files.remove(loaded.result.file)
+                self._done[self._done.index(loaded)] = Loaded(ticket, GivenUp())
+                return True
+        return False
+
+    def counters(self):
+        return {}
+
     def close(self):
         self._done.clear()
 
     def _read(self, source, file):
         base, config = self._base, self._config
+        if self.faults.get(source):
+            return self.faults[source].pop(0)
         try:
             found = read(self._files, source, base, rank_max=config.max_lora_rank)
             parts = found.file()
@@ -92,7 +107,7 @@ class DirectLoader:
             return BadAdapter(str(error)[:REASON_CHARACTERS_MAX])
         granules = found.granules(base, base.shards(config.tensor_parallel_size))
         size_bytes = sum(len(part) for part in parts)
-        return Content(Facts(found.digest, found.rank, size_bytes, granules), file)
+        return Content(Facts(found.digest, found.rank, size_bytes, granules), file, source)
 
 
 class DiskFiles(LocalFiles):
