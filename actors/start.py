@@ -14,6 +14,7 @@ from typing import Any
 
 from weft.runtime.actor import Actor
 from weft.runtime.config import Config, ConfigError
+from weft.runtime.replicas import replica_of, schedulers
 from weft.runtime.topology import serving
 
 
@@ -31,15 +32,17 @@ def build(
     the role's lives.
     Raises ``ConfigError`` for what the user can mend.
     """
-    match role.rstrip("0123456789"):  # of one kind there may be several
+    match role.rstrip("0123456789_"):  # of one kind there may be several
         case "tokenizer":
             return _tokenizer(config)
         case "detokenizer":
             return _detokenizer(config)
         case "adapters":
             return _adapters(config, run_dir, wakes)
+        case "router":
+            return _router(config)
         case "scheduler":
-            return _scheduler(config)
+            return _scheduler(role, config)
         case "runner":
             return _runner(role, config, run_dir, report, epoch)
     raise AssertionError(f"no actor is called {role}")
@@ -60,7 +63,8 @@ def _detokenizer(config: Config) -> Actor[Any]:
     from weft.actors.tokenizer.text_model import TextModel, keep_torch_out
 
     keep_torch_out()
-    return Detokenizer(Vocabulary(TextModel.load(config).backend))
+    vocabulary = Vocabulary(TextModel.load(config).backend)
+    return Detokenizer(vocabulary, schedulers=schedulers(config.data_parallel_size))
 
 
 def _adapters(config: Config, run_dir: Path, wakes: select.epoll) -> Actor[Any]:
@@ -76,14 +80,27 @@ def _adapters(config: Config, run_dir: Path, wakes: select.epoll) -> Actor[Any]:
     loader: Loader = folders
     if config.has_remote_adapters:
         loader = with_sources(folders, config, base, wakes)
-    return AdapterStore(config, LocalFiles(), loader, str(run_dir), started_s=now_s)
+    return AdapterStore(
+        config,
+        LocalFiles(),
+        loader,
+        str(run_dir),
+        started_s=now_s,
+        schedulers=schedulers(config.data_parallel_size),
+    )
 
 
-def _scheduler(config: Config) -> Actor[Any]:
+def _router(config: Config) -> Actor[Any]:
+    from weft.actors.router.actor import Router
+
+    return Router(config)
+
+
+def _scheduler(role: str, config: Config) -> Actor[Any]:
     from weft.actors.scheduler.actor import Scheduler
 
-    [runners] = serving(config).groups.values()
-    return Scheduler(config, runners=runners)
+    replica = replica_of(role, config.data_parallel_size)
+    return Scheduler(config, runners=serving(config).groups[role], replica=replica)
 
 
 def _runner(
@@ -94,14 +111,20 @@ def _runner(
     from weft.actors.runner.architecture import UnsupportedModel
     from weft.actors.runner.torch_engine import TorchEngine
 
+    replica = replica_of(role, config.data_parallel_size)
+    rank = serving(config).groups[replica.scheduler].index(role)
+    first_device = replica.index * config.tensor_parallel_size
+    # Where the ranks of one life of a group find each other.
+    meeting = run_dir / f"{replica.scheduler}.{epoch}"
+    meeting.mkdir(mode=0o700, exist_ok=True)
     try:
-        table = serving(config)
-        name = table.process(role).group
-        # Where only this life's ranks come: one of the last that were still there met nobody.
-        place = run_dir / f"{name}.{epoch}"
-        place.mkdir(exist_ok=True)
-        joined = group.join(config, table.groups[name].index(role), place)
-        engine = TorchEngine(config, lambda share: report(share, "loading weights"), joined)
+        joined = group.join(config, rank, meeting, first_device=first_device)
+        engine = TorchEngine(
+            config,
+            lambda share: report(share, "loading weights"),
+            joined,
+            first_device=first_device,
+        )
     except UnsupportedModel as error:
         raise ConfigError(str(error)) from None
-    return Runner(engine, role=role, epoch=epoch)
+    return Runner(engine, role=role, scheduler=replica.scheduler, epoch=epoch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from weft.gateway import tiers
 from weft.runtime.client import Report
 from weft.runtime.messages import METRIC_BUCKETS_S
+from weft.runtime.replicas import without_replica
 
 # Of each adapter and of the base. ``model`` is what clients call it; several names of the same
 # content are one adapter.
@@ -56,9 +57,7 @@ class _Reported(Collector):
         self._report = report
 
     def collect(self) -> Iterator[Metric]:
-        for process, counters in self._report.sections.items():
-            for name, value in counters.items():
-                yield _process_metric(process, name, value)
+        yield from _of_processes(self._report.sections)
         adapters = self._report.adapters
         for name, help_text in _COUNTERS.items():
             counter = CounterMetricFamily(f"weft_adapter_{name}", help_text, labels=_LABELS)
@@ -104,8 +103,19 @@ def _of_tenants(tenants: Sequence[dict[str, Any]]) -> Iterator[Metric]:
     yield service
 
 
-def _process_metric(process: str, name: str, value: float) -> Metric:
-    full_name, help_text = f"weft_{process}_{name}", f"{name} of the process {process}"
-    if name.endswith("_total"):
-        return CounterMetricFamily(full_name, help_text, value=value)
-    return GaugeMetricFamily(full_name, help_text, value=value)
+def _of_processes(sections: Mapping[str, Mapping[str, float]]) -> Iterator[Metric]:
+    """Yield each process's counters; those of several replicas are one family, by label."""
+    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    for role, counters in sections.items():
+        process, replica = without_replica(role)
+        labels = [] if replica is None else [str(replica)]
+        for name, value in counters.items():
+            full_name = f"weft_{process}_{name}"
+            family = families.get(full_name)
+            if family is None:
+                kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+                help_text = f"{name} of the process {process}"
+                family = kind(full_name, help_text, labels=["replica"][: len(labels)])
+                families[full_name] = family
+            family.add_metric(labels, value)
+    yield from families.values()

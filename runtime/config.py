@@ -13,7 +13,7 @@ import yaml
 from weft.runtime import sources
 
 # More than any machine has devices; that a model cannot be split so is only known once it is read.
-RANKS_MAX = 64
+RUNNERS_MAX = 64
 
 
 class ConfigError(Exception):
@@ -74,6 +74,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     adapter_cache: str | None = None  # where downloads are kept; default: ~/.cache/weft/adapters
     adapter_cache_mib: int = 16384
     max_lora_rank: int = 64
+    # Embeddings, heads and norms that an adapter's file may have beside LoRA; 0: none.
+    max_whole_modules_mib: int = 2048
     max_loras_per_batch: int = 8  # distinct adapters that run at once
     max_loaded_loras: int = 64  # distinct adapters on the device
     adapter_host_memory_mib: float = 4096  # of adapters in host memory
@@ -96,6 +98,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     enable_chunked_prefill: bool = True
     max_queued_requests: int = 1024  # beyond it: 429
     tensor_parallel_size: int = 1  # runners that share one model
+    data_parallel_size: int = 1  # replicas of the model, each with a scheduler of its own
+    load_balance_method: Literal["adapter_aware", "total_tokens", "round_robin"] = (
+        "adapter_aware"  # which replica a request goes to
+    )
     threads: int | None = None  # of each runner on CPU; default: the cores, divided among them
 
     # Tenants: whose requests share one turn. The key's owner, else ``user``, else the adapter.
@@ -121,7 +127,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         for name in (
             "max_lora_rank", "max_loras_per_batch", "max_loaded_loras", "max_num_seqs",
             "max_num_batched_tokens", "block_size", "kv_cache_memory_mib", "max_queued_requests",
-            "tensor_parallel_size", "adapter_host_memory_mib", "adapter_cache_mib",
+            "tensor_parallel_size", "data_parallel_size", "adapter_host_memory_mib",
+            "adapter_cache_mib",
         ):  # fmt: skip
             value = getattr(self, name)
             need(value > 0, f"{name} is {value}: it must be positive")
@@ -146,16 +153,22 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             f"({self.max_loras_per_batch}): what runs together is on the device together",
         )
         need(
-            self.tensor_parallel_size <= RANKS_MAX,
-            f"tensor_parallel_size is {self.tensor_parallel_size}: each is a process on this "
-            f"machine, at most {RANKS_MAX}",
+            self.runners <= RUNNERS_MAX,
+            f"tensor_parallel_size times data_parallel_size is {self.runners}: each is a process "
+            f"on this machine, at most {RUNNERS_MAX}",
         )
         need(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization is a share: 0 to 1")
         need(0 <= self.port < 65536, f"port is {self.port}: it must be 0 (any free one) to 65535")
+        need(self.max_whole_modules_mib >= 0, "max_whole_modules_mib cannot be negative")
         need(self.drain_timeout_s >= 0, "drain_timeout_s cannot be negative")
         need(self.watchdog_timeout_s > 0, "watchdog_timeout_s must be positive")
         need(self.max_cpu_loras is None or self.max_cpu_loras > 0, "max_cpu_loras must be positive")
         need(self.threads is None or self.threads > 0, "threads must be positive")
+
+    @property
+    def runners(self) -> int:
+        """Runners of all replicas."""
+        return self.tensor_parallel_size * self.data_parallel_size
 
     @property
     def host_memory_bytes(self) -> int:
@@ -172,6 +185,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def has_remote_adapters(self) -> bool:
         """Whether anything may have to be downloaded."""
         return bool(self.adapter_sources) or any(map(sources.is_remote, self.adapters.values()))
+
+    @property
+    def whole_modules_bytes_max(self) -> int:
+        """Bytes of whole modules that an adapter's file may have."""
+        return self.max_whole_modules_mib * 1024 * 1024
 
     @property
     def base_name(self) -> str:

@@ -18,7 +18,8 @@ import msgspec
 # waits for a bounded time only.
 PRIORITY_MAX = 100
 
-# Token ids, rows, pages and slots: all below 2**31, because devices index with int32.
+# Token ids, rows, pages and slots: all below 2**31, because devices index with int32. A sequence's
+# number goes to no device: below 2**53, as every client's language has it.
 Sequence = int
 
 
@@ -108,7 +109,8 @@ class Inspect(Message, frozen=True):
     """Client to tokenizer: check every actor's invariants and report its counters.
 
     Travels tokenizer, adapters, scheduler, runner, scheduler, detokenizer, client; each appends.
-    With several runners it comes back to the scheduler between them.
+    With several runners it comes back to the scheduler between them, and with several schedulers
+    to the router.
     """
 
     label: str
@@ -244,6 +246,8 @@ class AdapterEntry(Part, frozen=True):
     created_s: int
     refused: str | None = None
     version: int = 0
+    tokens_added: int = 0  # ids beyond the base's vocabulary that are the adapter's own
+    is_whole: bool = False  # whether it has modules of its own, which cannot be added to another's
 
     @property
     def is_unread(self) -> bool:
@@ -341,7 +345,8 @@ class CatalogSeen(Message, frozen=True):
     """Tokenizer to scheduler to adapters: names were resolved by this catalog from here on.
 
     Links keep their order. So when the store hears it, the scheduler holds every request that was
-    resolved by an older catalog: no digest that has no name in this one comes up again.
+    resolved by an older catalog: no digest that has no name in this one comes up again. The router
+    passes it to the first of several schedulers once each of those requests has been accepted.
     """
 
     version: int
@@ -369,14 +374,32 @@ class Inspection(Message, frozen=True):
 
 
 class Reject(Message, frozen=True):
-    """Scheduler to tokenizer: no room for the request; tell the client."""
+    """Scheduler to tokenizer: no room for the request; tell the client.
+
+    Or, of several schedulers, to router: which asks another one first, if the queue is full.
+    """
 
     client: str
     refused: Refused
+    request_id: str
+
+
+class Progress(Message, frozen=True):
+    """Scheduler to router: what has become of its requests, and which adapters came and went."""
+
+    accepted: list[str] = []  # request ids
+    ended: list[str] = []  # request ids, one for each choice that is over
+    metered: list[str] = []  # request ids, one for each token of an answer that a limit counts
+    loaded: list[str] = []  # digests
+    evicted: list[str] = []
 
 
 class Away(Message, frozen=True):
-    """Scheduler to tokenizer: why what it is sent waits; None: nothing keeps it from running."""
+    """Scheduler to tokenizer: why what it is sent waits; None: nothing keeps it from running.
+
+    Of several schedulers, to router: which sends requests to the others, and tells the tokenizer of
+    it once none is left.
+    """
 
     reason: str | None
 
@@ -384,7 +407,8 @@ class Away(Message, frozen=True):
 class AdapterReply(Message, frozen=True):
     """Adapters to scheduler to tokenizer: the answer for a client.
 
-    The scheduler fills in what it alone knows of each adapter: device and requests.
+    A scheduler fills in what it alone knows of each adapter: device and requests. Of several, one
+    after the other does, each of which gives it back to the router; the numbers are sums.
     """
 
     client: str
@@ -561,7 +585,8 @@ class End(Part, frozen=True):
     output_tokens: int
     cached_tokens: int  # of the prompt, found in the prefix cache
     error: str | None = None  # what went wrong, for reason "error"
-    # The scheduler's steps that computed it: sequences whose ranges overlap shared batches.
+    # The scheduler's steps that computed it: sequences whose ranges overlap shared batches. Those
+    # of several schedulers never do.
     first_step: int | None = None  # None: it never ran
     last_step: int | None = None
 
@@ -722,6 +747,7 @@ TokenizerInbox = (
 AdaptersInbox = (
     Acquire | Release | CatalogSeen | Retired | AdapterRequest | Discover | Inspection
 )  # fmt: skip
+RouterInbox = Generate | Abort | CatalogSeen | Reject | Away | Progress | AdapterReply | Inspection
 SchedulerInbox = (
     Generate | Abort | CatalogSeen | Inspection | Acquired | AcquireFailed | Retire | AdapterReply
     | RunnerReady | StepDone | StopFound | ClientGone

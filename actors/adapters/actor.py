@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple, assert_never
 
 import msgspec
@@ -44,6 +45,7 @@ from weft.runtime.messages import (
     Retired,
     UnloadAdapter,
 )
+from weft.runtime.replicas import ALONE
 
 # Operations that wait for something, and names that may be known; more are refused.
 OPERATIONS_MAX = 1024
@@ -90,17 +92,19 @@ class AdapterStore:
         run_dir: str,
         *,
         started_s: int,
+        schedulers: Sequence[str] = (ALONE.scheduler,),
     ) -> None:
         """Read every adapter of the configuration; ``started_s`` is unix time."""
         bounds = Bounds(config.host_memory_bytes, config.max_cpu_loras)
         cache = HostCache(bounds, config.lora_eviction_policy)
+        self._schedulers = tuple(schedulers)
         self._base_name = config.base_name
         self._registry = Registry()
         self._roots = Roots(config)
         self._loader = loader
         self._memory = HostMemory(cache, files, run_dir)
         self._fetcher = Fetcher(self._registry, self._memory, loader)
-        self._leaving = Leaving()
+        self._leaving = Leaving(schedulers)
         self._folder = WatchedFolder(config.adapters_folder, files)
         self._started_s = started_s
         self._started_ns: int | None = None
@@ -132,9 +136,9 @@ class AdapterStore:
         self._now_ns = now_ns
         match message:
             case Acquire(digest):
-                self._fetcher.want(Want(digest, None))
+                self._fetcher.want(Want(digest, source))
             case Release(digest):
-                self._memory.unpin(digest)
+                self._memory.unpin(digest, source)
             case AdapterRequest(client, operation):
                 self._take(Asked(client, operation))
             case Discover(name):
@@ -142,9 +146,9 @@ class AdapterStore:
             case CatalogSeen(version):
                 self._settle(version)
             case Retired(digest, version):
-                self._forget(digest, version)
+                self._forget(source, digest, version)
             case Inspection():
-                self._outbox.append(Send("scheduler", self._inspect(message)))
+                self._outbox.append(Send(self._schedulers[0], self._inspect(message)))
             case _:
                 assert_never(message)
         return []
@@ -161,7 +165,7 @@ class AdapterStore:
         self._take_loaded()
         while self._grant() or self._take_loaded():
             pass
-        room = {role: turn.room(role) for role in ("tokenizer", "scheduler")}
+        room = {role: turn.room(role) for role in ("tokenizer", *self._schedulers)}
         sends = []
         if room["tokenizer"] > 0:
             catalog = self._registry.catalog()
@@ -179,15 +183,15 @@ class AdapterStore:
 
     def lost(self, peer: str, now_ns: int) -> list[Send]:
         """Take back the pins of a scheduler that is gone, and the answers meant for it."""
-        if peer == "scheduler":
-            self._fetcher.forget_scheduler()
-            self._memory.unpin_all()
+        if peer in self._schedulers:
+            self._fetcher.forget_scheduler(peer)
+            self._memory.unpin_all(peer)
             self._leaving.unsent()
             # An answer yet unsent would tell the next scheduler of a pin that it does not have.
             self._outbox = deque(
                 send
                 for send in self._outbox
-                if not isinstance(send.message, Acquired | AcquireFailed)
+                if send.to != peer or not isinstance(send.message, Acquired | AcquireFailed)
             )
         return []
 
@@ -467,8 +471,19 @@ class AdapterStore:
     ) -> AdapterEntry:
         started_ns = self._now_ns if self._started_ns is None else self._started_ns
         created_s = self._started_s + (self._now_ns - started_ns) // 1_000_000_000
-        digest, rank = (adapter.digest, adapter.facts.rank) if adapter else ("", 0)
-        return AdapterEntry(name, root, digest, rank, created_s, refused)
+        if adapter is None:
+            return AdapterEntry(name, root, "", 0, created_s, refused)
+        facts = adapter.facts
+        return AdapterEntry(
+            name,
+            root,
+            facts.digest,
+            facts.rank,
+            created_s,
+            refused,
+            tokens_added=facts.tokens_added,
+            is_whole=facts.is_whole,
+        )
 
     def _leave(self, digest: str) -> bool:
         """Let content go that a name meant until now, unless another one does: does it go?"""
@@ -497,10 +512,10 @@ class AdapterStore:
             self._answer(asked, outcome, [] if is_gone or entry is None else [entry])
         self._seen = version
         for retire in self._leaving.seen(version):
-            self._outbox.append(Send("scheduler", retire))
+            self._outbox += [Send(scheduler, retire) for scheduler in self._schedulers]
 
-    def _forget(self, digest: str, version: int) -> None:
-        unloads = self._leaving.retired(digest, version)
+    def _forget(self, scheduler: str, digest: str, version: int) -> None:
+        unloads = self._leaving.retired(scheduler, digest, version)
         if unloads is None:
             return
         self._memory.drop(digest)
@@ -542,13 +557,13 @@ class AdapterStore:
 
     def _granted(self, want: Want, result: Resident | CannotDo) -> None:
         digest, asked, _ = want
-        if asked is None:
+        if isinstance(asked, str):
             answer = (
                 AcquireFailed(digest, str(result))
                 if isinstance(result, CannotDo)
                 else Acquired(*result, want.is_missed)
             )
-            self._outbox.append(Send("scheduler", answer))
+            self._outbox.append(Send(asked, answer))
             return
         entry = self._registry.find(asked.operation.name or "")
         if entry is None or entry.digest != digest:
@@ -569,12 +584,12 @@ class AdapterStore:
     # ---- answers --------------------------------------------------------------------------------
 
     def _refuse(self, asked: Asked, refusal: CannotDo) -> None:
-        self._outbox.append(Send("scheduler", asked.refuse(refusal)))
+        self._outbox.append(Send(self._schedulers[0], asked.refuse(refusal)))
 
     def _answer(self, asked: Asked, outcome: str, entries: list[AdapterEntry]) -> None:
         states = [self._state(entry) for entry in entries]
         answer = AdapterAnswer(asked.operation.label, outcome, states)
-        self._outbox.append(Send("scheduler", AdapterReply(asked.client, answer)))
+        self._outbox.append(Send(self._schedulers[0], AdapterReply(asked.client, answer)))
 
     def _state(self, entry: AdapterEntry) -> AdapterState:
         resident = self._memory.cache.get(entry.digest)

@@ -33,8 +33,9 @@ EXIT_MEMORY = 3
 # up to 200 MiB, what a regular expression is compiled to a few.
 WORKING_MEMORY_BYTES = 512 * 1024 * 1024
 
-# The file that is read and a copy of its largest tensor while it is checked for finite values.
-_COPIES_MAX = 2
+# The file that is read, a copy of its largest tensor while it is checked for finite values, and the
+# rows that are kept of its whole matrices.
+_COPIES_MAX = 3
 
 # The socket, the file to write, one to read, and some for what Python opens.
 _FILES_MAX = 24
@@ -48,6 +49,7 @@ class Setup(msgspec.Struct, frozen=True):
 
     base: BaseShapes
     rank_max: int
+    whole_bytes_max: int
     tensor_parallel_size: int
 
 
@@ -72,7 +74,7 @@ def main() -> None:
     jobs = socket.socket(fileno=os.dup(0))
     setup = msgspec.msgpack.decode(jobs.recv(PACKET_BYTES_MAX), type=Setup)
     np.isfinite(np.zeros(1, "<f2")).all()  # whatever is loaded at first use is loaded now
-    bytes_max = setup.base.adapter_bytes_max(setup.rank_max)
+    bytes_max = setup.base.adapter_bytes_max(setup.rank_max, setup.whole_bytes_max)
     confine.confine(
         memory_bytes=WORKING_MEMORY_BYTES + _COPIES_MAX * bytes_max,
         file_bytes=bytes_max + HEADER_BYTES_MAX,
@@ -92,7 +94,13 @@ def main() -> None:
 
 def _answer(job: Job, setup: Setup, files: Iterable[BinaryIO]) -> Answer:
     try:
-        adapter = read(LocalFiles(), job.folder, setup.base, rank_max=setup.rank_max)
+        adapter = read(
+            LocalFiles(),
+            job.folder,
+            setup.base,
+            rank_max=setup.rank_max,
+            whole_bytes_max=setup.whole_bytes_max,
+        )
         parts = adapter.file()
         for file in files:
             for part in parts:
@@ -104,6 +112,8 @@ def _answer(job: Job, setup: Setup, files: Iterable[BinaryIO]) -> Answer:
             adapter.rank,
             sum(len(part) for part in parts),
             adapter.granules(setup.base, shards),
+            adapter.tokens_added,
+            adapter.is_whole,
         )
     except (BadAdapter, FileError) as error:
         return Refusal(str(error)[:REASON_CHARACTERS_MAX])

@@ -18,10 +18,10 @@ from weft.runtime.messages import LOAD_BUCKETS_S
 
 
 class Want(NamedTuple):
-    """Whoever wants an adapter there: a client, or the scheduler (None), which pins it."""
+    """Who wants an adapter there: a client, or a scheduler by its role, which pins it."""
 
     digest: str
-    asked: Asked | None
+    asked: Asked | str
     is_missed: bool = False  # it was not there when it was asked for
 
 
@@ -44,7 +44,7 @@ class Fetcher:
     """
 
     def __init__(self, registry: Registry, memory: HostMemory, loader: Loader) -> None:
-        self.hits = 0  # of the scheduler: it was there
+        self.hits = 0  # of schedulers: it was there
         self.misses = 0
         self.reads = Histogram(LOAD_BUCKETS_S)  # from disk to host memory
         self._registry = registry
@@ -71,14 +71,14 @@ class Fetcher:
         """Wait for an adapter."""
         is_there = self._memory.cache.get(want.digest) is not None
         self._waiting.append(want._replace(is_missed=not is_there))
-        if want.asked is None:
+        if isinstance(want.asked, str):
             self.hits += is_there
             self.misses += not is_there
 
-    def forget_scheduler(self) -> None:
+    def forget_scheduler(self, scheduler: str) -> None:
         """Drop the wants of a scheduler that is gone."""
-        self._waiting = deque(want for want in self._waiting if want.asked is not None)
-        self._failed = [failed for failed in self._failed if failed[0].asked is not None]
+        self._waiting = deque(want for want in self._waiting if want.asked != scheduler)
+        self._failed = [failed for failed in self._failed if failed[0].asked != scheduler]
 
     def grant(self, now_ns: int) -> list[tuple[Want, Resident | CannotDo]]:
         """Return whom there is an answer for, and begin to read what is not there."""
@@ -86,10 +86,10 @@ class Fetcher:
         wants, self._waiting = self._waiting, deque()
         loading = {load.digest for load in self._loading.values()}
         wanted = {want.digest for want in wants}
-        is_full = False  # for the scheduler: those after one without a place wait as well
+        is_full = False  # for schedulers: those after one without a place wait as well
         for want in wants:
             digest, asked, _ = want
-            if digest in loading or (is_full and asked is None):
+            if digest in loading or (is_full and isinstance(asked, str)):
                 self._waiting.append(want)
             elif resident := self._resident(want):
                 granted.append((want, resident))
@@ -99,7 +99,7 @@ class Fetcher:
                 unknown = f"no adapter has the digest {digest[:64]}"
                 folders = tuple(self._registry.sources(digest))
                 self._begin(_Load(digest, folders, unknown, now_ns))
-            elif asked is None:
+            elif isinstance(asked, str):
                 is_full = True
                 self._waiting.append(want)
             else:
@@ -122,8 +122,10 @@ class Fetcher:
         assert len(set(digests)) == len(digests), f"one is read twice: {digests}"
 
     def _resident(self, want: Want) -> Resident | None:
-        cache = self._memory.cache
-        return cache.get(want.digest) if want.asked else cache.pin(want.digest)
+        cache, asked = self._memory.cache, want.asked
+        if isinstance(asked, str):
+            return cache.pin(want.digest, asked)
+        return cache.get(want.digest)
 
     def _has_room(self, digest: str, wanted: Container[str]) -> bool:
         """Reserve room for what is about to be read: is there any?"""

@@ -21,6 +21,8 @@ class Facts(msgspec.Struct, frozen=True, tag="facts", forbid_unknown_fields=True
     rank: _Count  # the largest
     size_bytes: _Count  # of its normalized file
     granules: _Count  # of the largest layer, on the device that has most of it
+    tokens_added: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]  # beyond the base's vocabulary
+    is_whole: bool  # whether some of it replaces what the base has
 
 
 class Content(NamedTuple):

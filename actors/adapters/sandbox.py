@@ -75,7 +75,9 @@ class SandboxedLoader:
         """
         base.shards(config.tensor_parallel_size)
         folder.mkdir(mode=0o700, exist_ok=True, parents=True)
-        self._setup = Setup(base, config.max_lora_rank, config.tensor_parallel_size)
+        self._setup = Setup(
+            base, config.max_lora_rank, config.whole_modules_bytes_max, config.tensor_parallel_size
+        )
         self._folder = folder
         self._wakes = wakes
         self._children: dict[int, Child[_Task]] = {}  # by file descriptor

@@ -15,13 +15,17 @@ import msgspec
 from weft.actors.runner.engine import STEPS_MAX, Engine, Launched
 from weft.runtime.actor import Send, Turn
 from weft.runtime.messages import Inspection, LoadMetrics, RunnerInbox, Step
+from weft.runtime.replicas import ALONE
 
 
 class Runner:
     """Says that it is ready, then answers each step. Makes no decision."""
 
-    def __init__(self, engine: Engine, *, role: str, epoch: int = 1) -> None:
+    def __init__(
+        self, engine: Engine, *, role: str, scheduler: str = ALONE.scheduler, epoch: int = 1
+    ) -> None:
         """``epoch`` counts the lives of the role."""
+        self._scheduler = scheduler
         self._engine = engine
         self._role = role
         self._ready = msgspec.structs.replace(engine.ready(), epoch=epoch)
@@ -49,7 +53,7 @@ class Runner:
                 self._steps.append(message)
                 return []
             case Inspection():
-                return [Send("scheduler", self._inspect(message))]
+                return [Send(self._scheduler, self._inspect(message))]
             case _:
                 assert_never(message)
 
@@ -57,12 +61,12 @@ class Runner:
         """Answer the oldest step if it is done; launch the next one while it is not."""
         if not self._is_announced:
             self._is_announced = True
-            return [Send("scheduler", self._ready)]
+            return [Send(self._scheduler, self._ready)]
         while True:
             if self._launched and self._launched[0].is_done:
                 done = self._launched.popleft().collect()
                 if self._answers:
-                    return [Send("scheduler", done)]
+                    return [Send(self._scheduler, done)]
             elif self._steps and len(self._launched) < STEPS_MAX:
                 self._launched.append(self._engine.launch(self._steps.popleft()))
             else:

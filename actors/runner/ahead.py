@@ -67,6 +67,7 @@ class Ahead:
         self._scratch_slot = (parts.arena.pages - 1) * parts.arena.shape.tokens
         size = limits.tokens * _TOKEN_BYTES + limits.rows * (_ROW_BYTES + STAGED_BYTES)
         size += parts.lora.kernel.staged_bytes() + parts.attention.staged_bytes()
+        size += limits.rows * 8 + limits.adapters * ALIGNMENT  # of adapters with own modules
         self._staging = Staging(size + _ARRAYS * ALIGNMENT, device)
         self._last_tokens = torch.zeros(limits.rows, dtype=torch.int64, device=device)
         record = None if means.record is None else means.record()
@@ -126,7 +127,7 @@ class Ahead:
 
     def _kind(self, host: HostBatch) -> Kind | None:
         """Return which graph computes a step; None: none does."""
-        if not host.is_decode:
+        if not host.is_decode or self._parts.lora.has_own(host):
             return None
         return self.graphs.kind(len(host.tokens), has_adapters=bool(host.lora_slots))
 
@@ -142,6 +143,7 @@ class Ahead:
             positions=staging.put(host.positions, rows),
             kv_slots=staging.put(host.kv_slots, rows, self._scratch_slot),
             sampled=staging.put(host.sampled, rows),
+            own=self._parts.model.own(self._parts.lora.own(host, staging.put)),
             update=self._parts.lora.kernel.plan(host, staging, graph_rows=rows),
             # Last, so that the part of its page table that a step does not use is not copied.
             attention=self._parts.attention.plan(host, staging, is_graph=rows is not None),

@@ -16,6 +16,7 @@ from weft.actors.runner.limits import Limits
 from weft.actors.runner.loads import Loads
 from weft.actors.runner.lora import HostLora, LoraSlots
 from weft.actors.runner.model import Batch, Model
+from weft.actors.runner.own_step import OwnStep
 from weft.actors.runner.recorded import Recorded
 from weft.actors.runner.rows import HostBatch, RowTable
 from weft.actors.runner.sampler import Drawn, Sampler
@@ -68,7 +69,7 @@ class Eager:
         self._parts = parts
         self._rows = rows
         self._loads = Loads(parts.lora)
-        self._sampler = Sampler(parts.model.architecture.vocabulary)
+        self._sampler = Sampler()
         self._recorded: Recorded | None = None
         if recorded.is_possible(parts.model, parts.group):
             assert isinstance(parts.lora.kernel, HostLora)
@@ -98,20 +99,29 @@ class Eager:
         """Compute a step."""
         self._loads.wait(host.lora_slots)
         parts = self._parts
-        logits = (self._recorded or self).forward(host)
+        own = parts.model.own(parts.lora.own(host, torch.from_numpy))
+        if self._recorded is None or own is not None:
+            logits = self._forward(host, own)
+        else:
+            logits = self._recorded.forward(host)
         rows = host.sampled_rows
         if logits is None:
             drawn = Drawn(torch.empty(len(rows), dtype=torch.int64), [], [])
         else:
-            positions = host.sampled_positions.tolist()
-            drawn = self._sampler.sample(logits, rows.tolist(), positions)
+            vocabulary = parts.model.architecture.vocabulary
+            drawn = self._sampler.sample(
+                logits,
+                rows.tolist(),
+                host.sampled_positions.tolist(),
+                own.tokens(len(rows), vocabulary) if own else None,
+            )
         parts.group.broadcast(drawn.tokens)
         self._rows.feed(rows, drawn.tokens.numpy())
         elapsed_us = (time.perf_counter_ns() - started_ns) // 1000
         answer = StepDone(number, drawn.tokens.tolist(), drawn.failed, drawn.logprobs, elapsed_us)
         return Done(answer)
 
-    def forward(self, host: HostBatch) -> Tensor | None:
+    def _forward(self, host: HostBatch, own: OwnStep | None) -> Tensor | None:
         """Return the logits of a step's sampled tokens, one operation after the other."""
         parts, tensor = self._parts, torch.from_numpy
         batch = Batch(
@@ -121,5 +131,6 @@ class Eager:
             attention=parts.attention.plan(host),
             update=parts.lora.kernel.plan(host),
             sampled=tensor(host.sampled),
+            own=own,
         )
         return parts.model.forward(batch, parts.arena.kv)

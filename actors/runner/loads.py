@@ -10,7 +10,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from weft.actors.runner.lora import AdapterFile, open_file
+from weft.actors.runner.lora import open_file
+from weft.actors.runner.own import AdapterFile
 from weft.actors.runner.stream import Mark, Stream
 from weft.runtime.messages import AdapterLoad, Step
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from weft.actors.runner.affine import Base, of_bias, of_magnitude
 from weft.actors.runner.architecture import Architecture
+from weft.actors.runner.own import AdapterFile, Own, Reader, Writer
+from weft.actors.runner.own_step import Put, Segment, of_step
 from weft.actors.runner.rows import HostBatch
 from weft.actors.runner.staging import Staging
 from weft.actors.shards import Span
@@ -104,38 +106,6 @@ def no_update(y: Tensor, x: Tensor, layer: int, site: int) -> None:
     """Leave y as it is: all rows are the base's."""
 
 
-class AdapterFile(Protocol):
-    """The adapter store's normalised file, mapped: its name may vanish while it is read.
-
-    ``layers.{i}.{module}.A`` [rank, in], ``.B`` [out, rank], and perhaps ``.bias`` of B or DoRA's
-    ``.magnitude``, [out]; each module's scale is in the metadata.
-    """
-
-    def keys(self) -> list[str]:
-        """Return the names of the tensors."""
-        ...
-
-    def get_tensor(self, name: str) -> Tensor:
-        """Read a tensor."""
-        ...
-
-    def metadata(self) -> dict[str, str]:
-        """Return the digest, and the scales as JSON."""
-        ...
-
-    def get_slice(self, name: str) -> Saved:
-        """Return a tensor of which a part can be read."""
-        ...
-
-
-class Saved(Protocol):
-    """A tensor in a file."""
-
-    def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
-        """Read a part of it."""
-        ...
-
-
 def open_file(path: Path, digest: str) -> AdapterFile:
     """Map the file of an adapter."""
     file: AdapterFile = safe_open(path, framework="pt")
@@ -163,10 +133,11 @@ class LoraSlots:
             make: the device's kernel.
             base: the model; its ranks fill the same slots at the same time.
             slots: how many adapters there may be.
-            pages_max: of an adapter.
+            pages_max: that the updates of an adapter's layers fill.
         """
         self._architecture = architecture
         self._base = base
+        self._pages_max = pages_max
         self._arena = arena
         self._tables = Tables(slots, architecture.layers, len(SITES), pages_max)
         widths = [
@@ -176,6 +147,9 @@ class LoraSlots:
         self.kernel = make(arena, self._tables, widths)
         self.digests: list[str | None] = [None] * slots
         self.times = Histogram(LOAD_BUCKETS_S)
+        self._own: list[Own | None] = [None] * slots
+        rank, size = base.group.rank, base.group.size
+        self._reader = Reader(architecture.vocabulary, architecture.shard, rank, size)
 
     def fill(
         self,
@@ -191,15 +165,30 @@ class LoraSlots:
         ``needs_group``. ``run`` has the device's part of it done, now or later.
         """
         started_ns = time.perf_counter_ns()
-        self._tables.clear(slot, pages)
+        # Of an adapter's own modules these tables know nothing, and those may fill any number.
+        self._tables.clear(slot, pages[: self._pages_max])
         scales: dict[str, float] = json.loads(file.metadata()["scales"])
+        used = 0
         for layer in range(self._architecture.layers):
             sites = [self._modules(file, scales, layer, site) for site in SITES]
             laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
             run(partial(granules.write, self._arena, layer, pages, laid))
+            used = max(used, len(laid))
+        self._own[slot] = self._reader.load(file, scales, Writer(self._arena, pages, used))
         run(self.kernel.stage(slot))
         self.digests[slot] = digest
         self.times.add(time.perf_counter_ns() - started_ns)
+
+    def has_own(self, host: HostBatch) -> bool:
+        """Whether a step has adapters with more than updates of layers."""
+        return any(self._own[slot] is not None for slot in host.lora_slots)
+
+    def own(self, host: HostBatch, put: Put) -> list[Segment]:
+        """Return the segments of these adapters."""
+        if not self.has_own(host):
+            return []
+        owns = [self._own[slot] for slot in host.lora_slots]
+        return of_step(owns, host.lora_starts, host.sampled, put)
 
     def needs_group(self, file: AdapterFile) -> bool:
         """Whether all ranks must fill at the same time: they add up the lengths of DoRA's rows."""

@@ -59,7 +59,7 @@ class Recorded:
             x = self._model.embed(self._tokens) if self._embedded is None else self._embedded
             normed = model.layers(x, batch, arena.kv)
         with self._program.record("sampled"):
-            self._logits = model.head(normed, self._sampled)
+            self._logits = model.head(model.operations.take_rows(normed, self._sampled))
 
     def forward(self, host: HostBatch) -> Tensor | None:
         """Return the logits of a step's sampled tokens."""

@@ -15,7 +15,7 @@ from weft.actors.scheduler.limits import (
     refilled,
 )
 from weft.runtime.config import ANY_OTHER, Config, Limits, TenantLimits
-from weft.runtime.messages import Generate
+from weft.runtime.messages import Generate, Refused
 
 # Accounts with nothing under way that are remembered: whoever makes up names fills no memory. The
 # one that has been idle longest is forgotten first, and begins anew where those who wait are.
@@ -119,3 +119,34 @@ class Payers:
         if generate.adapter is None or not self._limits_adapters:
             return tenant, None
         return tenant, self.adapters.get(generate.model, now_ns)
+
+    def refusal(self, generate: Generate, now_ns: int) -> Refused | None:
+        """Say which limit a request is beyond, if it is beyond one."""
+        tenant, adapter = self.of(generate, now_ns)
+        for account, whose in ((tenant, "yours"), (adapter, f"of {generate.model!r}")):
+            excess = account.excess(generate, now_ns) if account is not None else None
+            if excess is not None:
+                return excess.refused(generate.label, whose)
+        return None
+
+    def take(self, generate: Generate, now_ns: int) -> tuple[Account, Account | None]:
+        """Note that a request begins, and let it pay for its prompt; return its accounts."""
+        tenant, adapter = self.of(generate, now_ns)
+        self.tenants.take(tenant, generate.choices)
+        if adapter is not None:
+            self.adapters.take(adapter, generate.choices)
+        for account in metered(tenant, adapter):
+            account.spend(len(generate.prompt), now_ns)
+        return tenant, adapter
+
+    def give_back(self, tenant: Account, adapter: Account | None) -> None:
+        """Note a choice of theirs that is over."""
+        self.tenants.give_back(tenant)
+        if adapter is not None:
+            self.adapters.give_back(adapter)
+
+
+def metered(tenant: Account, adapter: Account | None) -> list[Account]:
+    """Return who pays for tokens by the minute."""
+    accounts = [tenant] if adapter is None else [tenant, adapter]
+    return [a for a in accounts if a.limits.max_tokens_per_minute is not None]

@@ -19,9 +19,10 @@ from weft.actors.scheduler.composer import Composer
 from weft.actors.scheduler.draft import Composed
 from weft.actors.scheduler.group import agreed
 from weft.actors.scheduler.host import HostPins
-from weft.actors.scheduler.metrics import Metrics
+from weft.actors.scheduler.metrics import Metrics, mean, summed, together
 from weft.actors.scheduler.outbox import Outbox
 from weft.actors.scheduler.policy import NeverFits
+from weft.actors.scheduler.progress import ProgressNotes
 from weft.actors.scheduler.requests import Requests
 from weft.actors.scheduler.sequence import Request, Sequence
 from weft.actors.scheduler.suspects import DEATHS_MAX, Suspects
@@ -52,6 +53,7 @@ from weft.runtime.messages import (
     StopFound,
     TokenLogprobs,
 )
+from weft.runtime.replicas import ALONE, Replica
 
 # Steps that the runners have been sent and have not answered: the one being computed, and the one
 # that follows it without a pause.
@@ -71,30 +73,35 @@ class Scheduler:
 
     ``runners`` are one model's, by rank: each gets every step, and the first one answers. They live
     and die together. Everything on their devices is then forgotten, and computed again by the next.
+    Of several replicas each has a scheduler; a router chooses whose a request is, and hears of it.
 
     Invariants, checked by ``check``: a sequence has a row if it lives and runs; without runners all
     wait; and those of what the parts own.
     """
 
-    def __init__(self, config: Config, *, runners: list[str]) -> None:
+    def __init__(self, config: Config, *, runners: list[str], replica: Replica = ALONE) -> None:
         self._config = config
+        self._replica = replica
         self._runners = runners
         self._ready: dict[str, RunnerReady] = {}  # by runner
         self._composer: Composer | None = None  # while every runner is ready
         self._waiting = Waiting(config.scheduling_policy)
         held_max = min(config.max_loaded_loras, config.max_cpu_loras or config.max_loaded_loras)
-        self._host = HostPins(held_max, config.host_memory_bytes)
+        self._host = HostPins(held_max, config.host_memory_bytes // config.data_parallel_size)
         self._suspects = Suspects()
         self._lives_lost = 0  # of the runners
         self._visiting: list[Inspection] = []  # on their way from runner to runner
         self._retiring: dict[str, int] = {}  # adapters without a name: catalog version
         self._payers = Payers(config)
-        self._requests = Requests(queued_max=config.max_queued_requests, payers=self._payers)
+        self._requests = Requests(
+            queued_max=config.max_queued_requests, payers=self._payers, replica=replica
+        )
         self._in_flight: deque[Composed] = deque()
         self._steps_sent = 0
         self._steps_done = 0
         self._compute_us = 0
-        self._outbox = Outbox()
+        self._outbox = Outbox(replica)
+        self._notes = ProgressNotes() if replica.count > 1 else None
         self._metrics = Metrics(name for name in config.tenants if name != ANY_OTHER)
 
     @property
@@ -148,7 +155,7 @@ class Scheduler:
                 self._retiring[digest] = version
                 return []
             case AdapterReply():
-                return [Send("tokenizer", self._completed(message))]
+                return [Send(self._replica.door, self._completed(message))]
             case Acquired():
                 self._note_adapter(message)
                 return []
@@ -172,7 +179,7 @@ class Scheduler:
             sends += [Send("adapters", message) for message in released]
         elif room - len(sends) >= STEPS_IN_FLIGHT:
             sends += self._send_step(self._composer, turn)
-        return sends + self._retire()
+        return sends + self._retire() + self._tell_progress(turn)
 
     def check(self) -> None:
         """Assert the invariants of everything that a request can hold."""
@@ -195,9 +202,13 @@ class Scheduler:
     def _accept(self, generate: Generate, now_ns: int) -> list[Send]:
         refused = self._requests.refusal(generate, now_ns, room=self._room_for(generate.tenant))
         if refused is not None:
-            self._metrics.rejected(generate)
+            # Who is told in the end, and who gets room elsewhere, is the router's to count.
+            self._metrics.rejected(generate if self._notes is None else None)
             log.info("rejected: %s", refused.code, extra={"request": generate.request_id})
-            return [Send("tokenizer", Reject(generate.client, refused))]
+            reject = Reject(generate.client, refused, generate.request_id)
+            return [Send(self._replica.door, reject)]
+        if self._notes is not None:
+            self._notes.accepted.append(generate.request_id)
         request = self._requests.add(generate, now_ns)
         if generate.adapter is not None:
             # Whether it lies in host memory is heard once it has been asked for.
@@ -287,14 +298,16 @@ class Scheduler:
             self._waiting.remove(sequence)
         self._requests.end(sequence)
         count = sequence.output_tokens if output_tokens is None else output_tokens
+        if self._notes is not None:
+            self._notes.ended.append(sequence.request.generate.request_id)
         end = End(
             sequence.number,
             reason,
             count,
             sequence.cached_tokens or 0,
             error,
-            sequence.first_step,
-            sequence.last_step,
+            self._shown(sequence.first_step),
+            self._shown(sequence.last_step),
         )
         self._outbox.end(end)
         request = sequence.request
@@ -305,6 +318,16 @@ class Scheduler:
             request.waits, f", {error}" if error else "",
             extra={"request": request.generate.request_id},
         )  # fmt: skip
+
+    def _shown(self, step: int | None) -> int | None:
+        """Return a step's number as clients see it: unlike that of any other replica's step."""
+        return None if step is None else self._replica.first_number + step
+
+    def _tell_progress(self, turn: Turn) -> list[Send]:
+        if self._notes is None or turn.room(self._replica.door) == 0:
+            return []
+        progress = self._notes.take(self._composer.slots if self._composer else None)
+        return [] if progress is None else [Send(self._replica.door, progress)]
 
     # ---- runners --------------------------------------------------------------------------------
 
@@ -320,7 +343,7 @@ class Scheduler:
         for sequence in list(self._waiting):
             self._limit(sequence)
         log.info("the runners are ready: %d sequences wait", len(self._waiting))
-        return [Send("tokenizer", Away(None))]
+        return [Send(self._replica.door, Away(None))]
 
     def _lose_runners(self) -> list[Send]:
         """Forget what the runners' devices held; whoever ran waits again, before all others."""
@@ -349,7 +372,7 @@ class Scheduler:
         visiting, self._visiting = self._visiting, []
         for inspection in visiting:
             self._outbox.inspection(inspection)
-        return [Send("tokenizer", Away(AWAY_REASON))]
+        return [Send(self._replica.door, Away(AWAY_REASON))]
 
     def _give_up(self, request: Request) -> None:
         text = f"the model's processes died {DEATHS_MAX} times while they computed this request "
@@ -434,6 +457,8 @@ class Scheduler:
         tenant.counter += tenant.output_price
         for account in request.metered:
             account.spend(1, now_ns)
+        if self._notes is not None and request.metered:
+            self._notes.metered.append(generate.request_id)
         if request.first_token_ns is None:
             self._metrics.first_token(request, now_ns)
             log.debug(
@@ -477,7 +502,7 @@ class Scheduler:
         return self._composer.forget(digest)
 
     def _completed(self, reply: AdapterReply) -> AdapterReply:
-        """Return an answer for a client with what the scheduler knows of each adapter."""
+        """Return an answer for a client with what the scheduler knows of each adapter added."""
         answer = reply.answer
         if isinstance(answer, Refused) or not answer.adapters:
             return reply
@@ -491,10 +516,13 @@ class Scheduler:
             return msgspec.structs.replace(
                 state,
                 tier="device" if state.digest in resident else state.tier,
-                requests=live[state.digest],
-                requests_total=counters.requests,
-                hits=list(counters.hits),
-                queue_s_mean=counters.queue.mean_s,
+                requests=state.requests + live[state.digest],
+                requests_total=state.requests_total + counters.requests,
+                hits=together(state.hits, counters.hits),
+                queue_s_mean=mean(
+                    (state.queue_s_mean, state.requests_total),
+                    (counters.queue.mean_s, counters.requests),
+                ),
             )
 
         states = list(map(complete, answer.adapters))
@@ -516,11 +544,14 @@ class Scheduler:
             self._visiting.remove(known[0])
             return self._visit(self._runners[self._runners.index(source) + 1 :], inspection)
         self.check()
-        sections = {**inspection.sections, "scheduler": self._counters()}
+        sections = {**inspection.sections, self._replica.scheduler: self._counters()}
         metrics = self._metrics.report(self._resident, self._requests)
         tenants = self._metrics.report_tenants(self._payers.tenants.counter)
         forward = msgspec.structs.replace(
-            inspection, sections=sections, adapters=metrics, tenants=tenants
+            inspection,
+            sections=sections,
+            adapters=summed(inspection.adapters, metrics),
+            tenants=summed(inspection.tenants, tenants),
         )
         is_busy = self._composer is None or len(self._visiting) == VISITING_MAX
         return self._visit([] if is_busy else self._runners, forward)

@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
 
 from weft.actors.scheduler.sequence import TIERS, Request
 from weft.runtime.histogram import Histogram
@@ -24,6 +27,8 @@ NAMES_MAX = 8
 # whoever may choose a ``user`` makes up as many names as they like.
 TENANTS_MAX = 256
 
+
+Counted = TypeVar("Counted", AdapterMetrics, TenantMetrics)
 
 _histogram = partial(Histogram, METRIC_BUCKETS_S)
 
@@ -64,10 +69,11 @@ class Metrics:
         }
         self.rejections = 0
 
-    def rejected(self, generate: Generate) -> None:
-        """Count a request that will not be answered."""
+    def rejected(self, generate: Generate | None) -> None:
+        """Count a request that is not taken; None: it may yet be taken by somebody else."""
         self.rejections += 1
-        self._of_tenant(generate.tenant).rejected += 1
+        if generate is not None:
+            self._of_tenant(generate.tenant).rejected += 1
 
     def accepted(self, request: Request) -> None:
         """Count a request that will be answered."""
@@ -162,3 +168,51 @@ class Metrics:
 
     def _of(self, request: Request) -> AdapterCounters:
         return self._adapters.setdefault(request.generate.adapter, AdapterCounters())
+
+
+def summed(first: list[Counted], second: list[Counted]) -> list[Counted]:
+    """Return what two schedulers have counted together, of each adapter or each tenant."""
+    together = {_key(each): each for each in first}
+    for each in second:
+        known = together.get(_key(each))
+        together[_key(each)] = each if known is None else _sum(known, each)
+    return list(together.values())
+
+
+def together(first: list[int], second: list[int]) -> list[int]:
+    """Return the sums of two lists of counts; an empty one counts nothing."""
+    if not (first and second):
+        return list(first or second)
+    return [one + other for one, other in zip(first, second, strict=True)]
+
+
+def mean(first: tuple[float | None, int], second: tuple[float | None, int]) -> float | None:
+    """Return the mean of two means of so many; None: of nothing."""
+    known = [(value, count) for value, count in (first, second) if value is not None and count]
+    total = sum(count for _, count in known)
+    return sum(value * count for value, count in known) / total if total else None
+
+
+def _key(counted: AdapterMetrics | TenantMetrics) -> str | None:
+    return counted.digest if isinstance(counted, AdapterMetrics) else counted.tenant
+
+
+def _sum(first: Counted, second: Counted) -> Counted:
+    pairs = zip(msgspec.structs.astuple(first), msgspec.structs.astuple(second), strict=True)
+    return type(first)(*(_added(*pair) for pair in pairs))
+
+
+def _added(first: Any, second: Any) -> Any:
+    """Return the sum of two fields' values: of names and keys, what is in either."""
+    match first:
+        case bool():
+            return first or second
+        case int() | float():
+            return first + second
+        case list() if all(isinstance(name, str) for name in (*first, *second)):
+            return list(dict.fromkeys((*first, *second)))[:NAMES_MAX]
+        case list():
+            return together(first, second)
+        case _:
+            assert first == second
+            return first

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from weft.actors.scheduler.accounts import Account
+from weft.actors.scheduler.accounts import Account, metered
 from weft.actors.scheduler.prefixes import Holding
 from weft.runtime.messages import Generate
 
@@ -76,8 +76,7 @@ class Request:
     metered: list[Account] = field(init=False)  # who pays for tokens by the minute
 
     def __post_init__(self) -> None:
-        accounts = [self.tenant] if self.adapter is None else [self.tenant, self.adapter]
-        self.metered = [a for a in accounts if a.limits.max_tokens_per_minute is not None]
+        self.metered = metered(self.tenant, self.adapter)
 
     @property
     def key(self) -> tuple[str, str]:

@@ -48,6 +48,12 @@ class Names:
         """Return an adapter's rank; 0 for the base. The name must be known."""
         return 0 if model is None or model == self._base.name else self._adapters[model].rank
 
+    def tokens_added(self, model: str | None) -> int:
+        """Return how many tokens an adapter knows beyond the base's. The name must be known."""
+        return (
+            0 if model is None or model == self._base.name else self._adapters[model].tokens_added
+        )
+
     def entries(self) -> list[ModelEntry]:
         """Return every name that can be used, the base first."""
         return [

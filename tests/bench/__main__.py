@@ -19,6 +19,7 @@ from tests.bench import (
     pool,
     ranks,
     recovery,
+    replicas,
     steps,
     tenants,
     throughput,
@@ -97,6 +98,17 @@ def _tables(section, options):
                 )
         case "pool":
             yield from pool.tables()
+        case "replicas":
+            yield (
+                f"{replicas.REQUESTS} requests for {replicas.CATALOGUE} adapters, of which a "
+                f"device holds {replicas.DEVICE_ADAPTERS}: counted, without a model",
+                replicas.adapters_table(),
+            )
+            yield (
+                f"{replicas.REQUESTS} requests for the base, whose prompts begin with one of "
+                f"{replicas.BEGINNINGS} times {replicas.BEGINNING_TOKENS} tokens: counted",
+                replicas.beginnings_table(),
+            )
         case "adapters":
             yield from _adapters(options)
         case "tenants":

@@ -12,8 +12,8 @@ from tests.bench.peers import compare
 from tests.bench.peers.install import FOLDER
 
 SECTIONS = (
-    "throughput", "latency", "steps", "logging", "kernels", "pool", "ranks", "adapters", "tenants",
-    "recovery",
+    "throughput", "latency", "steps", "logging", "kernels", "pool", "ranks", "replicas", "adapters",
+    "tenants", "recovery",
 )  # fmt: skip
 # They need what is not part of this project, or another machine.
 OTHERS = ("peers", "lora", "decode", "gpu")

@@ -24,7 +24,7 @@ STORE = {
 }  # fmt: skip
 LOADS = [1, 2] + [0] * (len(LOAD_BUCKETS_S) - 2) + [3]
 
-LABELS = ("model", "digest", "tenant", "tier", "process", "le")
+LABELS = ("model", "digest", "tenant", "replica", "tier", "process", "le")
 
 
 def samples(report):
@@ -39,6 +39,20 @@ def test_every_counter_of_every_process_is_there():
     found = samples(Report({"scheduler": {"rows": 2.0, "steps_total": 7.0}}, []))
     assert found["weft_scheduler_rows",] == 2
     assert found["weft_scheduler_steps_total",] == 7
+
+
+def test_replicas_are_told_apart_by_a_label_and_add_up():
+    sections = {
+        "router": {"moved_total": 3.0},
+        "scheduler0": {"rows": 2.0},
+        "runner0_1": {"rows": 4.0},
+        "scheduler1": {"rows": 5.0},
+        "runner1_1": {"rows": 6.0},
+    }
+    found = samples(Report(sections, []))
+    assert found["weft_router_moved_total",] == 3
+    assert (found["weft_scheduler_rows", "0"], found["weft_scheduler_rows", "1"]) == (2, 5)
+    assert (found["weft_runner1_rows", "0"], found["weft_runner1_rows", "1"]) == (4, 6)
 
 
 def test_every_adapter_has_its_own_series():

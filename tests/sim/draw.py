@@ -48,7 +48,7 @@ def play(seed, model, folder):
 def setting(seed):
     """Sizes small enough for everything to run short now and then, and clients of all kinds."""
     rng = random.Random(f"setting {seed}")
-    drawn = Setting(_options(rng) | {"ranks": 1 + seed % 3})
+    drawn = Setting(_options(rng) | {"ranks": 1 + seed % 3, "replicas": 1 + seed // 3 % 2})
     for index in range(rng.randint(2, 5)):
         name = f"client{index}"
         drawn.plans[name] = [plan(rng, f"r{number}") for number in range(rng.randint(1, 7))]

@@ -99,7 +99,13 @@ class DirectLoader:
         if self.faults.get(source):
             return self.faults[source].pop(0)
         try:
-            found = read(self._files, source, base, rank_max=config.max_lora_rank)
+            found = read(
+                self._files,
+                source,
+                base,
+                rank_max=config.max_lora_rank,
+                whole_bytes_max=config.whole_modules_bytes_max,
+            )
             parts = found.file()
             if file is not None:
                 self._files.write(file, parts)
@@ -107,7 +113,10 @@ class DirectLoader:
             return BadAdapter(str(error)[:REASON_CHARACTERS_MAX])
         granules = found.granules(base, base.shards(config.tensor_parallel_size))
         size_bytes = sum(len(part) for part in parts)
-        return Content(Facts(found.digest, found.rank, size_bytes, granules), file, source)
+        facts = Facts(
+            found.digest, found.rank, size_bytes, granules, found.tokens_added, found.is_whole
+        )
+        return Content(facts, file, source)
 
 
 class DiskFiles(LocalFiles):

@@ -10,9 +10,11 @@ from tests.sim.runner_group import RunnerGroup
 from weft.actors.adapters.actor import AdapterStore
 from weft.actors.detokenizer.actor import Detokenizer
 from weft.actors.detokenizer.vocabulary import Vocabulary
+from weft.actors.router.actor import Router
 from weft.actors.scheduler.actor import Scheduler
 from weft.actors.tokenizer.actor import TokenizerManager
 from weft.runtime.config import Config
+from weft.runtime.replicas import replica_of
 from weft.runtime.simulate import World
 from weft.runtime.topology import CLIENT, with_runners
 
@@ -40,10 +42,11 @@ class Flow:
 
     def __init__(
         self, seed, model, folder, *, pages=96, page_granules=2, window_max=None, ranks=1,
-        lora_ranks=RANKS, **options,
+        replicas=1, lora_ranks=RANKS, **options,
     ):  # fmt: skip
         """``model`` is the TextModel of ``folder``; ``window_max`` narrows every link.
 
+        Each of the ``replicas`` has ``pages`` pages.
         ``lora_ranks`` are those of the adapters that can be used, by name.
         Ranks beyond the first compute the same tokens, and nobody waits for them.
         """
@@ -57,6 +60,7 @@ class Flow:
         self.config = Config(
             model=str(folder),
             served_model_name="base",
+            data_parallel_size=replicas,
             adapters={name: f"/{name}" for name in names},
             **(values | options),
         )
@@ -67,16 +71,22 @@ class Flow:
         folders["/alias"] = folders["/a0"]
         folders["/broken"] = adapter_folder(8, use_qalora=True)
         self.files = MemoryFiles(folders)
-        self._topology = _narrowed(with_runners(ranks), window_max)
-        [self.runners] = self._topology.groups.values()
+        self._topology = _narrowed(with_runners(ranks, replicas=replicas), window_max)
         self.world = World(seed, topology=self._topology)
         self.clients = {}  # that are there
         self.left = {}  # that have left
         self.tokenizer = TokenizerManager(self.config, model, nonce=seed, started_s=0)
-        self.scheduler = Scheduler(self.config, runners=self.runners)
-        self.detokenizer = Detokenizer(Vocabulary(model.backend))
+        self.schedulers = {
+            role: Scheduler(self.config, runners=group, replica=replica_of(role, replicas))
+            for role, group in self._topology.groups.items()
+        }
+        roles = list(self.schedulers)
+        self.scheduler = self.schedulers[roles[0]]
+        self.detokenizer = Detokenizer(Vocabulary(model.backend), schedulers=roles)
         loader = DirectLoader(self.config, BASE, self.files)
-        self.store = AdapterStore(self.config, self.files, loader, "/run", started_s=0)
+        self.store = AdapterStore(
+            self.config, self.files, loader, "/run", started_s=0, schedulers=roles
+        )
         self.files.folders["/gone"] = {}
         sizes = {
             "page_tokens": self.config.block_size,
@@ -85,10 +95,15 @@ class Flow:
             "page_granules": page_granules,
             "vocabulary": model.vocab_size,
         }
-        self.group = RunnerGroup(self, pages, sizes, seed)
+        self.groups = {
+            role: RunnerGroup(self, scheduler, self._topology.groups[role], pages, sizes, seed)
+            for role, scheduler in self.schedulers.items()
+        }
+        self.group = self.groups[roles[0]]
         self.actors = {
             "tokenizer": self.tokenizer,
-            "scheduler": self.scheduler,
+            **({"router": Router(self.config)} if replicas > 1 else {}),
+            **self.schedulers,
             "detokenizer": self.detokenizer,
             "adapters": self.store,
         }
@@ -105,7 +120,8 @@ class Flow:
         self._mailboxes = {}
         for role, actor in list(self.actors.items()):
             self.spawn(role, actor)
-        self.group.begin()
+        for group in self.groups.values():
+            group.begin()
         self._leaving = {}
         self._events = 0
 
@@ -113,6 +129,10 @@ class Flow:
     def engine(self):
         """Of the first runner."""
         return self.group.engines[0]
+
+    @property
+    def runners(self):
+        return [role for group in self._topology.groups.values() for role in group]
 
     def spawn(self, role, actor, epoch=1):
         """Let an actor live."""
@@ -170,14 +190,17 @@ class Flow:
         assert all(map(self._is_idle, self.actors))
         sections = self.sections()
         assert sections.keys() == self.actors.keys()
-        scheduler, store = sections["scheduler"], sections["adapters"]
-        for name in (
-            "requests", "sequences", "waiting", "rows_running", "pages_sequences", "adapter_pins",
-            "adapters_held",
-        ):  # fmt: skip
-            assert scheduler[name] == 0, name
-        idle = sum(scheduler[f"pages_{name}"] for name in ("free", "cached", "adapters_idle"))
-        assert idle == scheduler["pages"]
+        store = sections["adapters"]
+        for scheduler in map(sections.get, self.schedulers):
+            for name in (
+                "requests", "sequences", "waiting", "rows_running", "pages_sequences",
+                "adapter_pins", "adapters_held",
+            ):  # fmt: skip
+                assert scheduler[name] == 0, name
+            idle = sum(scheduler[f"pages_{name}"] for name in ("free", "cached", "adapters_idle"))
+            assert idle == scheduler["pages"]
+        router = sections.get("router", {})
+        assert not any(router[name] for name in router if not name.endswith("_total")), router
         assert store["pinned"] == store["waiting"] == 0
         assert len(self.files.written) == store["loaded"]
         places = self.config.max_cpu_loras
@@ -191,7 +214,8 @@ class Flow:
         for role in self.runners:
             assert sections[role]["rows"] == 0
         for mailbox in self._mailboxes.values():
-            harmless = HARMLESS_FAULTS | (OF_FORMER_LIVES if self.group.lives > 1 else set())
+            has_former = any(group.lives > 1 for group in self.groups.values())
+            harmless = HARMLESS_FAULTS | (OF_FORMER_LIVES if has_former else set())
             assert mailbox.endpoint.faults.keys() <= harmless, mailbox.endpoint.last_fault
 
     def assert_answered(self, plan, heard):
@@ -213,7 +237,8 @@ class Flow:
 
     def _tend(self):
         self._events += 1
-        self.group.tend()
+        for group in self.groups.values():
+            group.tend()
         if self._events % CHECK_EVENTS == 0:
             self.world.check()
         for name, (messages, how) in list(self._leaving.items()):
@@ -223,7 +248,8 @@ class Flow:
 
     def _is_over(self):
         is_answered = all(client.is_over for client in self.clients.values())
-        return is_answered and self.group.is_there and all(map(self._is_idle, self.actors))
+        is_there = all(group.is_there for group in self.groups.values())
+        return is_answered and is_there and all(map(self._is_idle, self.actors))
 
     def _is_idle(self, role):
         return self.actors[role].is_idle and self._mailboxes[role].is_flushed

@@ -166,9 +166,10 @@ class Shelves:
         }
         assert len(self.flow.store._leaving) == 0
         ours = set(self.digests.values())
-        on_device = set(self.flow.scheduler._composer.slots.resident) & ours
+        composers = [scheduler._composer for scheduler in self.flow.schedulers.values()]
+        on_device = {digest for composer in composers for digest in composer.slots.resident} & ours
         in_host = {path.split("/")[-1].split(".")[0] for path in self.flow.files.written} & ours
-        cached = {key[1] for key in self.flow.scheduler._composer.cache._roots} & ours
+        cached = {key[1] for composer in composers for key in composer.cache._roots} & ours
         assert on_device <= wanted
         assert in_host <= wanted
         assert cached <= wanted

@@ -16,19 +16,13 @@ SEEDS = range(int(os.environ.get("SEEDS", "12")))
 
 
 def play(seed, model, folder, kills_max=4):
-    """A drawn world whose runners die a few times, sometimes twice in a moment.
-
-    Three times would be the fault of a request that happens to be alone.
-    """
+    """A drawn world whose runners die a few times, sometimes as soon as they are back."""
     flow = draw.play(seed, model, folder)
     rng = random.Random(f"kills {seed}")
     steps = 0
-    for number in range(rng.randint(1, kills_max)):
-        if number % 2:
-            steps += rng.choice((0, rng.randrange(4)))
-        else:
-            steps += rng.randrange(24 if number else 0, 60)
-        flow.group.kills.append((steps, rng.randrange(len(flow.runners))))
+    for _ in range(rng.randint(1, kills_max)):
+        steps += rng.choice((0, rng.randrange(4), rng.randrange(60)))
+        flow.group.kills.append((steps, rng.randrange(len(flow.group.roles))))
     return flow
 
 
@@ -122,6 +116,43 @@ def test_a_drain_waits_for_runners_that_are_away(model, folder):
     flow.drain()
     flow.assert_all_are_answered()
     assert ann.is_over
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_two_replicas_each_may_lose_its_runners(seed, model, folder):
+    flow = Flow(seed, model, folder, ranks=1 + seed % 2, replicas=2, pages=40)
+    rng = random.Random(seed)
+    for group in flow.groups.values():
+        group.kills = [(rng.randrange(40), rng.randrange(len(group.roles))) for _ in range(2)]
+        group.kills.sort()
+    made = [
+        simple(f"r{i}", rng.choice((None, *ADAPTERS)), seed=i, max_tokens=rng.choice((9, 40)))
+        for i in range(30)
+    ]
+    flow.join("ann", made)
+    flow.run()
+    assert all(group.lives > 1 for group in flow.groups.values())
+    flow.assert_all_are_answered()
+    flow.assert_all_is_back()
+
+
+def test_while_one_replicas_runners_are_away_requests_go_to_the_other(model, folder):
+    flow = Flow(1, model, folder, replicas=2)
+    flow.wait(flow.is_open)
+    flow.wait(lambda: all(s._composer for s in flow.schedulers.values()))
+    flow.groups["scheduler0"].kill()
+    flow.wait(lambda: flow.actors["router"]._away == {0})
+    flow.world.pause("runner0_0", 2.0)
+    ann = flow.join("ann", [simple(f"r{i}", seed=i) for i in range(10)])
+    flow.wait(lambda: ann.is_over)
+    assert flow.schedulers["scheduler0"]._steps_sent == 0
+    assert flow.tokenizer._away is None
+    flow.groups["scheduler1"].kill()
+    flow.wait(lambda: flow.tokenizer._away)
+    flow.run()
+    assert flow.tokenizer._away is None
+    flow.assert_all_are_answered()
+    flow.assert_all_is_back()
 
 
 # ---- requests that kill their runners ------------------------------------------------------------

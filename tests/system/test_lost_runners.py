@@ -151,3 +151,29 @@ def test_runners_that_are_killed_while_they_start_are_started_once_more(serve):
         os.kill(server.processes()["runner1"], signal.SIGKILL)
 
     assert_it_goes_on_as_if_nothing_had_happened(server, expected, disturb)
+
+
+def test_one_replica_goes_on_while_the_other_loses_its_runners(serve):
+    server = serve(data_parallel_size=2, load_balance_method="round_robin")
+    expected = asyncio.run(streams(server))
+    before = server.processes()
+    kill = Disturbance(lambda: os.kill(before["runner1_0"], signal.SIGKILL), after_texts=20)
+    assert asyncio.run(streams(server, kill)) == expected
+    after = server.processes()
+    assert {role for role in before if before[role] != after[role]} == {"runner1_0"}
+    server.assert_all_is_back()
+    sections = server.state()["sections"]
+    lives = [sections[f"scheduler{index}"]["runners_lost_total"] for index in range(2)]
+    assert lives == [0, 1]
+
+
+def test_without_a_compiler_ranks_find_each_other_again(serve, monkeypatch):
+    """By gloo. Torch's own operations round by what else is in a batch, so texts may differ."""
+    monkeypatch.setenv("CC", "/no/compiler")
+    server = serve(tensor_parallel_size=2)
+    kill = Disturbance(
+        lambda: os.kill(server.processes()["runner1"], signal.SIGKILL), after_texts=5
+    )
+    asyncio.run(streams(server, kill))
+    assert lost(server) == 1
+    server.assert_all_is_back()

@@ -27,7 +27,8 @@ def with_sources(
         cache = DiskCache(folder, bytes_max)
     except OSError as error:
         raise ConfigError(f"adapter_cache: {folder} cannot be made or written: {error}") from None
-    setup = Setup(str(folder), bytes_max, base.adapter_bytes_max(config.max_lora_rank))
+    adapter_bytes_max = base.adapter_bytes_max(config.max_lora_rank, config.whole_modules_bytes_max)
+    setup = Setup(str(folder), bytes_max, adapter_bytes_max)
     return SourcedLoader(folders, Downloads(setup, wakes), cache)
 
 
