@@ -105,6 +105,13 @@ class Model(NamedTuple):
     defaults: dict[str, Any] | None = None
 
 
+class Models(NamedTuple):
+    """Every name that requests may use, the base first."""
+
+    models: list[Model]
+    away: str | None = None  # why a request sent now would be taken but wait, if so
+
+
 class Adapter(NamedTuple):
     """What is true of one adapter."""
 
