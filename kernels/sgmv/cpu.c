@@ -1,5 +1,5 @@
-/* sgmv for weights in pages: y[rows] += scale (x[rows] A^T) B^T for each segment's own adapter,
- * and then y = factor y + offset where the adapter has that.
+/* sgmv for weights in pages: y[rows] += weight scale (x[rows] A^T) B^T for each segment's own adapter,
+ * and then y = factor y + weight offset where the adapter has that.
  *
  * granules.py says where weights lie. They are float32 or bfloat16, everything else is float32. A
  * sum's order does not depend on the other rows of the batch, on the tile it is computed in, or on
@@ -51,12 +51,14 @@ typedef struct {
     const int32_t *pages, *groups, *b_start, *affine_start;
     const float *scales;
     int64_t page_granules, granule_bytes, a_start, total; /* groups of all parts */
+    float weight; /* of the update, beside the parts' scales */
 } weights;
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t blocks(int64_t count, int64_t block) { return (count + block - 1) / block; }
 
-static weights find(const adapters *a, int64_t layer, int64_t site, int64_t slot)
+static weights find(
+    const adapters *a, int64_t layer, int64_t site, int64_t slot, float weight)
 {
     int64_t place = (slot * a->layers + layer) * a->sites + site;
     weights w = {
@@ -69,6 +71,7 @@ static weights find(const adapters *a, int64_t layer, int64_t site, int64_t slot
         .page_granules = a->page_granules,
         .granule_bytes = RANKS * COLUMNS * (a->is_half ? 2 : 4),
         .a_start = a->a_start[place],
+        .weight = weight,
     };
     for (int p = 0; p < PARTS_MAX; p++)
         w.total += w.groups[p];
@@ -202,7 +205,7 @@ INLINE void expand_tile(
                     sums[t][c] += ranks[t * v_stride + r] * row;
             }
     }
-    float scale = w->scales[part];
+    float scale = w->weight * w->scales[part];
     UNROLL for (int t = 0; t < T; t++)
         UNROLL for (int c = 0; c < C; c++) {
             float *out = y + t * y_stride + first + c * WIDTH;
@@ -239,7 +242,7 @@ INLINE void expand_block(
     }
 }
 
-/* y[t][c] = factor[c] y[t][c] + offset[c] for all tokens, if the part has these. */
+/* y[t][c] = factor[c] y[t][c] + weight offset[c] for all tokens, if the part has these. */
 static void apply_affine(
     const weights *w, int64_t part, int64_t block, int64_t columns, int64_t tokens, float *y,
     int64_t y_stride)
@@ -251,7 +254,7 @@ static void apply_affine(
     const float *offset = factor + COLUMNS;
     for (int64_t t = 0; t < tokens; t++, y += y_stride)
         for (int64_t c = 0; c < columns; c++)
-            y[c] = __builtin_fmaf(factor[c], y[c], offset[c]);
+            y[c] = __builtin_fmaf(factor[c], y[c], w->weight * offset[c]);
 }
 
 /* Pieces of work of one segment in both phases. */
@@ -317,13 +320,15 @@ static void expand_piece(
     }
 }
 
-/* The rows of the batch: those of segment i are starts[i] .. starts[i + 1] and use slots[i]. v has
- * room for the ranks of every row: [rows, v_stride]; pieces for 2 * (segments + 1) numbers. */
+/* The rows of the batch: those of segment i are starts[i] .. starts[i + 1] and use slots[i], whose
+ * updates are multiplied by weights[i]. v has room for the ranks of every row: [rows, v_stride];
+ * pieces for 2 * (segments + 1) numbers. */
 typedef struct {
     float *y;
     const float *x;
     float *v;
     const int64_t *starts, *slots;
+    const float *weights;
     int64_t *pieces;
     int64_t y_stride, x_stride, v_stride, segments, layer, site;
 } batch;
@@ -333,7 +338,7 @@ void weft_sgmv(const adapters *a, const shape *s, const batch *b)
     int64_t *shrinks = b->pieces, *expands = b->pieces + b->segments + 1;
     shrinks[0] = expands[0] = 0;
     for (int64_t i = 0; i < b->segments; i++) {
-        weights w = find(a, b->layer, b->site, b->slots[i]);
+        weights w = find(a, b->layer, b->site, b->slots[i], b->weights[i]);
         int64_t tokens = b->starts[i + 1] - b->starts[i];
         shrinks[i + 1] = shrinks[i] + shrink_pieces(&w, tokens);
         expands[i + 1] = expands[i] + expand_pieces(&w, s, tokens);
@@ -345,7 +350,7 @@ void weft_sgmv(const adapters *a, const shape *s, const batch *b)
         for (int64_t piece = 0; piece < shrinks[b->segments]; piece++) {
             while (piece >= shrinks[i + 1]) i++;
             while (piece < shrinks[i]) i--;
-            weights w = find(a, b->layer, b->site, b->slots[i]);
+            weights w = find(a, b->layer, b->site, b->slots[i], b->weights[i]);
             int64_t first = b->starts[i], tokens = b->starts[i + 1] - first;
             shrink_piece(&w, a->is_half, piece - shrinks[i], tokens, b->x + first * b->x_stride,
                          b->x_stride, s->in, b->v + first * b->v_stride, b->v_stride);
@@ -355,7 +360,7 @@ void weft_sgmv(const adapters *a, const shape *s, const batch *b)
         for (int64_t piece = 0; piece < expands[b->segments]; piece++) {
             while (piece >= expands[i + 1]) i++;
             while (piece < expands[i]) i--;
-            weights w = find(a, b->layer, b->site, b->slots[i]);
+            weights w = find(a, b->layer, b->site, b->slots[i], b->weights[i]);
             int64_t first = b->starts[i], tokens = b->starts[i + 1] - first;
             expand_piece(&w, s, a->is_half, piece - expands[i], tokens,
                          b->v + first * b->v_stride, b->v_stride, b->y + first * b->y_stride,

@@ -38,7 +38,7 @@ class _Batch(ctypes.Structure):
     """``batch`` in cpu.c."""
 
     _fields_ = [
-        *((name, POINTER) for name in ("y", "x", "v", "starts", "slots", "pieces")),
+        *((name, POINTER) for name in ("y", "x", "v", "starts", "slots", "weights", "pieces")),
         *(
             (name, NUMBER)
             for name in ("y_stride", "x_stride", "v_stride", "segments", "layer", "site")
@@ -83,7 +83,8 @@ class PagedLora:
         shape.inputs = x.shape[1]
         batch = _Batch(
             y.data_ptr(), x.data_ptr(), segments.scratch(len(x) * stride),
-            segments.starts_address, segments.slots_address, segments.pieces_address,
+            segments.starts_address, segments.slots_address, segments.weights_address,
+            segments.pieces_address,
             y.stride(0), x.stride(0), stride, len(segments), layer, site,
         )  # fmt: skip
         kernel.weft_sgmv(self._adapters, shape, batch)

@@ -1,6 +1,6 @@
 """The second half of a LoRA update, in Triton: ``y += weight * scale * v B^T``, in place.
 
-What has an affine becomes ``factor * y + offset`` then. A row's adapters take their turns in
+What has an affine becomes ``factor * y + weight * offset`` then. A row's adapters take their turns in
 float32, in the row's own order, before y is rounded once.
 """
 
@@ -36,7 +36,7 @@ def _choose(part, first, second, third):
 def _adapter(
     unit_ptr, groups_ptr, b_start_ptr, affine_start_ptr, scales_ptr, place, places, part
 ):  # fmt: skip
-    """Return of a unit's adapter at one part: slot, groups, first rank in v, starts, factor."""
+    """Return of a unit's adapter at one part: slot, groups, first rank in v, starts, factor, weight."""
     slot = tl.load(unit_ptr + SLOT)
     weight = tl.load(unit_ptr + WEIGHT).to(tl.float32, bitcast=True)
     entry = (slot * places + place) * PARTS
@@ -48,7 +48,7 @@ def _adapter(
     b_start = tl.load(b_start_ptr + entry + part)
     affine_start = tl.load(affine_start_ptr + entry + part)
     factor = weight * tl.load(scales_ptr + entry + part)
-    return slot, groups, v_rank, b_start, affine_start, factor
+    return slot, groups, v_rank, b_start, affine_start, factor, weight
 
 
 @triton.jit
@@ -103,7 +103,7 @@ def _through_adapters(
     # One loop over the blocks of ranks of all adapters: nested ones cost more registers.
     while unit >= 0:
         unit_ptr = units_ptr + unit * UNIT_INTS
-        slot, groups, v_rank, b_start, affine_start, factor = _adapter(
+        slot, groups, v_rank, b_start, affine_start, factor, weight = _adapter(
             unit_ptr, groups_ptr, b_start_ptr, affine_start_ptr, scales_ptr, place, places, part
         )
         rank = first_rank + tl.arange(0, RANKS)
@@ -122,7 +122,7 @@ def _through_adapters(
                 arena_ptr, slot_pages, affine_start, tile, n_ok, page_stride, PAGE_GRANULES
             )
             total *= scaling
-            update = update * scaling[None, :] + offset[None, :]
+            update = update * scaling[None, :] + weight * offset[None, :]
         product = tl.where(is_last, 0.0, product)
         first_rank = tl.where(is_last, 0, first_rank)
         unit = tl.where(is_last, tl.load(unit_ptr + NEXT), unit)
@@ -172,7 +172,7 @@ def expand_kernel(
         y_rows = y_ptr + y_row[:, None] * y_stride + y_column  # [M, 1]
         # Where no adapter has this part, y is not touched: not even -0 becomes 0.
         if IS_SIMPLE:
-            slot, groups, v_rank, b_start, affine_start, factor = _adapter(
+            slot, groups, v_rank, b_start, affine_start, factor, weight = _adapter(
                 unit_ptr, groups_ptr, b_start_ptr, affine_start_ptr, scales_ptr, place, places, part
             )
             slot_pages = pages_ptr + slot * pages_max
@@ -196,7 +196,7 @@ def expand_kernel(
                             arena_ptr, slot_pages, affine_start, tile, column < width, page_stride,
                             PAGE_GRANULES,
                         )  # fmt: skip
-                        y = y * scaling[None, :] + offset[None, :]
+                        y = y * scaling[None, :] + weight * offset[None, :]
                     tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=y_ok)
         else:
             column = first_tile * G_COLUMNS + n

@@ -17,20 +17,30 @@ from torch import Tensor
 from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Tables, unpack, unpack_affine
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 
 class Segments:
     """One step's rows, sorted by adapter: made once, used at every site of every layer."""
 
-    def __init__(self, starts: Sequence[int], slots: Sequence[int]) -> None:
+    def __init__(
+        self,
+        starts: Sequence[int] | Ints,
+        slots: Sequence[int] | Ints,
+        weights: Sequence[float] | Floats | None = None,
+    ) -> None:
         """As for ``reference.sgmv``; no slot is negative."""
         self.starts: Ints = np.array(starts, dtype=np.int64)
         self.slots: Ints = np.array(slots, dtype=np.int64)
+        self.weights: Floats = np.ones(len(slots), dtype=np.float32)
+        if weights is not None:
+            self.weights[:] = weights
         # For kernels in C: addresses, taken once, of these arrays and of room for their own.
         self._pieces: Ints = np.empty(2 * (len(slots) + 1), dtype=np.int64)
         self._scratch = torch.empty(0)
         self.starts_address = self.starts.ctypes.data
         self.slots_address = self.slots.ctypes.data
+        self.weights_address = self.weights.ctypes.data
         self.pieces_address = self._pieces.ctypes.data
 
     def __len__(self) -> int:
@@ -62,6 +72,7 @@ class PagedLora:
             if not groups.any() or rows.start == rows.stop:
                 continue
             affine_starts = tables.affine_start[slot, layer, site]
+            weight = float(segments.weights[i])
             start = int(tables.a_start[slot, layer, site])
             a = self._read(slot, layer, start, int(groups.sum()), x.shape[1])
             v = x[rows] @ a.to(x.dtype).t()
@@ -71,11 +82,11 @@ class PagedLora:
                 if count:
                     start = int(tables.b_start[slot, layer, site, part])
                     b = self._read(slot, layer, start, count, width)
-                    scale = float(tables.scales[slot, layer, site, part])
+                    scale = weight * float(tables.scales[slot, layer, site, part])
                     ranks = v[:, RANKS * rank : RANKS * (rank + count)]
                     own = y[rows, column : column + width]
                     own.addmm_(ranks, b.to(y.dtype), alpha=scale)
-                    self._apply_affine(own, slot, layer, int(affine_starts[part]))
+                    self._apply_affine(own, slot, layer, int(affine_starts[part]), weight)
                 rank += count
                 column += width
 
@@ -84,14 +95,16 @@ class PagedLora:
         found = self._granules(slot, layer, start, groups * -(-columns // COLUMNS))
         return unpack(found, groups)[:, :columns]
 
-    def _apply_affine(self, y: Tensor, slot: int, layer: int, start: int) -> None:
+    def _apply_affine(
+        self, y: Tensor, slot: int, layer: int, start: int, weight: float
+    ) -> None:
         """Replace y by what its module's affine, if there is one, makes of it."""
         if start == 0:
             return
         columns = y.shape[1]
         count = -(-columns // (AFFINE_BLOCKS * COLUMNS))
         factor, offset = unpack_affine(self._granules(slot, layer, start, count), columns)
-        y.copy_(factor * y.float() + offset)
+        y.copy_(factor * y.float() + weight * offset)
 
     def _granules(self, slot: int, layer: int, start: int, count: int) -> Tensor:
         """Return [count, 8, 128]."""

@@ -110,11 +110,8 @@ class Adapters:
         factors = np.ones(own.shape) if weights is None else np.array(weights)
         for i, segment in enumerate(zip(own, factors, strict=True)):
             for slot, factor in zip(*segment, strict=True):
-                weighted = [
-                    part._replace(scale=part.scale * float(factor))
-                    for part in (self.parts[layer][slot] if slot >= 0 else [])
-                ]
-                sgmv(result, x.float().cpu(), starts[i : i + 2], [0], [weighted])
+                parts = self.parts[layer]
+                sgmv(result, x.float().cpu(), starts[i : i + 2], [slot], parts, [float(factor)])
         return result
 
 

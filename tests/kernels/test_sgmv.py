@@ -51,17 +51,17 @@ def random_slots(columns, features):
     return slots
 
 
-def definition(y, x, starts, slots, weights):
+def definition(y, x, starts, slots, parts, weights):
     """Each row by itself, with the update of its adapter as one dense matrix."""
     y = y.double()
-    for i, slot in enumerate(slots):
+    for i, (slot, weight) in enumerate(zip(slots, weights, strict=True)):
         for row in range(starts[i], starts[i + 1]):
-            for a, b, column, scale, affine in weights[slot] if slot >= 0 else []:
-                delta = scale * b.double() @ a.double()
+            for a, b, column, scale, affine in parts[slot] if slot >= 0 else []:
+                delta = weight * scale * b.double() @ a.double()
                 columns = slice(column, column + len(b))
                 y[row, columns] += delta @ x[row].double()
                 if affine is not None:
-                    y[row, columns] = affine.factor * y[row, columns] + affine.offset
+                    y[row, columns] = affine.factor * y[row, columns] + weight * affine.offset
     return y.float()
 
 
@@ -150,9 +150,10 @@ def test_the_reference_agrees_with_the_definition(features, columns, rows):
     weights = random_slots(columns, features)
     slots = [i % (SLOTS + 1) - 1 for i in range(len(rows))]  # -1, 0, .., 4, -1, ..
     starts = starts_of(rows)
+    factors = [(1.0, -0.5, 2.0)[i % 3] for i in range(len(rows))]
     x, y = torch.randn(sum(rows), features), torch.randn(sum(rows), sum(columns))
-    expected = definition(y, x, starts, slots, weights)
-    reference.sgmv(y, x, starts, slots, weights)
+    expected = definition(y, x, starts, slots, weights, factors)
+    reference.sgmv(y, x, starts, slots, weights, factors)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -164,9 +165,10 @@ def test_tables_agree_with_the_reference(table_of, features, columns, rows):
     slots = [i % SLOTS for i in range(len(rows))]
     starts = [2 + start for start in starts_of(rows)]  # two rows of the base come first
     x, y = torch.randn(starts[-1], features), torch.randn(starts[-1], sum(columns))
+    factors = [(1.0, -0.5, 2.0)[i % 3] for i in range(len(rows))]
     expected = y.clone()
-    reference.sgmv(expected, x, starts, slots, weights)
-    table_of(weights, columns).add(y, x, Segments(starts, slots))
+    reference.sgmv(expected, x, starts, slots, weights, factors)
+    table_of(weights, columns).add(y, x, Segments(starts, slots, factors))
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
     assert y[:2].equal(expected[:2])
 
