@@ -94,13 +94,7 @@ class Ahead:
 
     def join(self, join: Join) -> None:
         """Take in how a row is sampled."""
-        self._sampler.join(
-            join.row,
-            join.sampling,
-            choice=join.choice,
-            prompt_tokens=join.prompt_tokens,
-            history=join.history,
-        )
+        self._sampler.join(join)
 
     def launch(self, number: int, host: HostBatch, started_ns: int) -> Running:
         """Lay out a step, and have it computed after those that are under way."""

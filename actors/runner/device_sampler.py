@@ -16,7 +16,7 @@ from torch import Tensor
 
 from weft.actors.runner.rules import Adjustments, Rules, rules_of
 from weft.actors.runner.staging import Staging
-from weft.runtime.messages import RowSampling, TokenLogprobs
+from weft.runtime.messages import Join, TokenLogprobs
 
 Ints = NDArray[np.int64]
 
@@ -60,28 +60,15 @@ class DeviceSampler:
         self._rules: dict[int, Rules] = {}
         self._numbers = [np.zeros(rows, dtype=kind) for kind in _NUMBERS[:-1]]
 
-    def join(
-        self,
-        row: int,
-        sampling: RowSampling,
-        *,
-        choice: int,
-        prompt_tokens: int,
-        history: list[int] | None,
-    ) -> None:
-        """Take in a row. ``history`` is every token so far, if its logits depend on them."""
-        assert row not in self._rules
-        self._rules[row] = rules_of(
-            sampling,
-            choice=choice,
-            prompt_tokens=prompt_tokens,
-            history=history,
-            vocabulary=self._vocabulary,
-        )
-        top_k = sampling.top_k if 0 < sampling.top_k < self._vocabulary else 0
-        own = (sampling.temperature, sampling.min_p, top_k, sampling.top_p, sampling.seed, choice)
-        for numbers, number in zip(self._numbers, own, strict=True):
-            numbers[row] = number
+    def join(self, join: Join) -> None:
+        """Take in how a row is sampled."""
+        assert join.row not in self._rules
+        self._rules[join.row] = rules_of(join, self._vocabulary)
+        own = join.sampling
+        top_k = own.top_k if 0 < own.top_k < self._vocabulary else 0
+        values = (own.temperature, own.min_p, top_k, own.top_p, own.seed, join.choice)
+        for numbers, value in zip(self._numbers, values, strict=True):
+            numbers[join.row] = value
 
     def leave(self, row: int) -> None:
         """Forget a row."""

@@ -84,13 +84,7 @@ class Eager:
 
     def join(self, join: Join) -> None:
         """Take in how a row is sampled."""
-        self._sampler.join(
-            join.row,
-            join.sampling,
-            choice=join.choice,
-            prompt_tokens=join.prompt_tokens,
-            history=join.history,
-        )
+        self._sampler.join(join)
 
     def launch(self, number: int, host: HostBatch, started_ns: int) -> Done:
         """Compute a step."""

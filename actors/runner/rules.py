@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weft.kernels.sample.reference import penalise
-from weft.runtime.messages import RowSampling
+from weft.runtime.messages import Join, RowSampling
 
 Array = NDArray[Any]
 
@@ -61,21 +61,15 @@ class Rules:
     filters: bool  # whether top-k or top-p cuts
 
 
-def rules_of(
-    sampling: RowSampling,
-    *,
-    choice: int,
-    prompt_tokens: int,
-    history: list[int] | None,
-    vocabulary: int,
-) -> Rules:
-    """Return a row's rules. ``history`` is every token so far, if its logits depend on them."""
+def rules_of(join: Join, vocabulary: int) -> Rules:
+    """Return the rules of a row that joins, in a vocabulary of so many tokens."""
+    sampling, history = join.sampling, join.history
     assert (history is not None) == sampling.needs_history
     return Rules(
         sampling,
-        choice,
-        prompt_tokens,
-        None if history is None else History(history, prompt_tokens),
+        join.choice,
+        join.prompt_tokens,
+        None if history is None else History(history, join.prompt_tokens),
         adjusts=sampling.needs_history
         or bool(sampling.logit_bias)
         or bool(sampling.min_tokens and sampling.min_tokens_banned),

@@ -15,7 +15,7 @@ from torch import Tensor
 from weft.actors.runner.rules import Adjustments, Rules, rules_of
 from weft.kernels.sample.philox import uniform
 from weft.kernels.sample.reference import TEMPERATURE_MIN, draw, min_p, top_k_top_p
-from weft.runtime.messages import RowSampling, TokenLogprobs
+from weft.runtime.messages import Join, TokenLogprobs
 
 
 class Drawn(NamedTuple):
@@ -36,24 +36,10 @@ class Sampler:
         self._vocabulary = vocabulary
         self._rules: dict[int, Rules] = {}
 
-    def join(
-        self,
-        row: int,
-        sampling: RowSampling,
-        *,
-        choice: int,
-        prompt_tokens: int,
-        history: list[int] | None,
-    ) -> None:
-        """Take in a row. ``history`` is every token so far, if its logits depend on them."""
-        assert row not in self._rules
-        self._rules[row] = rules_of(
-            sampling,
-            choice=choice,
-            prompt_tokens=prompt_tokens,
-            history=history,
-            vocabulary=self._vocabulary,
-        )
+    def join(self, join: Join) -> None:
+        """Take in how a row is sampled."""
+        assert join.row not in self._rules
+        self._rules[join.row] = rules_of(join, self._vocabulary)
 
     def leave(self, row: int) -> None:
         """Forget a row."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.actors.runner.test_sampler import GREEDY, PROMPT, RANDOM, logits_of, rules
+from tests.actors.runner.test_sampler import GREEDY, PROMPT, RANDOM, join, logits_of, rules
 from weft.actors.runner.device_sampler import DeviceSampler
 from weft.actors.runner.sampler import Sampler
 from weft.actors.runner.staging import Staging
@@ -46,8 +46,7 @@ def samplers(request):
     for sampler in pair:
         for row, sampling in enumerate(ROWS):
             history = list(PROMPT) if sampling.needs_history else None
-            options = {"choice": 1, "prompt_tokens": len(PROMPT), "history": history}
-            sampler.join(row_of(row), sampling, **options)
+            sampler.join(join(row_of(row), sampling, choice=1, history=history))
     return pair
 
 
@@ -113,7 +112,7 @@ def test_only_rows_whose_past_matters_need_it(samplers):
 def test_a_row_that_has_left_leaves_no_rule_behind(samplers):
     for sampler in samplers:
         sampler.leave(row_of(2))
-        sampler.join(row_of(2), GREEDY, choice=0, prompt_tokens=1, history=None)
+        sampler.join(join(row_of(2), GREEDY, prompt_tokens=1))
     logits = logits_of(1)
     answer = assert_same(samplers, logits, [2], 0)
     assert answer.tokens == logits.argmax(-1).tolist()

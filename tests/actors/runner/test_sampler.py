@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from weft.actors.runner.sampler import Sampler
-from weft.runtime.messages import RowSampling
+from weft.runtime.messages import Join, RowSampling
 
 VOCABULARY = 100
 NAN, INFINITY = float("nan"), float("inf")
@@ -28,6 +28,11 @@ def rules(base=GREEDY, **changes):
     return msgspec.structs.replace(base, **changes)
 
 
+def join(row, sampling, *, choice=0, prompt_tokens=4, history=None):
+    """Behind PROMPT, unless told otherwise."""
+    return Join(row, None, 0, [], sampling, choice, prompt_tokens, history)
+
+
 def logits_of(rows, *, vocabulary=VOCABULARY, seed=0):
     return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * 2
 
@@ -37,7 +42,7 @@ def sampler_of(*each, output=(), choice=0, vocabulary=VOCABULARY):
     sampler = Sampler(vocabulary)
     for row, sampling in enumerate(each):
         history = [*PROMPT, *output] if sampling.needs_history else None
-        sampler.join(row, sampling, choice=choice, prompt_tokens=len(PROMPT), history=history)
+        sampler.join(join(row, sampling, choice=choice, history=history))
     return sampler
 
 
@@ -67,9 +72,7 @@ def test_a_token_depends_on_seed_choice_and_position_and_on_nothing_else():
 
     def token(*, seed=7, choice=0, output=0, row=0):
         made = Sampler(5000)
-        made.join(
-            row, rules(RANDOM, seed=seed), choice=choice, prompt_tokens=len(PROMPT), history=None
-        )
+        made.join(join(row, rules(RANDOM, seed=seed), choice=choice))
         return int(made.sample(logits.clone(), [row], [len(PROMPT) + output]).tokens[0])
 
     assert token() == token(row=31)
@@ -267,7 +270,7 @@ def test_a_row_that_left_leaves_nothing_to_the_next_one():
     made = sampler_of(rules(RANDOM, frequency_penalty=2.0, logit_bias={4: 100.0}, logprobs=2))
     made.sample(logits_of(1), [0], [4])
     made.leave(0)
-    made.join(0, GREEDY, choice=0, prompt_tokens=4, history=None)
+    made.join(join(0, GREEDY))
     drawn = made.sample(logits_of(1), [0], [4])
     assert drawn.tokens.tolist() == logits_of(1).argmax(-1).tolist()
     assert drawn.logprobs == []
@@ -276,7 +279,7 @@ def test_a_row_that_left_leaves_nothing_to_the_next_one():
 def test_a_history_longer_than_its_first_room_is_kept():
     sampling = rules(presence_penalty=2.0)
     made = Sampler(1000)
-    made.join(0, sampling, choice=0, prompt_tokens=1, history=[999])
+    made.join(join(0, sampling, prompt_tokens=1, history=[999]))
     # One of 300 tokens a little less likely than the last: each is drawn once, in order.
     logits = torch.full((1, 1000), -50.0)
     logits[0, :300] = -torch.arange(300) / 300
