@@ -70,6 +70,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     adapter_roots: list[str] = []  # where requests may load adapters from, beside those above
     max_lora_rank: int = 64
     max_loras_per_batch: int = 8  # distinct adapters that run at once
+    max_loras_per_request: int = 4  # adapters whose updates one request may add up
     max_loaded_loras: int = 64  # distinct adapters on the device, and as many in host memory
     lora_dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
         "auto"  # of adapters on the device; auto: as the weights of the model
@@ -109,9 +110,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                 raise ConfigError(message)
 
         for name in (
-            "max_lora_rank", "max_loras_per_batch", "max_loaded_loras", "max_num_seqs",
-            "max_num_batched_tokens", "block_size", "kv_cache_memory_mib", "max_queued_requests",
-            "tensor_parallel_size",
+            "max_lora_rank", "max_loras_per_batch", "max_loras_per_request", "max_loaded_loras",
+            "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_mib",
+            "max_queued_requests", "tensor_parallel_size",
         ):  # fmt: skip
             value = getattr(self, name)
             need(value > 0, f"{name} is {value}: it must be positive")
@@ -150,6 +151,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Whom each API key belongs to. Empty: no key is asked for."""
         assert isinstance(self.api_keys, dict), "load has read the file"
         return self.api_keys
+
+    @property
+    def row_loras_max(self) -> int:
+        """The most adapters of one request: all of them run in one batch."""
+        return min(self.max_loras_per_request, self.max_loras_per_batch)
 
     @property
     def base_name(self) -> str:

@@ -388,8 +388,12 @@ class AdapterStore:
     ) -> AdapterEntry:
         started_ns = self._now_ns if self._started_ns is None else self._started_ns
         created_s = self._started_s + (self._now_ns - started_ns) // 1_000_000_000
-        digest, rank = (adapter.digest, adapter.facts.rank) if adapter else ("", 0)
-        return AdapterEntry(name, root, digest, rank, created_s, refused)
+        if adapter is None:
+            return AdapterEntry(name, root, "", 0, created_s, refused)
+        facts = adapter.facts
+        return AdapterEntry(
+            name, root, facts.digest, facts.rank, created_s, is_additive=facts.is_additive
+        )
 
     def _leave(self, digest: str) -> bool:
         """Let content go that a name meant until now, unless another one does: does it go?"""

@@ -61,6 +61,11 @@ class Adapter(NamedTuple):
     scales: dict[str, float]
     tensors: dict[str, Tensor]
 
+    @property
+    def is_additive(self) -> bool:
+        """Whether it adds to what the base computes, and no more than that: not so DoRA."""
+        return not any(name.endswith(".magnitude") for name in self.tensors)
+
     def file(self) -> list[bytes | memoryview]:
         """Return the parts of the file that runners read."""
         metadata = {"digest": self.digest, "scales": _canonical(self.scales)}

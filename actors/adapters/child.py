@@ -106,6 +106,7 @@ def _answer(job: Job, setup: Setup, files: Iterable[BinaryIO]) -> Answer:
             adapter.rank,
             sum(len(part) for part in parts),
             adapter.granules(setup.base, shards),
+            adapter.is_additive,
         )
     except (BadAdapter, FileError) as error:
         return Refusal(str(error)[:REASON_CHARACTERS_MAX])

@@ -21,6 +21,7 @@ class Facts(msgspec.Struct, frozen=True, tag="facts", forbid_unknown_fields=True
     rank: _Count  # the largest
     size_bytes: _Count  # of its normalized file
     granules: _Count  # of the largest layer, on the device that has most of it
+    is_additive: bool  # its update may be multiplied, and added to those of others
 
 
 class Content(NamedTuple):

@@ -128,9 +128,9 @@ class Ahead:
 
     def _kind(self, host: HostBatch) -> Kind | None:
         """Return which graph computes a step; None: none does."""
-        if not host.is_decode:
+        if not (host.is_decode and self._parts.lora.kernel.fits_graph(host)):
             return None
-        return self.graphs.kind(len(host.tokens), has_adapters=bool(host.lora_slots))
+        return self.graphs.kind(len(host.tokens), has_adapters=host.has_adapters)
 
     def _lay_out(self, host: HostBatch, kind: Kind | None) -> Staged:
         """Lay out a step, with padding for a graph of this kind."""

@@ -88,7 +88,7 @@ class Eager:
 
     def launch(self, number: int, host: HostBatch, started_ns: int) -> Done:
         """Compute a step."""
-        self._loads.wait(host.lora_slots)
+        self._loads.wait(host.adapter_slots)
         parts, tensor = self._parts, torch.from_numpy
         batch = Batch(
             tokens=tensor(host.tokens),

@@ -13,3 +13,4 @@ class Limits(NamedTuple):
     row_pages: int  # of one row
     adapters: int  # distinct ones
     rank: int  # of an adapter
+    row_adapters: int  # of one row

@@ -18,7 +18,7 @@ from weft.actors.runner.staging import Staging
 from weft.actors.shards import Span
 from weft.kernels.sgmv import cpu, granules, segments
 from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Module, Tables
-from weft.kernels.sgmv.segments import Segments
+from weft.kernels.sgmv.segments import Segments, in_turns
 
 # Modules that share an input are one site: their A matrices are multiplied together.
 SITES = {
@@ -39,6 +39,10 @@ class LoraKernel(Protocol):
 
     def update(self, slot: int) -> None:
         """Hear that the tables of a slot have changed."""
+        ...
+
+    def fits_graph(self, host: HostBatch) -> bool:
+        """Whether a graph of decodes with adapters has room for those of a step."""
         ...
 
     def plan(
@@ -66,13 +70,26 @@ class HostLora:
     def update(self, slot: int) -> None:
         """Do nothing: these are the tables that the kernel reads."""
 
+    def fits_graph(self, host: HostBatch) -> bool:
+        """Return that it has: nothing is laid out in advance."""
+        return True
+
     def plan(
         self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None
     ) -> LoraUpdate:
         """Return the update of a step."""
-        if not host.lora_slots:
+        if not host.has_adapters:
             return no_update
-        return partial(self._kernel.add, segments=Segments(host.lora_starts, host.lora_slots))
+        turns = in_turns(host.lora_starts, host.lora_slots, host.lora_weights)
+        if len(turns) == 1:
+            return partial(self._kernel.add, segments=turns[0])
+        return partial(self._add_all, turns)
+
+    def _add_all(
+        self, turns: Sequence[Segments], y: Tensor, x: Tensor, layer: int, site: int
+    ) -> None:
+        for turn in turns:
+            self._kernel.add(y, x, layer, site, turn)
 
     def staged_bytes(self) -> int:
         """Return that nothing is staged."""

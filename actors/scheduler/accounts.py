@@ -106,16 +106,16 @@ class Accounts:
 
 
 class Payers:
-    """Finds the accounts that a request is counted in: its tenant's, and its adapter's."""
+    """Finds the accounts that a request is counted in: its tenant's, and its adapters'."""
 
     def __init__(self, config: Config) -> None:
         self.tenants = Accounts(config.tenants)
         self.adapters = Accounts(config.adapter_limits)
         self._limits_adapters = bool(config.adapter_limits)
 
-    def of(self, generate: Generate, now_ns: int) -> tuple[Account, Account | None]:
-        """Return a request's tenant, and its adapter if adapters are limited."""
+    def of(self, generate: Generate, now_ns: int) -> tuple[Account, list[Account]]:
+        """Return a request's tenant, and its adapters if adapters are limited."""
         tenant = self.tenants.get(generate.tenant, now_ns)
-        if generate.adapter is None or not self._limits_adapters:
-            return tenant, None
-        return tenant, self.adapters.get(generate.model, now_ns)
+        if not self._limits_adapters:
+            return tenant, []
+        return tenant, [self.adapters.get(use.name, now_ns) for use in generate.adapters]

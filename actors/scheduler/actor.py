@@ -215,9 +215,8 @@ class Scheduler:
         composer = self._composer
         assert composer is not None
         composer.host.arrived(acquired)
-        for sequence in list(composer.waiting):
-            if sequence.request.generate.adapter == acquired.digest:
-                self._limit(sequence, composer)
+        for sequence in list(composer.waiting.all_of(acquired.digest)):
+            self._limit(sequence, composer)
 
     def _cancel(self, requests: list[Request]) -> None:
         for request in requests:
@@ -228,9 +227,8 @@ class Scheduler:
     def _lose_adapter(self, digest: str, reason: str) -> None:
         assert self._composer is not None
         self._composer.host.failed(digest)
-        for sequence in list(self._composer.waiting):
-            if sequence.request.generate.adapter == digest:
-                self._end(sequence, "error", error=f"the adapter cannot be loaded: {reason}")
+        for sequence in list(self._composer.waiting.all_of(digest)):
+            self._end(sequence, "error", error=f"the adapter cannot be loaded: {reason}")
 
     def _end(
         self,
@@ -277,7 +275,7 @@ class Scheduler:
 
     def _send_step(self, composer: Composer, turn: Turn) -> list[Send]:
         sends = []
-        wanted: list[str] = []
+        wanted: list[tuple[str, ...]] = []
         if len(self._in_flight) < STEPS_IN_FLIGHT:
             composed, wanted = composer.compose(self._steps_sent)
             if composed is not None:
@@ -368,7 +366,7 @@ class Scheduler:
         """Forget what has no name and no request any more, and tell the store."""
         if not self._retiring:
             return []
-        used = {request.generate.adapter for request in self._requests}
+        used = {adapter for request in self._requests for adapter in request.adapters}
         sends = []
         for digest, version in list(self._retiring.items()):
             if digest in used or not (self._composer is None or self._composer.forget(digest)):
@@ -384,7 +382,7 @@ class Scheduler:
         if isinstance(answer, Refused) or not answer.adapters:
             return reply
         resident: Set[str] = self._composer.slots.resident if self._composer else frozenset()
-        live = Counter(request.generate.adapter for request in self._requests)
+        live = Counter(a for request in self._requests for a in request.adapters)
         states = [
             msgspec.structs.replace(
                 state,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 
 from weft.actors.scheduler import policy
 from weft.actors.scheduler.draft import Composed, Draft
@@ -48,11 +48,11 @@ class Composer:
     def output_max(self, sequence: Sequence) -> int:
         """Return how many tokens after the prompt fit if it runs alone. Raises ``NeverFits``.
 
-        While the adapter's size is not known it counts as nothing.
+        While an adapter's size is not known it counts as nothing.
         """
         return policy.output_max(
             len(sequence.request.generate.prompt),
-            self._adapter_pages(sequence),
+            sum(self._adapter_pages(sequence)),
             pages=self.pages.count,
             page_tokens=self.cache.page_tokens,
         )
@@ -73,22 +73,30 @@ class Composer:
         self.cache.drop(digest)
         return True
 
-    def host_messages(self, wanted: list[str], steps_done: int) -> list[Acquire | Release]:
-        """Return what the adapter store must be told; ``steps_done`` is the first not answered."""
+    def host_messages(
+        self, wanted: list[tuple[str, ...]], steps_done: int
+    ) -> list[Acquire | Release]:
+        """Return what the adapter store must be told; ``steps_done`` is the first not answered.
+
+        ``wanted`` are the adapters of those that lack some, the most urgent first.
+        """
         messages: list[Acquire | Release] = []
         if len(self.host):
             needed = self.waiting.adapters - self.slots.resident
+            if wanted and not self.host.has_room:
+                needed = {digest for digest in needed if self._is_worth_holding(digest, wanted[0])}
             messages += self.host.release(needed, steps_done)
-        for digest in wanted:
-            messages += self.host.want(digest)
+        for digest in chain.from_iterable(wanted):
+            if not self._is_at_hand(digest):
+                messages += self.host.want(digest)
         for digest in self._waited_for():
             if not self.host.has_room_ahead:
                 break
             messages += self.host.want(digest)
         return messages
 
-    def compose(self, number: int) -> tuple[Composed | None, list[str]]:
-        """Return the next step, if there is anything to do, and the adapters that it lacked."""
+    def compose(self, number: int) -> tuple[Composed | None, list[tuple[str, ...]]]:
+        """Return the next step, if there is anything to do, and whose adapters it lacked."""
         draft = Draft(number, self._config.max_num_batched_tokens)
         self._rotate()
         self._decode(draft)
@@ -131,8 +139,7 @@ class Composer:
         self.host.check()
         self.slots.check()
         assert len(self.slots.pinned) <= self._config.max_loras_per_batch
-        with_adapter = sum(1 for s in self.rows if s.request.generate.adapter is not None)
-        assert self.slots.pin_count == with_adapter
+        assert self.slots.pin_count == sum(len(s.request.adapters) for s in self.rows)
         self.waiting.check()
 
     def _decode(self, draft: Draft) -> None:
@@ -189,7 +196,7 @@ class Composer:
             sequence.in_flight += 1
             draft.sampled.append(sequence)
 
-    def _admit(self, draft: Draft) -> list[str]:
+    def _admit(self, draft: Draft) -> list[tuple[str, ...]]:
         if self.rows.free == 0 or draft.tokens_left <= 0:
             return []
         reserve = len(self.rows) // 2  # pages that running sequences will soon grow by
@@ -225,10 +232,13 @@ class Composer:
         admitted = [self.waiting[number] for number in admission.admitted]
         slots = self._pin(admitted, draft)
         for sequence in admitted:
-            self._start(sequence, slots.get(sequence.number), draft)
+            self._start(sequence, slots, draft)
         self._begin(admitted, draft)
         if admission.starving is not None:
-            adapter = policy.rotate(self.slots.pinned_since, draft.number)
+            needed = self.waiting[admission.starving].request.adapters
+            others = self.slots.pinned_since.items()
+            running = {adapter: since for adapter, since in others if adapter not in needed}
+            adapter = policy.rotate(running, draft.number)
             if adapter is not None:
                 self._rotation = (adapter, admission.starving)
         return admission.wanted
@@ -245,15 +255,14 @@ class Composer:
         for sequence in islice(order, policy.LOOK_AHEAD // 2):
             seen.add(sequence.number)
             yield sequence
-        usable = [*self.slots.pinned, None]
-        for sequence in self.waiting.in_order(tokens, adapters=usable):
+        for sequence in self.waiting.in_order(tokens, adapters=frozenset(self.slots.pinned)):
             if sequence.number not in seen:
                 yield sequence
 
     def _candidate(self, sequence: Sequence) -> Candidate:
         return Candidate(
             sequence.number,
-            sequence.request.generate.adapter,
+            sequence.request.adapters,
             sequence.overtaken,
             self._is_ready(sequence),
         )
@@ -288,8 +297,7 @@ class Composer:
             draft.loads.append(self.slots.load(self.host.read(adapter, draft.number)))
 
     def _need(self, sequence: Sequence) -> Need:
-        generate = sequence.request.generate
-        found = self.cache.find(generate.salt, generate.adapter, sequence.tokens)
+        found = self.cache.find(sequence.request.identity, sequence.tokens)
         tokens = len(sequence.tokens) - len(found) * self.cache.page_tokens
         return Need(
             pages=self.cache.cost(found, len(sequence.tokens)),
@@ -298,35 +306,46 @@ class Composer:
             tokens_min=1 if self._config.enable_chunked_prefill else tokens,
         )
 
-    def _adapter_pages(self, sequence: Sequence) -> int:
-        adapter = sequence.request.generate.adapter
-        if adapter is None or not self._is_at_hand(adapter):
-            return 0
-        return self.slots.page_count(adapter, self.host.get(adapter))
+    def _adapter_pages(self, sequence: Sequence) -> tuple[int, ...]:
+        """Return the pages of each of a sequence's adapters, as far as they are known."""
+        return tuple(
+            self.slots.page_count(adapter, self.host.get(adapter))
+            if self._is_at_hand(adapter)
+            else 0
+            for adapter in sequence.request.adapters
+        )
 
     def _is_at_hand(self, adapter: str) -> bool:
         return adapter in self.slots.resident or self.host.get(adapter) is not None
 
-    def _pin(self, sequences: list[Sequence], draft: Draft) -> dict[int, int]:
-        """Give each sequence its adapter; return their slots by sequence number."""
-        adapters = {s.number: s.request.generate.adapter for s in sequences}
-        with_adapter = [(number, a) for number, a in adapters.items() if a is not None]
+    def _is_worth_holding(self, adapter: str, most_urgent: tuple[str, ...]) -> bool:
+        """Whether an adapter is to stay in host memory when there is no room for others.
+
+        It is, for those who need nothing else, or for the most urgent of those who do. If each of
+        several kept some of what it needs, none of them would ever have all of it.
+        """
+        return adapter in most_urgent or any(
+            all(map(self._is_at_hand, sequence.request.adapters))
+            for sequence in self.waiting.all_of(adapter)
+        )
+
+    def _pin(self, sequences: list[Sequence], draft: Draft) -> dict[str, int]:
+        """Give each sequence its adapters; return their slots."""
+        pins = [adapter for sequence in sequences for adapter in sequence.request.adapters]
         # Residents first, so that nobody's load or prompt evicts what another is about to use.
-        with_adapter.sort(key=lambda pair: pair[1] not in self.slots.resident)
+        pins.sort(key=lambda adapter: adapter not in self.slots.resident)
         slots = {}
-        for number, adapter in with_adapter:
+        for adapter in pins:
             if adapter not in self.slots.resident:
                 draft.loads.append(self.slots.load(self.host.read(adapter, draft.number)))
-            slots[number] = self.slots.pin(adapter, draft.number)
+            slots[adapter] = self.slots.pin(adapter, draft.number)
         return slots
 
-    def _start(self, sequence: Sequence, slot: int | None, draft: Draft) -> None:
-        """Move a waiting sequence to a row."""
-        generate = sequence.request.generate
-        found = self.cache.find(generate.salt, generate.adapter, sequence.tokens)
-        sequence.holding = self.cache.hold(
-            generate.salt, generate.adapter, found, len(sequence.tokens)
-        )
+    def _start(self, sequence: Sequence, slots: dict[str, int], draft: Draft) -> None:
+        """Move a waiting sequence to a row; ``slots`` are those of adapters."""
+        generate, identity = sequence.request.generate, sequence.request.identity
+        found = self.cache.find(identity, sequence.tokens)
+        sequence.holding = self.cache.hold(identity, found, len(sequence.tokens))
         self.waiting.remove(sequence)
         sequence.computed = len(found) * self.cache.page_tokens
         sequence.prefill_end = len(sequence.tokens)
@@ -339,7 +358,7 @@ class Composer:
         draft.joins.append(
             Join(
                 row=self.rows.take(sequence),
-                adapter_slot=slot,
+                adapters=[(slots[use.digest], use.scale) for use in generate.adapters],
                 position=sequence.computed,
                 pages=sequence.holding.pages,
                 sampling=generate.sampling,
@@ -357,7 +376,7 @@ class Composer:
         nothing else to compute they are fed now.
         """
         loading = {load.digest for load in draft.loads}
-        later = [s for s in admitted if s.request.generate.adapter in loading]
+        later = [s for s in admitted if not loading.isdisjoint(s.request.adapters)]
         for sequence in admitted:
             if draft.tokens_left and sequence not in later:
                 self._feed(sequence, draft)
@@ -373,7 +392,7 @@ class Composer:
         (adapter, starving), self._rotation = self._rotation, None
         if not self.waiting.has(starving):
             return
-        running = [s for s in self.rows if s.request.generate.adapter == adapter]
+        running = [s for s in self.rows if adapter in s.request.adapters]
         for sequence in reversed(running):
             self._preempt(sequence)
         self.waiting.move_to_front(starving)
@@ -389,8 +408,8 @@ class Composer:
 
     def _leave(self, sequence: Sequence) -> None:
         self._leaves.append(self.rows.give_back(sequence))
-        if sequence.request.generate.adapter is not None:
-            self.slots.unpin(sequence.request.generate.adapter)
+        for adapter in sequence.request.adapters:
+            self.slots.unpin(adapter)
 
     def _release(self, sequence: Sequence) -> None:
         if sequence.holding is not None:

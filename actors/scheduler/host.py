@@ -44,13 +44,18 @@ class HostPins:
         return digest in self._pins
 
     @property
+    def has_room(self) -> bool:
+        """Whether the store may be asked for one more."""
+        return len(self._pins) < self._held_max
+
+    @property
     def has_room_ahead(self) -> bool:
         """Whether there is room for what is not urgent: half is left to what is."""
         return len(self._pins) < self._held_max // 2
 
     def want(self, digest: str) -> list[Acquire]:
         """Ask the store for an adapter, once, if there is room to hold it."""
-        if digest in self._pins or len(self._pins) >= self._held_max:
+        if digest in self._pins or not self.has_room:
             return []
         self._pins[digest] = Pin()
         return [Acquire(digest)]

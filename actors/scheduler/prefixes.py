@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from weft.actors.scheduler.pages import Pages
+
+
+class Identity(NamedTuple):
+    """What KV depends on, beside the tokens."""
+
+    salt: str
+    uses: tuple[tuple[str, float], ...]  # adapters' digests, ascending, and scales; none: the base
 
 
 @dataclass(eq=False, slots=True)
@@ -55,9 +63,10 @@ class Holding:
 class PrefixCache:
     """What sequences hold of the pool, and a radix tree over the pages whose tokens are known.
 
-    The tree has one root for each (salt, adapter digest): sequences of different adapters share
-    nothing, those of one adapter share whatever their names. Its edges are whole pages of tokens.
-    A node that no sequence references is idle: it stays until its page is needed.
+    The tree has one root for each identity: sequences of different adapters share nothing, nor do
+    those that scale them differently; those of one adapter share whatever their names. Its edges
+    are whole pages of tokens. A node that no sequence references is idle: it stays until its page
+    is needed.
 
     Invariants, checked by ``check``:
       * a node's references are the holdings that list it; a referenced node's parent is referenced;
@@ -69,15 +78,15 @@ class PrefixCache:
         self.page_tokens = page_tokens
         self._pages = pages
         self._caching = caching
-        self._roots: dict[tuple[str, str | None], Node] = {}
+        self._roots: dict[Identity, Node] = {}
         self._holdings: set[Holding] = set()
 
-    def find(self, salt: str, adapter: str | None, tokens: Sequence[int]) -> list[Node]:
+    def find(self, identity: Identity, tokens: Sequence[int]) -> list[Node]:
         """Return the longest cached run of whole pages at the start of ``tokens``.
 
         The last token is left out: a sequence must compute at least one to sample from.
         """
-        node = self._roots.get((salt, adapter))
+        node = self._roots.get(identity)
         if node is None or not self._caching:
             return []
         found = []
@@ -99,9 +108,9 @@ class PrefixCache:
         """Return how many pages hold this many tokens."""
         return -(-tokens // self.page_tokens)
 
-    def hold(self, salt: str, adapter: str | None, found: list[Node], tokens: int) -> Holding:
+    def hold(self, identity: Identity, found: list[Node], tokens: int) -> Holding:
         """Start a sequence on the pages of ``found``, with its own for the rest of ``tokens``."""
-        root = self._roots.setdefault((salt, adapter), Node(-1, (), None))
+        root = self._roots.setdefault(identity, Node(-1, (), None))
         holding = Holding(root, found)
         for node in found:
             self._reference(node)
@@ -153,10 +162,11 @@ class PrefixCache:
                 self._pages.make_idle(node)
 
     def drop(self, adapter: str) -> None:
-        """Free what is cached of an adapter that no sequence uses, and forget it."""
-        for key in [key for key in self._roots if key[1] == adapter]:
+        """Free what was computed with an adapter that no sequence uses, and forget it."""
+        gone = [each for each in self._roots if any(adapter == digest for digest, _ in each.uses)]
+        for identity in gone:
             # Every node before its children: from the end, each has none left.
-            for node in reversed(list(_below(self._roots.pop(key)))):
+            for node in reversed(list(_below(self._roots.pop(identity)))):
                 self._pages.evict(node)
 
     def owned(self) -> Iterator[int]:

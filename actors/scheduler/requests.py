@@ -62,9 +62,10 @@ class Requests:
             text = f"n: {generate.choices} is more than may wait here ({self._queued_max}); lower "
             text += "it, or have max_queued_requests raised"
             return Refused(label, "invalid_value", text, param="n")
-        tenant, adapter = self._payers.of(generate, now_ns)
-        for account, whose in ((tenant, "yours"), (adapter, f"of {generate.model!r}")):
-            excess = account.excess(generate, now_ns) if account is not None else None
+        tenant, adapters = self._payers.of(generate, now_ns)
+        named = ((account, f"of {account.name!r}") for account in adapters)
+        for account, whose in ((tenant, "yours"), *named):
+            excess = account.excess(generate, now_ns)
             if excess is not None:
                 return _beyond_limits(label, excess, whose)
         if generate.choices > room:
@@ -74,11 +75,11 @@ class Requests:
 
     def add(self, generate: Generate, now_ns: int) -> Request:
         """Take a request that ``refusal`` has nothing against; its choices get numbers."""
-        tenant, adapter = self._payers.of(generate, now_ns)
+        tenant, adapters = self._payers.of(generate, now_ns)
         self._payers.tenants.take(tenant, generate.choices)
-        if adapter is not None:
+        for adapter in adapters:
             self._payers.adapters.take(adapter, generate.choices)
-        request = Request(generate, now_ns, tenant, adapter)
+        request = Request(generate, now_ns, tenant, adapters)
         for account in request.metered:
             account.spend(len(generate.prompt), now_ns)
         for choice in range(generate.choices):
@@ -98,8 +99,8 @@ class Requests:
         del self._sequences[sequence.number]
         request = sequence.request
         self._payers.tenants.give_back(request.tenant)
-        if request.adapter is not None:
-            self._payers.adapters.give_back(request.adapter)
+        for adapter in request.limited:
+            self._payers.adapters.give_back(adapter)
         if request.is_over:
             del self._requests[request.key]
 
@@ -112,8 +113,8 @@ class Requests:
         assert live == set(self._sequences)
         requests = [sequence.request for sequence in self.sequences]
         self._payers.tenants.check(Counter(request.tenant.name for request in requests))
-        adapters = [request.adapter for request in requests if request.adapter is not None]
-        self._payers.adapters.check(Counter(adapter.name for adapter in adapters))
+        adapters = [adapter.name for request in requests for adapter in request.limited]
+        self._payers.adapters.check(Counter(adapters))
 
 
 def _beyond_limits(label: str, excess: Excess, whose: str) -> Refused:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from weft.actors.scheduler.accounts import Account
-from weft.actors.scheduler.prefixes import Holding
+from weft.actors.scheduler.prefixes import Holding, Identity
 from weft.runtime.messages import Generate
 
 
@@ -58,15 +58,20 @@ class Request:
     generate: Generate
     accepted_ns: int
     tenant: Account
-    adapter: Account | None  # if adapters are limited
+    limited: list[Account]  # of its adapters, if adapters are limited
     sequences: list[Sequence] = field(default_factory=list)
     admitted_ns: int | None = None
     first_token_ns: int | None = None
     metered: list[Account] = field(init=False)  # who pays for tokens by the minute
+    adapters: tuple[str, ...] = field(init=False)  # digests, each once; none: the base
+    identity: Identity = field(init=False)  # of its KV
 
     def __post_init__(self) -> None:
-        accounts = [self.tenant] if self.adapter is None else [self.tenant, self.adapter]
+        accounts = [self.tenant, *self.limited]
         self.metered = [a for a in accounts if a.limits.max_tokens_per_minute is not None]
+        self.adapters = tuple(use.digest for use in self.generate.adapters)
+        uses = tuple((use.digest, use.scale) for use in self.generate.adapters)
+        self.identity = Identity(self.generate.salt, uses)
 
     @property
     def key(self) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """The second half of a LoRA update, in Triton: ``y += weight * scale * v B^T``, in place.
 
-What has an affine becomes ``factor * y + weight * offset`` then. A row's adapters take their turns in
-float32, in the row's own order, before y is rounded once.
+What has an affine becomes ``factor * y + weight * offset`` then. A row's adapters take their turns
+in float32, in the row's own order, before y is rounded once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _choose(part, first, second, third):
 def _adapter(
     unit_ptr, groups_ptr, b_start_ptr, affine_start_ptr, scales_ptr, place, places, part
 ):  # fmt: skip
-    """Return of a unit's adapter at one part: slot, groups, first rank in v, starts, factor, weight."""
+    """Return of a unit's adapter at one part: slot, groups, rank in v, starts, factor, weight."""
     slot = tl.load(unit_ptr + SLOT)
     weight = tl.load(unit_ptr + WEIGHT).to(tl.float32, bitcast=True)
     entry = (slot * places + place) * PARTS

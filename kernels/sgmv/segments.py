@@ -53,6 +53,22 @@ class Segments:
         return self._scratch.data_ptr()
 
 
+def in_turns(starts: Ints, slots: Ints, weights: Floats) -> list[Segments]:
+    """Return what to add first, and what after it: of rows with several adapters one at a time.
+
+    Args:
+        starts: [segments + 1].
+        slots: [segments, adapters], -1 past a segment's last; those with more adapters come later.
+        weights: like slots.
+    """
+    counts = (slots >= 0).sum(axis=1)
+    firsts = np.searchsorted(counts, np.arange(slots.shape[1]), side="right")
+    return [
+        Segments(starts[first:], slots[first:, turn], weights[first:, turn])
+        for turn, first in enumerate(firsts)
+    ]
+
+
 class PagedLora:
     """The adapters whose weights lie in the pages of one arena."""
 
@@ -95,9 +111,7 @@ class PagedLora:
         found = self._granules(slot, layer, start, groups * -(-columns // COLUMNS))
         return unpack(found, groups)[:, :columns]
 
-    def _apply_affine(
-        self, y: Tensor, slot: int, layer: int, start: int, weight: float
-    ) -> None:
+    def _apply_affine(self, y: Tensor, slot: int, layer: int, start: int, weight: float) -> None:
         """Replace y by what its module's affine, if there is one, makes of it."""
         if start == 0:
             return

@@ -222,7 +222,7 @@ def test_an_adapter_is_copied_while_others_compute_and_used_in_the_next_step():
     harness.generate("cold", prompt(6), adapter="x", max_tokens=3, stop_token_ids=[])
     harness.run()
     [loading] = [step for step in harness.sent_steps if step.loads]
-    assert [join.adapter_slot for join in loading.joins] == [loading.loads[0].slot]
+    assert [join.adapters for join in loading.joins] == [[(loading.loads[0].slot, 1.0)]]
     assert loading.chunks == []
     following = harness.sent_steps[loading.step + 1]
     assert [chunk.tokens for chunk in following.chunks] == [prompt(6)]

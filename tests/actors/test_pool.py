@@ -23,8 +23,11 @@ def play(seed, operations):
             prompt = rng.choice(prompts)[: rng.randint(1, 40)]
             prompt += [rng.randrange(9) for _ in range(rng.randint(0, 12))]
             # Some adapters are asked for more often than others.
-            adapter = rng.choice([None, *adapters[:6], rng.choice(adapters)])
-            turned_away += not pool.start(adapter, prompt)
+            some = {
+                rng.choice((*adapters[:6], rng.choice(adapters))) for _ in range(rng.randint(0, 3))
+            }
+            uses = tuple((adapter, rng.choice((0.5, 1.0, 1.0))) for adapter in sorted(some))
+            turned_away += not pool.start(uses, prompt)
         elif choice < 0.6:
             pool.grow(rng.choice(pool.running), [rng.randrange(9)] * rng.randint(1, 8))
         elif choice < 0.7:
@@ -61,11 +64,15 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = Pool(pages=12, slots=slots, policy=policy)
 
     @rule(
-        adapter=st.sampled_from([None, "r1.0", "r16.1", "r17.2", "r64.3", "r150.4", "r512.5"]),
+        scales=st.dictionaries(
+            st.sampled_from(["r1.0", "r16.1", "r17.2", "r64.3", "r150.4", "r512.5"]),
+            st.sampled_from([1.0, -0.5]),
+            max_size=3,
+        ),
         tokens=st.lists(st.integers(0, 1), min_size=1, max_size=20),
     )
-    def start(self, adapter, tokens):
-        self.pool.start(adapter, tokens)
+    def start(self, scales, tokens):
+        self.pool.start(tuple(sorted(scales.items())), tokens)
 
     @precondition(lambda self: self.pool.running)
     @rule(data=st.data(), tokens=st.lists(st.integers(0, 1), min_size=1, max_size=8))

@@ -77,7 +77,8 @@ class Adapters:
         tokens_max: int | None = None,
     ) -> Tensor:
         """Return y with the updates added by the kernels; y itself stays as it is."""
-        planner = self.lora.planner(tokens_max or len(x))
+        has_sums = weights is not None
+        planner = self.lora.planner(tokens_max or len(x), has_sums=has_sums)
         ints = np.full(planner.bounds.ints, -1, dtype=np.int32)
         factors = None if weights is None else np.array(weights, dtype=np.float32)
         counts = planner.lay_out(
@@ -149,7 +150,7 @@ def adapters(
         typed,
         tables,
         [widths],
-        Limits(tokens, segments=64, rank=rank_max, row_adapters=row_adapters),
+        Limits(tokens, 64, rank_max, row_adapters=row_adapters, segments_of_sums=64),
         compute_dtype=dtype,
         processors=processors,
     )

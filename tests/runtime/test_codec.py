@@ -103,7 +103,7 @@ def test_unknown_fields_are_refused_rather_than_ignored():
 
 
 def test_a_request_without_a_prompt_is_refused_by_the_decoder():
-    values = ["Generate", "id", "c", "a", "m", [], None, "", 1, 1, [], [1.0, 1.0, 0, 0.0, 0]]
+    values = ["Generate", "id", "c", "a", "m", [], [], "", 1, 1, [], [1.0, 1.0, 0, 0.0, 0]]
     frame = msgspec.msgpack.encode([1, 1, 2, 3, 4, values])
     with pytest.raises(BadFrame, match="prompt is empty"):
         Decoder(SchedulerInbox)(frame)

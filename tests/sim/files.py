@@ -92,7 +92,8 @@ class DirectLoader:
             return BadAdapter(str(error)[:REASON_CHARACTERS_MAX])
         granules = found.granules(base, base.shards(config.tensor_parallel_size))
         size_bytes = sum(len(part) for part in parts)
-        return Content(Facts(found.digest, found.rank, size_bytes, granules), file)
+        facts = Facts(found.digest, found.rank, size_bytes, granules, found.is_additive)
+        return Content(facts, file)
 
 
 class DiskFiles(LocalFiles):

@@ -228,7 +228,7 @@ class Flow:
         return self.actors[role].is_idle and self._mailboxes[role].is_flushed
 
     def _digest(self, name):
-        return self.tokenizer._names.digest(name)
+        return self.tokenizer._names.adapter(name, "model").digest
 
 
 def _narrowed(topology, window_max):

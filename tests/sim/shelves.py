@@ -167,7 +167,11 @@ class Shelves:
         ours = set(self.digests.values())
         on_device = set(self.flow.scheduler._composer.slots.resident) & ours
         in_host = {path.split("/")[-1].split(".")[0] for path in self.flow.files.written} & ours
-        cached = {key[1] for key in self.flow.scheduler._composer.cache._roots} & ours
+        cached = {
+            digest
+            for identity in self.flow.scheduler._composer.cache._roots
+            for digest, _ in identity.uses
+        } & ours
         assert on_device <= wanted
         assert in_host <= wanted
         assert cached <= wanted

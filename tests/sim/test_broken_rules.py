@@ -12,6 +12,7 @@ from weft.actors.scheduler.composer import Composer
 from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.pages import Pages
 from weft.actors.scheduler.prefixes import PrefixCache
+from weft.actors.scheduler.sequence import Request
 from weft.actors.scheduler.slots import AdapterSlots
 from weft.runtime.link import Link
 from weft.runtime.messages import Sampled, StopFound
@@ -23,11 +24,26 @@ SEEDS = range(100)
 def adapters_share_prefixes(monkeypatch):
     find, hold = PrefixCache.find, PrefixCache.hold
     monkeypatch.setattr(
-        PrefixCache, "find", lambda self, salt, _, *rest: find(self, salt, "", *rest)
+        PrefixCache, "find", lambda self, identity, *rest: find(self, anybody(identity), *rest)
     )
     monkeypatch.setattr(
-        PrefixCache, "hold", lambda self, salt, _, *rest: hold(self, salt, "", *rest)
+        PrefixCache, "hold", lambda self, identity, *rest: hold(self, anybody(identity), *rest)
     )
+
+
+def anybody(identity):
+    return identity._replace(uses=())
+
+
+def scales_share_prefixes(monkeypatch):
+    request = Request.__post_init__
+
+    def unscaled(self):
+        request(self)
+        uses = tuple((digest, 1.0) for digest, _ in self.identity.uses)
+        self.identity = self.identity._replace(uses=uses)
+
+    monkeypatch.setattr(Request, "__post_init__", unscaled)
 
 
 def slots_are_filled_while_they_are_used(monkeypatch):
@@ -180,6 +196,7 @@ def play_all(model, folder):
     "break_rule",
     [
         adapters_share_prefixes,
+        scales_share_prefixes,
         slots_are_filled_while_they_are_used,
         pages_of_adapters_are_given_away,
         files_are_released_before_they_are_read,

@@ -43,7 +43,7 @@ def test_a_drain_at_any_moment_finishes_what_was_let_in(seed, model, folder):
     flow.assert_all_are_answered(is_drained=True)
     metrics = flow.scheduler._metrics
     assert metrics.rejections == 0 or flow.config.max_queued_requests < 100
-    requests = sum(counters.requests for counters in metrics.report(frozenset()))
+    requests = sum(counters.requests for counters in metrics.report_tenants(lambda name: 0.0))
     assert requests + metrics.rejections == flow.tokenizer._generated
     for actor in flow.actors.values():
         assert actor.is_idle
@@ -54,6 +54,7 @@ def test_the_drawn_worlds_run_short_of_everything(model, folder):
     """Or the tests above would show less than they seem to."""
     short = {"preemptions_total", "adapter_evictions_total", "rejected_total"}
     seen = {"evictions_total": 0.0, "stops_found_total": 0.0} | dict.fromkeys(short, 0.0)
+    row_adapters_max = 0
     for seed in range(12):
         flow = draw.play(seed, model, folder)
         flow.run()
@@ -61,7 +62,9 @@ def test_the_drawn_worlds_run_short_of_everything(model, folder):
         for counters in sections.values():
             for name in seen.keys() & counters.keys():
                 seen[name] += counters[name]
+        row_adapters_max = max(row_adapters_max, flow.engine.row_adapters_max)
     assert all(seen.values()), seen
+    assert row_adapters_max == 3
 
 
 def test_a_seed_plays_the_same_way_twice(model, folder):

@@ -215,7 +215,7 @@ def test_the_largest_steps_hold_as_many_tokens_and_rows_as_any(model, rows):
     ahead = engine._executor
     launch = ahead.launch
     ahead.launch = lambda number, host, started: laid_out.append(host) or launch(number, host, 0)
-    limits = warmup.Limits(rows=rows, tokens=64, row_pages=10, adapters=1, rank=8)
+    limits = warmup.Limits(rows=rows, tokens=64, row_pages=10, adapters=1, rank=8, row_adapters=1)
     scratch = warmup.Scratch(page=engine.ready().pages, tokens=4)
     with torch.inference_mode():
         warmup.run_largest(ahead, limits, scratch)
@@ -223,7 +223,7 @@ def test_the_largest_steps_hold_as_many_tokens_and_rows_as_any(model, rows):
     assert len(most.tokens) == min(64, rows * 40)
     assert all(len(host.sampled_rows) == rows for host in laid_out)
     assert all(host.positions.max() < 40 for host in laid_out)
-    assert {bool(host.lora_slots) for host in laid_out} == {True, False}
+    assert {host.has_adapters for host in laid_out} == {True, False}
 
 
 @pytest.mark.slow
