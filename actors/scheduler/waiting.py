@@ -41,8 +41,8 @@ class Waiting:
         self._lines: dict[str, _Line] = {}  # by tenant
         self._last: Account | None = None  # whose line was the last to end
         self._waits_of: Counter[str] = Counter()  # sequences by tenant
-        # Those in lines and those put first, by each of their adapters, or None for the base; a dict
-        # keeps the order of arrival.
+        # Those in lines and those put first, by each of their adapters, or None for the base; dicts
+        # keep the order of arrival.
         self._of_adapter: dict[str | None, dict[int, None]] = {}
 
     @property

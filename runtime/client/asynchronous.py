@@ -89,7 +89,7 @@ class AsyncClient:
         """Yield what follows a prompt, which is text or token ids."""
         return self.generate(prompt=prompt, model=model, **options).text()
 
-    def generate(
+    def generate(  # noqa: PLR0913 - each by its name: what a request may say
         self,
         *,
         messages: Sequence[Mapping[str, Any]] | None = None,

@@ -148,7 +148,7 @@ class Session:
         """Whether both links have been welcomed."""
         return self.tokenizer.is_open and self.detokenizer.is_open
 
-    def submit(
+    def submit(  # noqa: PLR0913 - as for the clients' generate
         self,
         wake: Callable[[], None],
         *,

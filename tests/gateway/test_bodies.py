@@ -49,7 +49,7 @@ def test_adapters_are_passed_on_and_shown_as_the_model():
 
 @pytest.mark.parametrize("scale", ["1", True, None])
 def test_a_scale_is_a_number(scale):
-    text, param = refusal(ChatBody, CHAT | {"lora": [{"name": "sql", "scale": scale}]})
+    _, param = refusal(ChatBody, CHAT | {"lora": [{"name": "sql", "scale": scale}]})
     assert param == "lora[0].scale"
 
 

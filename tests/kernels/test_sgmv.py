@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from weft.kernels.sgmv.granules import (
     write,
 )
 from weft.kernels.sgmv.reference import Part
-from weft.kernels.sgmv.segments import Segments
+from weft.kernels.sgmv.segments import Segments, in_turns
 
 # Row counts of each segment: where segmented kernels go wrong.
 SEGMENTS = {
@@ -183,6 +184,29 @@ def test_one_adapter_in_two_segments_updates_both(table_of):
     reference.sgmv(whole, x, [0, 6], [0], weights)
     torch.testing.assert_close(y[[0, 1, 4, 5]], whole[[0, 1, 4, 5]])
     assert y[2:4].eq(0).all()
+
+
+def test_rows_of_several_adapters_get_one_after_another(table_of):
+    parts = random_slots(QKV, 61)
+    slots = np.array([[1, -1, -1], [3, 0, -1], [2, 0, -1], [0, 2, 1]])
+    weights = np.array([[2, 9, 9], [1, 0.5, 9], [-1, 1, 9], [1, 0.25, 3]], dtype=np.float32)
+    starts = np.array([2, 5, 6, 30, 31])
+    x, y = torch.randn(31, 61), torch.randn(31, sum(QKV))
+    expected, before = y.clone(), y.clone()
+    for i, start in enumerate(starts[:-1]):
+        for slot, weight in zip(slots[i].tolist(), weights[i].tolist(), strict=True):
+            reference.sgmv(expected, x, [start, starts[i + 1]], [slot], parts, [weight])
+    table = table_of(parts, QKV)
+    turns = in_turns(starts, slots, weights)
+    for turn in turns:
+        table.add(y, x, turn)
+    assert [len(turn) for turn in turns] == [4, 3, 1]
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
+    assert y[:2].equal(before[:2])
+    alone = before[9:10].clone()
+    for turn in in_turns(np.array([0, 1]), slots[2:3], weights[2:3]):
+        table.add(alone, x[9:10], turn)
+    torch.testing.assert_close(alone[0], y[9], rtol=1e-5, atol=1e-5)
 
 
 def test_columns_without_a_part_stay_bit_equal(table_of):

@@ -61,9 +61,14 @@ def test_everything_that_can_be_asked_arrives_as_it_was_meant(weft):
     turns = [ChatMessage(role="user", content="hi", name="Ann"), ChatMessage(role="assistant")]
     assert weft.heard == [
         messages.Submit(
-            request.label, "sql", turns, None, Sampling(**sampling), "me",
+            request.label,
+            "sql",
+            turns,
+            None,
+            Sampling(**sampling),
+            "me",
             lora=[Lora(name="sql", scale=0.5), Lora(name="math")],
-        )  # fmt: skip
+        )
     ]
 
 

@@ -47,7 +47,7 @@ def test_a_frame_decodes_to_what_was_encoded():
 
 
 def test_every_messagepack_library_reads_a_frame_as_the_same_plain_values():
-    step = Step(7, joins=[Join(1, None, 0, [5], RowSampling(0.0, 1.0, 0, 0.0, 9), 0, 3, None)])
+    step = Step(7, joins=[Join(1, [], 0, [5], RowSampling(0.0, 1.0, 0, 0.0, 9), 0, 3, None)])
     for message in (SUBMIT, step, Sampled([1], [2], [End(1, "stop", 4, 0)])):
         version, *header, body = msgpack.unpackb(frame_of(message), strict_map_key=False)
         assert [version, *header] == [1, 1, 2, 3, 4]

@@ -81,7 +81,8 @@ def ahead_of(model, paths, *, backend=on_host, **options):
 @pytest.mark.parametrize("tokens", [64, 40], ids=["whole-prompts", "chunks"])
 def test_requests_that_come_and_go_get_the_tokens_of_steps_that_wait(model, paths, record, tokens):
     options = {"max_num_batched_tokens": tokens}
-    requests = {"count": 24, "adapters": ["wide", None, "few", "narrow", "huge"]}
+    both = {"wide": 1.0, "few": -0.5}
+    requests = {"count": 24, "adapters": ["wide", None, "few", both, "narrow", "huge"]}
     expected = served(harness_of(model, paths, **options), **requests)
     ahead = ahead_of(model, paths, backend=lambda: on_host(record), **options)
     assert served(ahead, **requests) == expected
@@ -240,7 +241,8 @@ def test_a_gpus_kernels_in_graphs_give_the_tokens_of_a_cpus(tmp_path, name):
         for digest, rank in (("wide", 20), ("narrow", 3))
     }
     options = {"max_num_seqs": 6, "max_num_batched_tokens": 32, "max_lora_rank": 32}
-    requests = {"count": 6, "adapters": ["wide", None, "narrow"], "max_tokens": 5}
+    adapters = ["wide", None, {"wide": 0.5, "narrow": 1.0}, "narrow"]
+    requests = {"count": 6, "adapters": adapters, "max_tokens": 5}
     expected = served(harness_of(tmp_path, paths, **options), **requests)
     actual = served(ahead_of(tmp_path, paths, backend=interpreted, **options), **requests)
     assert actual == expected
