@@ -74,9 +74,12 @@ def files_are_released_before_they_are_read(monkeypatch):
 
 def adapters_cost_nothing(monkeypatch):
     need = Composer._need
-    monkeypatch.setattr(
-        Composer, "_need", lambda self, sequence: need(self, sequence)._replace(adapter_pages=0)
-    )
+
+    def generous(self, sequence):
+        found = need(self, sequence)
+        return found._replace(adapter_pages=(0,) * len(found.adapter_pages))
+
+    monkeypatch.setattr(Composer, "_need", generous)
 
 
 def preempted_sequences_are_resumed_where_they_were(monkeypatch):

@@ -64,7 +64,7 @@ def test_the_drawn_worlds_run_short_of_everything(model, folder):
                 seen[name] += counters[name]
         row_adapters_max = max(row_adapters_max, flow.engine.row_adapters_max)
     assert all(seen.values()), seen
-    assert row_adapters_max == 3
+    assert row_adapters_max > 1
 
 
 def test_a_seed_plays_the_same_way_twice(model, folder):
