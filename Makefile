@@ -8,7 +8,7 @@ ARGS ?=
 PEERS ?= $(HOME)/.cache/weft-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test check bench peers bench-peers bench-kernels bench-gpu test-gpu clean
+.PHONY: help serve demo test check lint types fast bench peers bench-peers bench-kernels bench-gpu test-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,10 +23,17 @@ test: $(VENV)/dev.stamp check  ## everything that runs without a GPU
 	$(BIN)/python -m pytest -n auto -m "slow and not system and not gpu" $(ARGS)
 	$(BIN)/python -m pytest -m "system and not gpu" $(ARGS)
 
-check: $(VENV)/dev.stamp  ## format, lint, types, fast tests
+check: $(VENV)/dev.stamp  ## format, lint, types, fast tests: beside each other
+	@$(MAKE) --no-print-directory -j lint types fast
+
+lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: $(VENV)/dev.stamp
 	$(BIN)/mypy
+
+fast: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto -m "not slow and not system and not gpu" $(ARGS)
 
 bench: $(VENV)/dev.stamp  ## measure; results go to stdout

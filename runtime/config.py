@@ -71,7 +71,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_lora_rank: int = 64
     max_loras_per_batch: int = 8  # distinct adapters that run at once
     max_loras_per_request: int = 4  # adapters whose updates one request may add up
-    max_loaded_loras: int = 64  # distinct adapters on the device, and as many in host memory
+    max_loaded_loras: int = 64  # distinct adapters on the device
+    adapter_host_memory_mib: float = 4096  # of adapters in host memory
+    # Distinct adapters in host memory, beside those that are pinned; default: as many as fit.
+    max_cpu_loras: int | None = None
     lora_dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
         "auto"  # of adapters on the device; auto: as the weights of the model
     )
@@ -112,7 +115,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         for name in (
             "max_lora_rank", "max_loras_per_batch", "max_loras_per_request", "max_loaded_loras",
             "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_mib",
-            "max_queued_requests", "tensor_parallel_size",
+            "max_queued_requests", "tensor_parallel_size", "adapter_host_memory_mib",
         ):  # fmt: skip
             value = getattr(self, name)
             need(value > 0, f"{name} is {value}: it must be positive")
@@ -144,7 +147,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         need(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization is a share: 0 to 1")
         need(0 <= self.port < 65536, f"port is {self.port}: it must be 0 (any free one) to 65535")
         need(self.drain_timeout_s >= 0, "drain_timeout_s cannot be negative")
+        need(self.max_cpu_loras is None or self.max_cpu_loras > 0, "max_cpu_loras must be positive")
         need(self.threads is None or self.threads > 0, "threads must be positive")
+
+    @property
+    def host_memory_bytes(self) -> int:
+        """What adapters may take in host memory."""
+        return int(self.adapter_host_memory_mib * 1024 * 1024)
 
     @property
     def tenant_of_key(self) -> dict[str, str]:

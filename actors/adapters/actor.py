@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple, assert_never
 
-from weft.actors.adapters.asked import Asked, CannotDo, check_name, unknown
-from weft.actors.adapters.cache import HostCache, Resident
+from weft.actors.adapters.asked import Asked, CannotDo, check_name, full, unknown
+from weft.actors.adapters.cache import Bounds, HostCache, Resident
 from weft.actors.adapters.errors import BadAdapter
 from weft.actors.adapters.fetch import Fetcher, Want
 from weft.actors.adapters.files import FileError, Files
@@ -86,14 +86,14 @@ class AdapterStore:
         started_s: int,
     ) -> None:
         """Read every adapter of the configuration; ``started_s`` is unix time."""
-        cache = HostCache(config.max_loaded_loras, config.lora_eviction_policy)
+        bounds = Bounds(config.host_memory_bytes, config.max_cpu_loras)
+        cache = HostCache(bounds, config.lora_eviction_policy)
         self._base_name = config.base_name
-        self._kept_max = config.max_loaded_loras  # that may be pinned; and that may be leaving
         self._registry = Registry()
         self._roots = Roots(config)
         self._loader = loader
         self._memory = HostMemory(cache, files, run_dir)
-        self._fetcher = Fetcher(self._registry, self._memory, loader, config.max_loaded_loras)
+        self._fetcher = Fetcher(self._registry, self._memory, loader)
         self._leaving = Leaving()
         self._folder = WatchedFolder(config.adapters_folder, files)
         self._started_s = started_s
@@ -121,7 +121,7 @@ class AdapterStore:
             case Acquire(digest):
                 self._fetcher.want(Want(digest, None))
             case Release(digest):
-                self._memory.cache.unpin(digest)
+                self._memory.unpin(digest)
             case AdapterRequest(client, operation):
                 self._take(Asked(client, operation))
             case Discover(name):
@@ -170,7 +170,7 @@ class AdapterStore:
         """Take back the pins of a scheduler that is gone, and the answers meant for it."""
         if peer == "scheduler":
             self._fetcher.forget_scheduler()
-            self._memory.cache.unpin_all()
+            self._memory.unpin_all()
             self._leaving.unsent()
             # An answer yet unsent would tell the next scheduler of a pin that it does not have.
             self._outbox = deque(
@@ -276,16 +276,21 @@ class AdapterStore:
             raise CannotDo("bad_adapter", text, "name")
         else:
             if isinstance(operation, PinAdapter):
-                self._check_pin(entry.name, entry.digest)
+                self._check_pin(entry.name, entry.digest, self._registry.size_bytes(entry.digest))
                 self._registry.set_pinned(entry.name, pinned=True)
                 self._memory.cache.keep(entry.digest)
             self._fetcher.want(Want(entry.digest, asked))
 
-    def _check_pin(self, name: str, digest: str) -> None:
-        others = self._registry.pinned_beside(name)
-        if digest not in others and len(others) >= self._kept_max:
-            text = f"pinned: {len(others)} adapters are already; unpin one, or raise "
-            raise CannotDo("invalid_value", f"{text}max_loaded_loras", "pinned")
+    def _check_pin(self, name: str, digest: str, size_bytes: int) -> None:
+        others = self._registry.pinned_beside(name) - {digest}
+        taken = sum(map(self._registry.size_bytes, others))
+        if taken + size_bytes > self._memory.adapter_bytes_max:
+            text = (
+                f"pinned: the adapter takes {size_bytes} bytes, {taken} are pinned already, and "
+                f"{self._memory.adapter_bytes_max} may be, half of adapter_host_memory_mib; unpin "
+                f"another one, or raise it"
+            )
+            raise CannotDo("invalid_value", text, "pinned")
 
     # ---- names ----------------------------------------------------------------------------------
 
@@ -328,8 +333,20 @@ class AdapterStore:
             return
         if isinstance(result, BadAdapter):
             self._registry.put(self._entry(reading.name, reading.source, None, str(result)))
+        elif problem := self._too_large(result):
+            self._registry.put(self._entry(reading.name, reading.source, None, problem))
         else:
             self._register(reading, result)
+
+    def _too_large(self, adapter: Content) -> str | None:
+        """Say what is wrong with an adapter that host memory might never have room for."""
+        size_bytes, most = adapter.facts.size_bytes, self._memory.adapter_bytes_max
+        if size_bytes <= most:
+            return None
+        return (
+            f"it takes {size_bytes} bytes of host memory, and one may take {most}, half of "
+            f"adapter_host_memory_mib; raise it"
+        )
 
     def _finish_load(self, reading: _Reading, asked: Asked, result: Content | BadAdapter) -> None:
         try:
@@ -346,20 +363,27 @@ class AdapterStore:
         """Return the outcome of a load that has been read. Raises ``CannotDo``."""
         operation, name = asked.operation, reading.name
         assert isinstance(operation, LoadAdapter)
-        if isinstance(result, BadAdapter):
-            text = f"the adapter {name!r} cannot be loaded: {result}"
+        problem = result if isinstance(result, BadAdapter) else self._too_large(result)
+        if problem is not None:
+            if isinstance(result, Content):
+                self._memory.discard(result)
+            text = f"the adapter {name!r} cannot be loaded: {problem}"
             raise CannotDo("bad_adapter", text, "source")
+        assert isinstance(result, Content)
         entry = self._registry.find(name)
         is_same = entry is not None and entry.digest == result.digest
         is_used = entry is not None and entry.digest != ""
         if is_used and not is_same and not operation.replace:
             text = f"name: {name!r} means another adapter; replace it in place, or unload it first"
             raise CannotDo("name_taken", text, "name")
-        if operation.pinned or (operation.pinned is None and self._registry.is_pinned(name)):
-            self._check_pin(name, result.digest)
+        is_pin = operation.pinned or (operation.pinned is None and self._registry.is_pinned(name))
+        if is_pin:
+            self._check_pin(name, result.digest, result.facts.size_bytes)
         try:
-            if self._memory.has_room_for(result.digest):
+            if self._memory.make_room(result.digest, result.facts.size_bytes):
                 self._memory.put(result)
+            elif is_pin:
+                raise full()
             else:
                 self._memory.discard(result)
         except FileError as error:
@@ -378,7 +402,8 @@ class AdapterStore:
         for asked in self._leaving.return_(adapter.digest):
             # It was unloaded, and is back: the name that the client gave up is gone all the same.
             self._unseen.append(_Unseen(self._registry.version, asked, "unloaded"))
-        self._registry.put(self._entry(reading.name, reading.source, adapter, None))
+        entry = self._entry(reading.name, reading.source, adapter, None)
+        self._registry.put(entry, adapter.facts.size_bytes)
         if before is not None:
             self._leave(before.digest)
         self._keep_or_not(adapter.digest)
@@ -405,15 +430,13 @@ class AdapterStore:
         return True
 
     def _keep_or_not(self, digest: str) -> None:
-        """Keep in host memory what is pinned by name, and what running requests may still need."""
-        cache = self._memory.cache
-        is_leaving = digest in self._leaving and cache.get(digest) is not None
-        # What is leaving is kept beside what is pinned, but not without a limit of its own.
-        is_leaving = is_leaving and cache.kept < 2 * self._kept_max
-        if is_leaving or self._registry.is_wanted(digest):
-            cache.keep(digest)
+        """Keep in host memory what is pinned by name; what running requests may need goes last."""
+        if self._registry.is_wanted(digest):
+            self._memory.cache.keep(digest)
+        elif digest in self._leaving:
+            self._memory.spare(digest)
         else:
-            self._memory.keep_no_longer(digest)
+            self._memory.let_go(digest)
 
     def _settle(self, version: int) -> None:
         """The tokenizer resolves names by this catalog: answer, and retire what has no name."""
@@ -528,6 +551,8 @@ class AdapterStore:
             "refused": self._registry.refused,
             "loaded": len(cache),
             "loaded_bytes": cache.size_bytes,
+            "loading_bytes": cache.reserved_bytes,
+            "bytes_max": cache.bounds.size_bytes,
             "pinned": cache.pinned,
             "kept": cache.kept,
             "leaving": len(self._leaving),

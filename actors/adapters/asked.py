@@ -9,6 +9,8 @@ from weft.runtime.messages import AdapterOperation, AdapterReply, Refused
 # Of an adapter's name. It stands in every catalog, in logs and in metrics.
 NAME_CHARACTERS_MAX = 256
 
+NO_ROOM_RETRY_S = 1.0
+
 
 class Asked(NamedTuple):
     """An operation, and who waits for its answer."""
@@ -40,6 +42,12 @@ def unknown(name: str) -> CannotDo:
     """Return the refusal of a name that means nothing."""
     shown = repr(name[:NAME_CHARACTERS_MAX])
     return CannotDo("model_not_found", f"no adapter is named {shown}; load it first", "name")
+
+
+def full() -> CannotDo:
+    """Return the refusal of what host memory has no room for at the moment."""
+    text = "host memory is full of adapters in use; try again later"
+    return CannotDo("queue_full", text, None, NO_ROOM_RETRY_S)
 
 
 def check_name(name: str, base_name: str) -> None:

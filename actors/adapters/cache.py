@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Literal, NamedTuple
 
 
@@ -16,23 +16,37 @@ class Resident(NamedTuple):
     granules: int  # of the largest layer
 
 
+class Bounds(NamedTuple):
+    """What host memory may hold."""
+
+    size_bytes: int  # of all adapters, those that are being read among them
+    entries: int | None = None  # adapters, beside those that are kept; None: as many as fit
+
+
 class HostCache:
-    """At most ``entries_max`` adapters, and those that are kept beside them; pinned ones stay.
+    """Adapters within bounds; some of them stay, the others leave in the order of the policy.
 
     A pin is the scheduler's, for as long as runners may read the file. Who is kept stays whatever
-    else comes, and takes no place of the others: so what is kept never makes a pin wait.
+    else comes. Who is spared goes only if nobody else can. Room is reserved before an adapter is
+    read, so that its bytes are counted from the moment at which it may begin to take them.
 
-    Invariants, checked by ``check``: pins are counted for residents only, and every count is
-    positive; residents are listed in the order in which they would be evicted.
+    Invariants, checked by ``check``: residents and reservations are within the bounds (there may be
+    more entries as long as nobody can go, which happens where one is no longer kept while a pin
+    holds it); pins are counted for residents only, and every count is positive; nobody with a
+    reservation is there; residents are listed in the order in which they would be evicted.
     """
 
-    def __init__(self, entries_max: int, policy: Literal["lru", "fifo"]) -> None:
-        assert entries_max > 0
-        self._entries_max = entries_max
+    def __init__(self, bounds: Bounds, policy: Literal["lru", "fifo"]) -> None:
+        assert bounds.size_bytes > 0
+        assert bounds.entries is None or bounds.entries > 0
+        self.bounds = bounds
         self._policy = policy
         self._residents: dict[str, Resident] = {}  # first to be evicted first
+        self._reserved: dict[str, int] = {}  # bytes by digest
+        self._bytes = 0  # of both
         self._pins: dict[str, int] = {}
         self._kept: set[str] = set()  # some may not be resident
+        self._spared: set[str] = set()  # likewise
         self.evictions = 0
 
     def __len__(self) -> int:
@@ -46,49 +60,57 @@ class HostCache:
     @property
     def size_bytes(self) -> int:
         """Bytes of all residents."""
-        return sum(resident.size_bytes for resident in self._residents.values())
+        return self._bytes - sum(self._reserved.values())
 
     @property
-    def has_room(self) -> bool:
-        """Whether ``victims`` can make place for one more."""
-        return self._places_taken < self._entries_max or any(self._evictable())
-
-    def get(self, digest: str) -> Resident | None:
-        """Return a resident, if it is one."""
-        return self._residents.get(digest)
+    def reserved_bytes(self) -> int:
+        """Bytes for adapters that are being read."""
+        return sum(self._reserved.values())
 
     @property
     def kept(self) -> int:
         """Adapters that stay whatever else comes."""
         return len(self._kept)
 
+    def get(self, digest: str) -> Resident | None:
+        """Return a resident, if it is one."""
+        return self._residents.get(digest)
+
     def is_kept(self, digest: str) -> bool:
         """Whether an adapter stays whatever else comes, resident or as soon as it is."""
         return digest in self._kept
-
-    def keep(self, digest: str) -> None:
-        """Let an adapter stay, resident or as soon as it is."""
-        self._kept.add(digest)
-
-    def keep_no_longer(self, digest: str) -> list[Resident]:
-        """Let an adapter be evicted; return those that have to go as it takes a place again."""
-        self._kept.discard(digest)
-        return self._shrink(self._entries_max)
-
-    def drop(self, digest: str) -> Resident | None:
-        """Remove an adapter that nobody has pinned, kept or not, and return it if it was there."""
-        assert digest not in self._pins, f"{digest} is pinned"
-        self._kept.discard(digest)
-        return self._residents.pop(digest, None)
 
     def is_pinned(self, digest: str) -> bool:
         """Whether an adapter has a pin."""
         return digest in self._pins
 
-    @property
-    def places_pinned(self) -> int:
-        """Adapters with a pin that are not kept: places that cannot be taken."""
-        return sum(1 for digest in self._pins if digest not in self._kept)
+    def keep(self, digest: str) -> None:
+        """Let an adapter stay, resident or as soon as it is."""
+        self._kept.add(digest)
+        self._spared.discard(digest)
+
+    def spare(self, digest: str) -> list[Resident]:
+        """Let an adapter go after all others; return those that it takes the place of."""
+        self._kept.discard(digest)
+        self._spared.add(digest)
+        return self._shrink()
+
+    def let_go(self, digest: str) -> list[Resident]:
+        """Neither keep nor spare an adapter; return those that it takes the place of."""
+        self._kept.discard(digest)
+        self._spared.discard(digest)
+        return self._shrink()
+
+    def drop(self, digest: str) -> Resident | None:
+        """Remove an adapter that nobody has pinned, kept or not, and return it if it was there.
+
+        What is reserved for it is given up.
+        """
+        assert digest not in self._pins, f"{digest} is pinned"
+        self.give_up(digest)
+        self._kept.discard(digest)
+        self._spared.discard(digest)
+        return self._remove(digest) if digest in self._residents else None
 
     def pin(self, digest: str) -> Resident | None:
         """Pin a resident and return it; None: it has to be added first."""
@@ -98,48 +120,110 @@ class HostCache:
             self._touch(digest)
         return resident
 
-    def unpin(self, digest: str) -> None:
-        """Take one pin away. Unknown digests are ignored: their pins ended with their holder."""
+    def unpin(self, digest: str) -> list[Resident]:
+        """Take one pin away; return those that should have gone before.
+
+        Unknown digests are ignored: their pins ended with their holder.
+        """
         pins = self._pins.pop(digest, 0)
         if pins > 1:
             self._pins[digest] = pins - 1
         if pins > 0:
             self._touch(digest)
+        return self._shrink()
 
-    def unpin_all(self) -> None:
-        """Take every pin away: their holder is gone."""
+    def unpin_all(self) -> list[Resident]:
+        """Take every pin away, as their holder is gone; return those that should have gone."""
         self._pins.clear()
+        return self._shrink()
 
-    def victims(self) -> list[Resident]:
-        """Remove and return what must go before one more is added; ``has_room`` must hold."""
-        return self._shrink(self._entries_max - 1)
+    def reserve(
+        self, digest: str, size_bytes: int, wanted: Container[str] = ()
+    ) -> list[Resident] | None:
+        """Make room for an adapter that is not there; return those that had to go for it.
+
+        None: those that stay leave too little. With a reservation there is nothing to do.
+        ``wanted`` are spared: somebody is about to ask for them.
+        """
+        assert digest not in self._residents, f"{digest} is there"
+        if digest in self._reserved:
+            return []
+        if not self._can_hold(digest, size_bytes):
+            return None
+        self._reserved[digest] = size_bytes
+        self._bytes += size_bytes
+        return self._shrink(wanted)
+
+    def is_awaited(self, digest: str) -> bool:
+        """Whether there is a reservation for an adapter."""
+        return digest in self._reserved
+
+    def give_up(self, digest: str) -> None:
+        """End a reservation, if there is one."""
+        self._bytes -= self._reserved.pop(digest, 0)
 
     def add(self, resident: Resident) -> None:
-        """Add an adapter, unpinned."""
-        assert resident.digest not in self._residents
-        assert resident.digest in self._kept or self._places_taken < self._entries_max
+        """Add an adapter for which there is a reservation, unpinned."""
+        reserved = self._reserved.get(resident.digest)
+        assert reserved is not None, f"nothing is reserved for {resident.digest}"
+        assert resident.size_bytes <= reserved, f"{resident.size_bytes} bytes, not {reserved}"
+        self.give_up(resident.digest)
         self._residents[resident.digest] = resident
+        self._bytes += resident.size_bytes
 
     def check(self) -> None:
         """Assert the invariants."""
-        assert self._places_taken <= self._entries_max
+        assert self._bytes <= self.bounds.size_bytes
+        assert not self._is_over or not any(self._evictable())
+        assert self.size_bytes == sum(r.size_bytes for r in self._residents.values())
         assert self._pins.keys() <= self._residents.keys()
         assert all(count > 0 for count in self._pins.values())
+        assert self._reserved.keys().isdisjoint(self._residents)
+        assert self._kept.isdisjoint(self._spared)
 
     @property
     def _places_taken(self) -> int:
-        return sum(1 for digest in self._residents if digest not in self._kept)
+        kept = sum(1 for d in self._kept if d in self._residents or d in self._reserved)
+        return len(self._residents) + len(self._reserved) - kept
 
-    def _evictable(self) -> Iterator[str]:
-        return (d for d in self._residents if d not in self._pins and d not in self._kept)
+    @property
+    def _is_over(self) -> bool:
+        entries = self.bounds.entries
+        if self._bytes > self.bounds.size_bytes:
+            return True
+        return entries is not None and self._places_taken > entries
 
-    def _shrink(self, places: int) -> list[Resident]:
-        gone = []
-        while self._places_taken > places:
-            digest = next(self._evictable())
-            gone.append(self._residents.pop(digest))
-            self.evictions += 1
+    def _can_hold(self, digest: str, size_bytes: int) -> bool:
+        """Whether those that stay leave room for one more."""
+        stay = {d for d in self._kept | self._pins.keys() if d in self._residents}
+        taken = sum(self._residents[d].size_bytes for d in stay) + self.reserved_bytes
+        if taken + size_bytes > self.bounds.size_bytes:
+            return False
+        if self.bounds.entries is None or digest in self._kept:
+            return True
+        places = sum(d not in self._kept for d in (*self._pins, *self._reserved))
+        return places < self.bounds.entries
+
+    def _evictable(self, wanted: Container[str] = ()) -> Iterator[str]:
+        free = [d for d in self._residents if d not in self._pins and d not in self._kept]
+        last = [d for d in free if d in self._spared or d in wanted]
+        yield from (digest for digest in free if digest not in last)
+        yield from last
+
+    def _shrink(self, wanted: Container[str] = ()) -> list[Resident]:
+        gone: list[Resident] = []
+        if self._is_over:
+            for digest in self._evictable(wanted):
+                gone.append(self._remove(digest))
+                self.evictions += 1
+                if not self._is_over:
+                    break
         return gone
+
+    def _remove(self, digest: str) -> Resident:
+        resident = self._residents.pop(digest)
+        self._bytes -= resident.size_bytes
+        return resident
 
     def _touch(self, digest: str) -> None:
         if self._policy == "lru":

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container
 from typing import NamedTuple
 
-from weft.actors.adapters.asked import Asked, CannotDo
+from weft.actors.adapters.asked import Asked, CannotDo, full
 from weft.actors.adapters.cache import Resident
 from weft.actors.adapters.errors import BadAdapter
 from weft.actors.adapters.files import FileError
 from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Content, Loaded, Loader
 from weft.actors.adapters.memory import HostMemory
 from weft.actors.adapters.registry import Registry
-
-NO_ROOM_RETRY_S = 1.0
 
 
 class Want(NamedTuple):
@@ -34,20 +33,18 @@ class _Load(NamedTuple):
 class Fetcher:
     """A queue. What has to be read holds up nobody but those that ask for it.
 
-    A scheduler's pin that finds every place pinned waits for a ``Release``, and so do those that
-    come after it; a client is refused instead.
+    A scheduler's pin for which there is no room waits for a ``Release``, and so do those that come
+    after it; a client is refused instead.
 
     Invariant, checked by ``check``: nothing is read twice at once.
     """
 
-    def __init__(self, registry: Registry, memory: HostMemory, loader: Loader, places: int) -> None:
-        """``places`` is how many adapters host memory has room for, beside those that are kept."""
+    def __init__(self, registry: Registry, memory: HostMemory, loader: Loader) -> None:
         self.hits = 0  # of the scheduler: it was there
         self.misses = 0
         self._registry = registry
         self._memory = memory
         self._loader = loader
-        self._places = places
         self._waiting: deque[Want] = deque()
         self._loading: dict[int, _Load] = {}  # by the loader's ticket
         self._failed: list[tuple[Want, CannotDo]] = []
@@ -83,25 +80,24 @@ class Fetcher:
         granted: list[tuple[Want, Resident | CannotDo]] = []
         wants, self._waiting = self._waiting, deque()
         loading = {load.digest for load in self._loading.values()}
+        wanted = {want.digest for want in wants}
         is_full = False  # for the scheduler: those after one without a place wait as well
         for want in wants:
             digest, asked = want
             if digest in loading or (is_full and asked is None):
                 self._waiting.append(want)
-            elif not self._has_place(digest, asked):
-                if asked is None:
-                    is_full = True
-                    self._waiting.append(want)
-                else:
-                    text = "host memory is full of adapters in use; try again later"
-                    granted.append((want, CannotDo("queue_full", text, None, NO_ROOM_RETRY_S)))
             elif resident := self._resident(want):
                 granted.append((want, resident))
-            else:
+            elif self._has_room(digest, wanted):
                 loading.add(digest)
                 self._waiting.append(want)
                 unknown = f"no adapter has the digest {digest[:64]}"
                 self._begin(_Load(digest, tuple(self._registry.sources(digest)), unknown))
+            elif asked is None:
+                is_full = True
+                self._waiting.append(want)
+            else:
+                granted.append((want, full()))
         failed, self._failed = self._failed, []
         return granted + list(failed)
 
@@ -121,19 +117,18 @@ class Fetcher:
         cache = self._memory.cache
         return cache.get(want.digest) if want.asked else cache.pin(want.digest)
 
-    def _has_place(self, digest: str, asked: Asked | None) -> bool:
-        cache = self._memory.cache
-        if cache.is_kept(digest) or cache.is_pinned(digest):
-            return True
-        if asked is not None and cache.get(digest) is not None:
-            return True
-        return cache.places_pinned + len(self._loading) < self._places
+    def _has_room(self, digest: str, wanted: Container[str]) -> bool:
+        """Reserve room for what is about to be read: is there any?"""
+        if not self._registry.sources(digest):
+            return True  # nothing will be read
+        return self._memory.make_room(digest, self._registry.size_bytes(digest), wanted)
 
     def _begin(self, load: _Load) -> None:
         """Read an adapter from the next of its folders, or say what was wrong with the last."""
         if load.folders:
             self._loading[self._loader.start(load.folders[0], with_file=True)] = load
             return
+        self._memory.cache.give_up(load.digest)
         problem = CannotDo("bad_adapter", load.problem[:REASON_CHARACTERS_MAX], "name")
         self._failed += [(want, problem) for want in self._waiting if want.digest == load.digest]
         self._waiting = deque(want for want in self._waiting if want.digest != load.digest)
@@ -146,9 +141,6 @@ class Fetcher:
             self._memory.discard(result)
             folder = load.folders[0]
             return f"{folder} has changed since it was checked; load it again to take it over"
-        if not self._memory.has_room_for(load.digest):
-            self._memory.discard(result)  # whoever waits for it will have it read again
-            return None
         try:
             self._memory.put(result)
         except FileError as error:

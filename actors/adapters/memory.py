@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from weft.actors.adapters.cache import HostCache, Resident
-from weft.actors.adapters.files import Files
+from weft.actors.adapters.files import FileError, Files
 from weft.actors.adapters.loader import Content
 
 
@@ -18,25 +18,39 @@ class HostMemory:
         self._files = files
         self._folder = Path(run_dir, "adapters")
 
-    def has_room_for(self, digest: str) -> bool:
-        """Whether ``put`` has a place for an adapter."""
-        is_placed = self.cache.get(digest) is not None or self.cache.is_kept(digest)
-        return is_placed or self.cache.has_room
+    @property
+    def adapter_bytes_max(self) -> int:
+        """Of one adapter, and of all that are pinned by name: the rest is left to what comes."""
+        return self.cache.bounds.size_bytes // 2
+
+    def make_room(self, digest: str, size_bytes: int, wanted: Container[str] = ()) -> bool:
+        """Reserve room for an adapter, unless it is there: is there any?
+
+        Those that are ``wanted`` go for it only if nobody else can.
+        """
+        if self.cache.get(digest) is not None:
+            return True
+        gone = self.cache.reserve(digest, size_bytes, wanted)
+        self._remove(gone or ())
+        return gone is not None
 
     def put(self, content: Content) -> None:
-        """Move an adapter's file into place, unless it is there. Raises ``FileError``.
+        """Move an adapter's file into the room made for it. Raises ``FileError``.
 
-        There must be room. The file that was read is gone afterwards, whatever happens.
+        If it is there, or is not awaited any more, nothing is done. The file that was read is gone
+        afterwards, whatever happens.
         """
         facts, file = content.facts, content.file
         assert file is not None
-        if self.cache.get(facts.digest) is not None:
+        if not self.cache.is_awaited(facts.digest):
             self._files.remove(file)
             return
-        if not self.cache.is_kept(facts.digest):
-            self._remove(self.cache.victims())
         path = str(self._folder / f"{facts.digest}.safetensors")
-        self._files.move(file, path)
+        try:
+            self._files.move(file, path)
+        except FileError:
+            self.cache.give_up(facts.digest)
+            raise
         self.cache.add(Resident(facts.digest, path, facts.rank, facts.size_bytes, facts.granules))
 
     def discard(self, content: Content) -> None:
@@ -44,9 +58,21 @@ class HostMemory:
         if content.file is not None:
             self._files.remove(content.file)
 
-    def keep_no_longer(self, digest: str) -> None:
+    def unpin(self, digest: str) -> None:
+        """Take one of the scheduler's pins away."""
+        self._remove(self.cache.unpin(digest))
+
+    def unpin_all(self) -> None:
+        """Take every pin away: the scheduler is gone."""
+        self._remove(self.cache.unpin_all())
+
+    def spare(self, digest: str) -> None:
+        """Let an adapter go after all others."""
+        self._remove(self.cache.spare(digest))
+
+    def let_go(self, digest: str) -> None:
         """Let an adapter be evicted again, or whoever has to go in its stead."""
-        self._remove(self.cache.keep_no_longer(digest))
+        self._remove(self.cache.let_go(digest))
 
     def drop(self, digest: str) -> None:
         """Remove an adapter and its file; nobody may have pinned it."""

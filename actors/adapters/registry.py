@@ -23,6 +23,7 @@ class Registry:
         self.version = 0
         self._entries: dict[str, AdapterEntry] = {}
         self._sources: dict[str, list[str]] = {}  # digest -> where it was found, first known first
+        self._sizes: dict[str, int] = {}  # digest -> bytes in host memory
         self._pinned: set[str] = set()
         self._changed: dict[str, None] = {}  # names, since the last catalog
         self._is_announced = False
@@ -48,8 +49,11 @@ class Registry:
         """Return what a name means."""
         return self._entries.get(name)
 
-    def put(self, entry: AdapterEntry) -> AdapterEntry:
-        """Let a name mean something, whatever it meant before; return it with its version."""
+    def put(self, entry: AdapterEntry, size_bytes: int = 0) -> AdapterEntry:
+        """Let a name mean something, whatever it meant before; return it with its version.
+
+        ``size_bytes`` is what its content takes in host memory, if it has one.
+        """
         self.version += 1
         entry = msgspec.structs.replace(entry, version=self.version)
         self._entries[entry.name] = entry
@@ -58,6 +62,7 @@ class Registry:
             sources = self._sources.setdefault(entry.digest, [])
             if entry.root not in sources:
                 sources.append(entry.root)
+            self._sizes[entry.digest] = size_bytes
         return entry
 
     def remove(self, name: str) -> AdapterEntry:
@@ -75,10 +80,15 @@ class Registry:
         """Return where a content was found."""
         return self._sources.get(digest, [])
 
+    def size_bytes(self, digest: str) -> int:
+        """Return what a content takes in host memory, whether it is there or not."""
+        return self._sizes[digest]
+
     def forget(self, digest: str) -> None:
         """Forget where a content was found; no name may mean it."""
         assert not self.names(digest), f"{digest} has a name"
         self._sources.pop(digest, None)
+        self._sizes.pop(digest, None)
 
     def is_pinned(self, name: str) -> bool:
         """Whether a name is to stay in host memory."""
@@ -113,3 +123,5 @@ class Registry:
         assert max(versions, default=0) <= self.version
         assert self._pinned <= self._entries.keys()
         assert all(entry.digest in self._sources for entry in self if entry.digest)
+        assert self._sizes.keys() == self._sources.keys()
+        assert all(size_bytes > 0 for size_bytes in self._sizes.values())

@@ -214,8 +214,7 @@ class Scheduler:
     def _note_adapter(self, acquired: Acquired) -> None:
         composer = self._composer
         assert composer is not None
-        composer.host.arrived(acquired)
-        for sequence in list(composer.waiting.all_of(acquired.digest)):
+        for sequence in composer.arrived(acquired):
             self._limit(sequence, composer)
 
     def _cancel(self, requests: list[Request]) -> None:
@@ -275,15 +274,15 @@ class Scheduler:
 
     def _send_step(self, composer: Composer, turn: Turn) -> list[Send]:
         sends = []
-        wanted: list[tuple[str, ...]] = []
+        lacking: list[int] = []
         if len(self._in_flight) < STEPS_IN_FLIGHT:
-            composed, wanted = composer.compose(self._steps_sent)
+            composed, lacking = composer.compose(self._steps_sent)
             if composed is not None:
                 self._in_flight.append(composed)
                 self._steps_sent += 1
                 self._note_admissions(composed, turn.now_ns)
                 sends += [Send(runner, composed.step) for runner in self._runners]
-        messages = composer.host_messages(wanted, self._steps_done)
+        messages = composer.host_messages(lacking, self._steps_done)
         return sends + [Send("adapters", message) for message in messages]
 
     def _note_admissions(self, composed: Composed, now_ns: int) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from itertools import islice
 
 from weft.actors.scheduler import policy
 from weft.actors.scheduler.draft import Composed, Draft
+from weft.actors.scheduler.gathering import Gathering
 from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.pages import Pages
 from weft.actors.scheduler.policy import Candidate, Need, Room
@@ -15,7 +16,7 @@ from weft.actors.scheduler.sequence import Rows, Sequence
 from weft.actors.scheduler.slots import AdapterSlots
 from weft.actors.scheduler.waiting import Waiting
 from weft.runtime.config import Config
-from weft.runtime.messages import Acquire, Chunk, Join, Release, RunnerReady
+from weft.runtime.messages import Acquire, Acquired, Chunk, Join, Release, RunnerReady
 
 
 class Composer:
@@ -31,7 +32,8 @@ class Composer:
         self.cache = PrefixCache(
             self.pages, ready.page_tokens, caching=config.enable_prefix_caching
         )
-        self.host = HostPins(config.max_loaded_loras)
+        held_max = min(config.max_loaded_loras, config.max_cpu_loras or config.max_loaded_loras)
+        self.host = HostPins(held_max, config.host_memory_bytes)
         assert ready.adapter_slots >= config.max_loras_per_batch
         self.slots = AdapterSlots(
             ready.adapter_slots,
@@ -40,6 +42,7 @@ class Composer:
             policy=config.lora_eviction_policy,
         )
         self.waiting = Waiting(config.scheduling_policy)
+        self.gathering = Gathering(self.waiting, self._is_at_hand)
         self.preemptions = 0
         self._config = config
         self._leaves: list[int] = []
@@ -57,6 +60,15 @@ class Composer:
             page_tokens=self.cache.page_tokens,
         )
 
+    def arrived(self, acquired: Acquired) -> list[Sequence]:
+        """Note an adapter in host memory; return who waits for it."""
+        self.host.arrived(acquired)
+        waiting = list(self.waiting.all_of(acquired.digest))
+        pages = self.slots.page_count(acquired.digest, acquired)
+        for sequence in waiting:
+            sequence.request.adapter_pages[acquired.digest] = pages
+        return waiting
+
     def remove(self, sequence: Sequence) -> None:
         """Take back everything that a sequence has, whatever its state."""
         if sequence.row is not None:
@@ -73,41 +85,40 @@ class Composer:
         self.cache.drop(digest)
         return True
 
-    def host_messages(
-        self, wanted: list[tuple[str, ...]], steps_done: int
-    ) -> list[Acquire | Release]:
+    def host_messages(self, lacking: list[int], steps_done: int) -> list[Acquire | Release]:
         """Return what the adapter store must be told; ``steps_done`` is the first not answered.
 
-        ``wanted`` are the adapters of those that lack some, the most urgent first.
+        ``lacking`` are sequences that lack adapters, the most urgent first.
         """
         messages: list[Acquire | Release] = []
         if len(self.host):
             needed = self.waiting.adapters - self.slots.resident
-            if wanted and not self.host.has_room:
-                needed = {digest for digest in needed if self._is_worth_holding(digest, wanted[0])}
+            if self.waiting.several:
+                needed = set(filter(self.gathering.may_hold, needed))
             messages += self.host.release(needed, steps_done)
-        for digest in chain.from_iterable(wanted):
-            if not self._is_at_hand(digest):
-                messages += self.host.want(digest)
+        for digest in self.gathering.wanted(lacking):
+            messages += self.host.want(digest)
         for digest in self._waited_for():
             if not self.host.has_room_ahead:
                 break
             messages += self.host.want(digest)
         return messages
 
-    def compose(self, number: int) -> tuple[Composed | None, list[tuple[str, ...]]]:
-        """Return the next step, if there is anything to do, and whose adapters it lacked."""
+    def compose(self, number: int) -> tuple[Composed | None, list[int]]:
+        """Return the next step, if there is anything to do, and who lacked adapters for it."""
         draft = Draft(number, self._config.max_num_batched_tokens)
         self._rotate()
         self._decode(draft)
         self._prefill(draft)
-        wanted = self._admit(draft) if self.waiting and not draft.preempted else []
+        lacking = self._admit(draft) if self.waiting and not draft.preempted else []
+        self.gathering.take_turns(lacking)
         if draft.sampled or draft.chunks:
             self._load_ahead(draft)
+        self._load_gathered(draft)
         composed = draft.finish(self._leaves)
         if composed is not None:
             self._leaves = []
-        return composed, wanted
+        return composed, lacking
 
     def counters(self) -> dict[str, float]:
         """Return what is free, and who holds the rest: pages add up to ``pages``."""
@@ -196,7 +207,7 @@ class Composer:
             sequence.in_flight += 1
             draft.sampled.append(sequence)
 
-    def _admit(self, draft: Draft) -> list[tuple[str, ...]]:
+    def _admit(self, draft: Draft) -> list[int]:
         if self.rows.free == 0 or draft.tokens_left <= 0:
             return []
         reserve = len(self.rows) // 2  # pages that running sequences will soon grow by
@@ -241,7 +252,7 @@ class Composer:
             adapter = policy.rotate(running, draft.number)
             if adapter is not None:
                 self._rotation = (adapter, admission.starving)
-        return admission.wanted
+        return admission.lacking
 
     def _without_gaps(
         self, order: Iterator[Sequence], tokens: Callable[[Sequence], int]
@@ -280,7 +291,8 @@ class Composer:
         """Return adapters of waiting sequences that are not on the device, longest waited first."""
         resident = self.slots.resident
         waited_for = islice(self.waiting.adapters, policy.LOOK_AHEAD)
-        return [adapter for adapter in waited_for if adapter not in resident]
+        absent = [adapter for adapter in waited_for if adapter not in resident]
+        return list(filter(self.gathering.may_hold, absent)) if self.waiting.several else absent
 
     def _load_ahead(self, draft: Draft) -> None:
         """Put adapters that are waited for where nobody is, beside what the step computes."""
@@ -296,6 +308,20 @@ class Composer:
                 return
             draft.loads.append(self.slots.load(self.host.read(adapter, draft.number)))
 
+    def _load_gathered(self, draft: Draft) -> None:
+        """Make room in host memory for the rest of what a sequence gathers."""
+        own = self.gathering.adapters
+        for adapter in own:
+            acquired = self.host.get(adapter)
+            if acquired is None or adapter in self.slots.resident:
+                continue
+            room = self.pages.available - len(self.rows) // 2
+            room -= sum(self.slots.page_count(each, None) for each in self.slots.idle_of(own))
+            if not self.slots.has_free and not self.slots.resident - self.slots.pinned - {*own}:
+                return
+            if room >= self.slots.page_count(adapter, acquired):
+                draft.loads.append(self.slots.load(self.host.read(adapter, draft.number), keep=own))
+
     def _need(self, sequence: Sequence) -> Need:
         found = self.cache.find(sequence.request.identity, sequence.tokens)
         tokens = len(sequence.tokens) - len(found) * self.cache.page_tokens
@@ -308,26 +334,16 @@ class Composer:
 
     def _adapter_pages(self, sequence: Sequence) -> tuple[int, ...]:
         """Return the pages of each of a sequence's adapters, as far as they are known."""
+        known = sequence.request.adapter_pages
         return tuple(
             self.slots.page_count(adapter, self.host.get(adapter))
             if self._is_at_hand(adapter)
-            else 0
+            else known.get(adapter, 0)
             for adapter in sequence.request.adapters
         )
 
     def _is_at_hand(self, adapter: str) -> bool:
         return adapter in self.slots.resident or self.host.get(adapter) is not None
-
-    def _is_worth_holding(self, adapter: str, most_urgent: tuple[str, ...]) -> bool:
-        """Whether an adapter is to stay in host memory when there is no room for others.
-
-        It is, for those who need nothing else, or for the most urgent of those who do. If each of
-        several kept some of what it needs, none of them would ever have all of it.
-        """
-        return adapter in most_urgent or any(
-            all(map(self._is_at_hand, sequence.request.adapters))
-            for sequence in self.waiting.all_of(adapter)
-        )
 
     def _pin(self, sequences: list[Sequence], draft: Draft) -> dict[str, int]:
         """Give each sequence its adapters; return their slots."""

@@ -23,13 +23,18 @@ class HostPins:
     that loads it has been answered: from then on the device's copy is enough. If the device gives
     it up, it is acquired again. (Of several runners one answers, once all have read the file.)
 
-    Invariant, checked by ``check``: there are at most ``held_max``.
+    Invariants, checked by ``check``: there are at most ``held_max``; bytes are counted.
     """
 
-    def __init__(self, held_max: int) -> None:
+    def __init__(self, held_max: int, bytes_max: int) -> None:
+        """``bytes_max`` is what adapters may take in host memory."""
         assert held_max > 0
         self._held_max = held_max
+        self._bytes_max = bytes_max
         self._pins: dict[str, Pin] = {}
+        self._bytes = 0  # of those that are in host memory
+        self._missing = 0  # pins that the store has not answered
+        self._largest = 0  # bytes of an adapter that ever came
 
     def __len__(self) -> int:
         return len(self._pins)
@@ -44,20 +49,20 @@ class HostPins:
         return digest in self._pins
 
     @property
-    def has_room(self) -> bool:
-        """Whether the store may be asked for one more."""
-        return len(self._pins) < self._held_max
-
-    @property
     def has_room_ahead(self) -> bool:
-        """Whether there is room for what is not urgent: half is left to what is."""
-        return len(self._pins) < self._held_max // 2
+        """Whether there is room for what is not urgent: half is left to what is.
+
+        What the store has been asked for, and one more, may be as large as any that came before.
+        """
+        expected = self._bytes + (self._missing + 1) * self._largest
+        return len(self._pins) < self._held_max // 2 and expected <= self._bytes_max // 2
 
     def want(self, digest: str) -> list[Acquire]:
         """Ask the store for an adapter, once, if there is room to hold it."""
-        if digest in self._pins or not self.has_room:
+        if digest in self._pins or len(self._pins) >= self._held_max:
             return []
         self._pins[digest] = Pin()
+        self._missing += 1
         return [Acquire(digest)]
 
     def arrived(self, acquired: Acquired) -> None:
@@ -65,10 +70,14 @@ class HostPins:
         pin = self._pins[acquired.digest]
         assert pin.acquired is None, f"{acquired.digest} arrived twice"
         pin.acquired = acquired
+        self._missing -= 1
+        self._bytes += acquired.size_bytes
+        self._largest = max(self._largest, acquired.size_bytes)
 
     def failed(self, digest: str) -> None:
         """Note that the store cannot provide the weights."""
         assert self._pins.pop(digest).acquired is None
+        self._missing -= 1
 
     def read(self, digest: str, step: int) -> Acquired:
         """Return what runners read in ``step``."""
@@ -80,14 +89,18 @@ class HostPins:
     def release(self, needed: Container[str], steps_done: int) -> list[Release]:
         """Let go of what is not needed; ``steps_done`` is the first step not answered."""
         gone = [
-            digest
+            pin.acquired
             for digest, pin in self._pins.items()
             if pin.acquired and pin.read_step < steps_done and digest not in needed
         ]
-        for digest in gone:
-            del self._pins[digest]
-        return [Release(digest) for digest in gone]
+        for acquired in gone:
+            del self._pins[acquired.digest]
+            self._bytes -= acquired.size_bytes
+        return [Release(acquired.digest) for acquired in gone]
 
     def check(self) -> None:
         """Assert the invariant."""
         assert len(self._pins) <= self._held_max
+        there = [pin.acquired for pin in self._pins.values() if pin.acquired]
+        assert self._bytes == sum(acquired.size_bytes for acquired in there)
+        assert self._missing == len(self._pins) - len(there)

@@ -57,7 +57,7 @@ class Admission(NamedTuple):
 
     admitted: list[int]
     overtaken: list[int]  # their adapters were too many, and a later one's was not
-    wanted: list[tuple[str, ...]]  # adapters of those that lack some of theirs, most urgent first
+    lacking: list[int]  # whose adapters are not all at hand, most urgent first
     starving: int | None  # the sequence, if any, that others may no longer overtake
 
 
@@ -83,7 +83,7 @@ def admit(
     loads = loads_max
     used = set(pinned)
     result = Admission([], [], [], None)
-    lacking: list[int] = []
+    too_many: list[int] = []
     starving: int | None = None
     for seen, candidate in enumerate(waiting):
         if seen == LOOK_AHEAD or rows == 0 or tokens <= 0:
@@ -92,11 +92,11 @@ def admit(
             continue
         adapters = candidate.adapters
         if not all(map(is_at_hand, adapters)):
-            result.wanted.append(adapters)
+            result.lacking.append(candidate.key)
             continue
         added = [adapter for adapter in adapters if adapter not in used]
         if len(used) + len(added) > adapters_max and added:
-            lacking.append(candidate.key)
+            too_many.append(candidate.key)
             if starving is None and candidate.overtaken >= OVERTAKEN_MAX:
                 starving = candidate.key
             continue
@@ -116,7 +116,7 @@ def admit(
         if adapters:
             loads = max(0, loads - loaded)
             used.update(added)
-            result.overtaken.extend(lacking)
+            result.overtaken.extend(too_many)
         rows -= 1
         tokens -= min(needed.tokens, tokens)
         pages -= pages_needed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Set
+from collections.abc import Container, Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -104,10 +104,18 @@ class AdapterSlots:
         assert acquired is not None, f"{digest} is nowhere"
         return -(-acquired.granules // self._page_granules)
 
-    def load(self, acquired: Acquired) -> AdapterLoad:
-        """Give an adapter pages and a slot. It is idle; there must be room for it."""
+    def idle_of(self, digests: Iterable[str]) -> list[str]:
+        """Return which of some adapters are on the device and used by nobody."""
+        return [each for each in digests if each in self._residents and each not in self._pinned]
+
+    def load(self, acquired: Acquired, *, keep: Container[str] = ()) -> AdapterLoad:
+        """Give an adapter pages and a slot. It is idle; there must be room for it.
+
+        The slot is not one of those that ``keep`` names.
+        """
         if not self._free:
-            self._pages.evict(next(r for r in self._residents.values() if not r.pins))
+            idle = (r for r in self._residents.values() if not r.pins and r.digest not in keep)
+            self._pages.evict(next(idle))
         pages = self._pages.take(self.page_count(acquired.digest, acquired))
         resident = Resident(acquired.digest, self._free.pop(), pages, self)
         self._residents[acquired.digest] = resident

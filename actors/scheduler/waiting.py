@@ -41,6 +41,7 @@ class Waiting:
         self._lines: dict[str, _Line] = {}  # by tenant
         self._last: Account | None = None  # whose line was the last to end
         self._waits_of: Counter[str] = Counter()  # sequences by tenant
+        self.several = 0  # sequences that wait for more than one adapter
         # Those in lines and those put first, by each of their adapters, or None for the base; dicts
         # keep the order of arrival.
         self._of_adapter: dict[str | None, dict[int, None]] = {}
@@ -129,6 +130,7 @@ class Waiting:
         self._waits_of[tenant] -= 1
         if self._waits_of[tenant] == 0:
             del self._waits_of[tenant]
+        self.several -= len(sequence.request.adapters) > 1
         for adapter in _noted_under(sequence):
             del self._of_adapter[adapter][sequence.number]
             if not self._of_adapter[adapter]:
@@ -140,6 +142,7 @@ class Waiting:
         found = {(n, adapter) for adapter, numbers in self._of_adapter.items() for n in numbers}
         assert found == {(s.number, adapter) for s in self for adapter in _noted_under(s)}
         assert all(self._of_adapter.values())
+        assert self.several == sum(len(s.request.adapters) > 1 for s in self)
         assert Counter(s.request.tenant.name for s in self) == self._waits_of
         lined = [number for line in self._lines.values() for _, number in line.entries]
         assert sorted([*lined, *self._first]) == sorted(self._sequences)
@@ -152,6 +155,7 @@ class Waiting:
     def _note(self, sequence: Sequence) -> None:
         self._sequences[sequence.number] = sequence
         self._waits_of[sequence.request.tenant.name] += 1
+        self.several += len(sequence.request.adapters) > 1
         for adapter in _noted_under(sequence):
             self._of_adapter.setdefault(adapter, {})[sequence.number] = None
 

@@ -26,10 +26,10 @@ from weft.runtime.messages import (
 GREEDY = RowSampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0)
 
 
-def uses(adapter):
+def uses(adapter, name=None):
     """What a request says of one adapter, of several (digest -> scale), or of none."""
     scales = adapter if isinstance(adapter, dict) else {adapter: 1.0} if adapter else {}
-    return [AdapterUse(digest, scale, digest) for digest, scale in sorted(scales.items())]
+    return [AdapterUse(digest, scale, name or digest) for digest, scale in sorted(scales.items())]
 
 
 def config(**options) -> Config:
@@ -100,7 +100,7 @@ class Harness:
             "label": label,
             "model": "base" if adapter is None else str(adapter),
             "prompt": prompt,
-            "adapters": uses(adapter),
+            "adapters": uses(adapter, options.get("model")),
             "salt": "",
             "max_tokens": max_tokens,
             "choices": 1,

@@ -10,7 +10,7 @@ def acquired(digest):
 
 @pytest.fixture
 def host():
-    host = HostPins(4)
+    host = HostPins(4, 1000)
     yield host
     host.check()
 
@@ -41,6 +41,31 @@ def test_host_memory_is_bounded(host):
     assert host.want("e") == []
     assert host.release({"a", "b", "c"}, 0) == [Release("d")]
     assert host.want("e") == [Acquire("e")]
+
+
+def test_what_is_fetched_ahead_takes_half_of_the_places(host):
+    for digest in "ab":
+        assert host.has_room_ahead
+        fetch(host, digest)
+    assert not host.has_room_ahead
+
+
+def test_what_is_fetched_ahead_takes_half_of_the_bytes():
+    host = HostPins(100, 1000)
+    for number in range(4):
+        assert host.has_room_ahead
+        fetch(host, str(number))
+    # The one that is asked for now may be as large as any before, and one more after it.
+    assert host.has_room_ahead
+    host.want("a")
+    assert not host.has_room_ahead
+    host.failed("a")
+    assert host.has_room_ahead
+    fetch(host, "b")
+    assert not host.has_room_ahead
+    host.release(set(), 0)
+    assert host.has_room_ahead
+    host.check()
 
 
 def test_what_is_needed_or_on_its_way_is_not_released(host):

@@ -65,7 +65,7 @@ def test_an_adapter_that_is_not_in_host_memory_is_fetched_meanwhile():
     waiting = [candidate(1, adapter="a"), candidate(2, adapter="b")]
     admission = decide(waiting, host=lambda adapter: adapter == "b")
     assert admission.admitted == [2]
-    assert admission.wanted == [("a",)]
+    assert admission.lacking == [1]
     assert admission.overtaken == []
 
 
@@ -111,12 +111,12 @@ def test_a_sequence_gets_all_its_adapters_or_waits_for_all():
     assert decide(waiting, room).admitted == [1, 4]
 
 
-def test_all_adapters_of_a_sequence_are_wanted_if_one_is_cold():
+def test_a_sequence_lacks_its_adapters_if_one_of_them_is_cold():
     waiting = [candidate(1, adapters="ab"), candidate(2, adapter="a"), candidate(3, adapters="bc")]
     room = ROOM._replace(adapters=4)
     admission = decide(waiting, room, host=lambda adapter: adapter == "a")
     assert admission.admitted == [2]
-    assert admission.wanted == [("a", "b"), ("b", "c")]
+    assert admission.lacking == [1, 3]
 
 
 def test_one_of_several_adapters_without_slots_starves_like_any_other():

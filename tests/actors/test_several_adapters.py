@@ -1,5 +1,7 @@
 """Requests with several adapters, in the scheduler: all of them or none, and nobody starves."""
 
+import pytest
+
 from tests.actors.scheduler_harness import Harness
 from tests.sim.fake_engine import EOS, computed_by, generate
 from weft.actors.scheduler.policy import OVERTAKEN_MAX, ROTATE_STEPS
@@ -105,7 +107,7 @@ def test_halves_of_two_sums_do_not_hold_host_memory_for_ever():
     harness.generate("late", prompt(5), adapter=of("abc"))
     harness.advance()
     assert [each.digest for each in harness.withheld] == ["x", "a", "b"]
-    # Host memory is full of what two need in part, and nothing runs.
+    # There is room for one more, and nothing runs.
     harness.generate("urgent", prompt(5), adapter=of("def"), priority=-100)
     harness.receive("tokenizer", Abort("c", "other"))
     harness.holds_acquires = False
@@ -117,16 +119,54 @@ def test_halves_of_two_sums_do_not_hold_host_memory_for_ever():
     harness.assert_all_is_back()
 
 
+@pytest.mark.parametrize("policy", ["lru", "fifo"])
+def test_a_sum_needs_host_memory_for_one_adapter_at_a_time(policy):
+    harness = Harness(
+        pages=16, granules=dict.fromkeys("abcxyz", 6), max_loras_per_batch=3, max_loaded_loras=4,
+        max_cpu_loras=1, lora_eviction_policy=policy,
+    )  # fmt: skip
+    for i, names in enumerate(["abc", "xyz", "bcx", "y", "az"]):
+        harness.generate(names, prompt(5, i), adapter=of(names), max_tokens=4, stop_token_ids=[])
+    harness.run()
+    for i, names in enumerate(["abc", "xyz", "bcx", "y", "az"]):
+        wanted = expected(of(names), prompt(5, i), max_tokens=4, stop=())
+        assert harness.output(names) == wanted
+    harness.assert_all_is_back()
+
+
+def test_others_run_while_a_sum_gathers_its_adapters():
+    harness = Harness(max_loras_per_batch=3, max_cpu_loras=2)
+    harness.holds_acquires = True
+    harness.generate("sum", prompt(5), adapter=of("ab"), max_tokens=4)
+    harness.generate("other", prompt(5), adapter=of("cd"), max_tokens=4)
+    harness.generate("one", prompt(5), adapter="x", max_tokens=4)
+    harness.run()
+    assert [each.digest for each in harness.withheld] == ["a", "b"]
+    harness.acquired("a")
+    harness.run()
+    # It has gone to the device, and made room for who needs one alone.
+    assert [each.digest for each in harness.withheld] == ["a", "b", "x"]
+    harness.acquired("x")
+    harness.run()
+    assert harness.end("one").error is None
+    harness.holds_acquires = False
+    harness.acquired("b")
+    harness.run()
+    for label, names in (("sum", "ab"), ("other", "cd")):
+        assert harness.output(label) == expected(of(names), prompt(5), max_tokens=4)
+    harness.assert_all_is_back()
+
+
 def test_an_adapter_that_cannot_be_had_fails_every_sum_that_it_is_part_of():
     harness = Harness(max_loras_per_batch=3)
     harness.holds_acquires = True
     for names in ("xy", "yz", "xz"):
         harness.generate(names, prompt(5), adapter=of(names), max_tokens=3)
     harness.run()
-    assert {each.digest for each in harness.withheld} == set("xyz")
+    assert {each.digest for each in harness.withheld} == set("xy")
     harness.receive("adapters", AcquireFailed("y", "its file is gone"))
-    for digest in "xz":
-        harness.acquired(digest)
+    harness.holds_acquires = False
+    harness.acquired("x")
     harness.run()
     for names in ("xy", "yz"):
         assert "its file is gone" in harness.end(names).error

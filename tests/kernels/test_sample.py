@@ -32,7 +32,7 @@ def kept(logits):
     return logits > -INFINITY
 
 
-@pytest.mark.parametrize("vocabulary", [2, 50, 1000])
+@pytest.mark.parametrize("vocabulary", [2, 50, 300])
 def test_frequencies_of_drawn_tokens_match_softmax(vocabulary):
     logits = random_logits(1, vocabulary, spread=1.0)
     count = 40_000

@@ -119,7 +119,9 @@ def test_keys_may_be_kept_in_another_type_than_queries():
     assert_near(seen, definition(case, None))
 
 
-@pytest.mark.parametrize("window", [None, 600], ids="window-{}".format)
+@pytest.mark.parametrize(
+    "window", [None, pytest.param(600, marks=pytest.mark.slow)], ids="window-{}".format
+)
 def test_a_long_row_is_bit_equal_alone_and_however_the_step_is_cut(window):
     case = made(LONG, heads=3, kv_heads=1, page_tokens=16)
     whole = attended(case, window, processors=1)
@@ -139,7 +141,9 @@ def exact_order(monkeypatch):
     monkeypatch.setattr(np, "matmul", lambda a, b, dtype: np.einsum("mk,kn->mn", a, b, dtype=dtype))
 
 
-@pytest.mark.parametrize("window", [None, 30], ids="window-{}".format)
+@pytest.mark.parametrize(
+    "window", [pytest.param(None, marks=pytest.mark.slow), 30], ids="window-{}".format
+)
 def test_a_query_is_bit_equal_whatever_chunk_it_is_in(exact_order, window):
     shape = {"heads": 7, "kv_heads": 1, "size": 24, "page_tokens": 16}
     first, last = 500, 525  # across the border of two splits

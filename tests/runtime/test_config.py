@@ -58,6 +58,8 @@ def test_the_command_line_overrides_the_file(folder):
         ("model: base\nblock_size: 0\n", "block_size is 0: it must be positive"),
         ("model: base\nmax_num_seqs: 1024\n", "less than max_num_seqs"),
         ("model: base\nmax_loras_per_batch: 100\n", "max_loaded_loras"),
+        ("model: base\nmax_cpu_loras: 0\n", "max_cpu_loras must be positive"),
+        ("model: base\nadapter_host_memory_mib: -1\n", "adapter_host_memory_mib is -1"),
         ("model: base\ngpu_memory_utilization: 1.5\n", "a share"),
         ("model: base\nport: 70000\n", "port is 70000"),
         ("model: base\ndrain_timeout_s: -1\n", "cannot be negative"),

@@ -1,5 +1,6 @@
 """A client that follows a script, and holds what it hears against the protocol's rules."""
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from weft.runtime.actor import Send
@@ -25,7 +26,6 @@ class Plan:
     after_ns: int
     cancel_after_texts: int | None = None
     cancels: int = 1  # times that it says so
-    is_sent: bool = False
     is_cancelled: bool = False
 
 
@@ -53,6 +53,9 @@ class ScriptedClient:
     def __init__(self, plans):
         self.plans = sorted(plans, key=lambda plan: plan.after_ns)
         self.heard = {plan.submit.label: Heard() for plan in plans}
+        self._unsent = deque(self.plans)
+        self._cancelling = []  # plans that were sent and may yet be cancelled
+        self._left = len(self.heard)  # how many are not over
         self.messages = 0
         self.reports = []
         self._inspections = 0
@@ -61,8 +64,7 @@ class ScriptedClient:
 
     @property
     def is_over(self):
-        is_told = len(self.reports) == self._inspections
-        return is_told and all(heard.is_over for heard in self.heard.values())
+        return len(self.reports) == self._inspections and not self._left
 
     def inspect(self):
         self._inspections += 1
@@ -75,6 +77,7 @@ class ScriptedClient:
                 assert not self.heard[label].is_over
                 assert not self.heard[label].accepted
                 self.heard[label].refused = message
+                self._left -= 1
             case Accepted(label, _, first_sequence, choices):
                 heard = self.heard[label]
                 assert not heard.is_over
@@ -99,11 +102,17 @@ class ScriptedClient:
             return []  # an answer would have no way back
         messages = []
         room = turn.room("tokenizer")
-        for plan in self.plans:
-            if not plan.is_sent and plan.after_ns <= turn.now_ns and len(messages) < room:
-                plan.is_sent = True
-                messages.append(plan.submit)
-            if self._is_unwanted(plan) and len(messages) + plan.cancels <= room:
+        while self._unsent and self._unsent[0].after_ns <= turn.now_ns and len(messages) < room:
+            plan = self._unsent.popleft()
+            messages.append(plan.submit)
+            if plan.cancel_after_texts is not None:
+                self._cancelling.append(plan)
+        for plan in list(self._cancelling):
+            heard = self.heard[plan.submit.label]
+            if heard.is_over:
+                self._cancelling.remove(plan)
+            elif heard.messages >= plan.cancel_after_texts and len(messages) + plan.cancels <= room:
+                self._cancelling.remove(plan)
                 plan.is_cancelled = True
                 messages += [Cancel(plan.submit.label)] * plan.cancels
         while len(messages) < room and self._questions:
@@ -115,16 +124,6 @@ class ScriptedClient:
 
     def check(self):
         pass
-
-    def _is_unwanted(self, plan):
-        heard = self.heard[plan.submit.label]
-        return (
-            plan.is_sent
-            and not plan.is_cancelled
-            and not heard.is_over
-            and plan.cancel_after_texts is not None
-            and heard.messages >= plan.cancel_after_texts
-        )
 
     def _read(self, text):
         assert len(set(text.sequences)) == len(text.sequences) == len(text.texts)
@@ -143,3 +142,4 @@ class ScriptedClient:
         for end in text.ends:
             heard, choice = self._sequences.pop(end.sequence)
             heard.ends[choice] = end
+            self._left -= heard.is_over

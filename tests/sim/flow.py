@@ -62,8 +62,8 @@ class Flow:
         """
         values = {
             "block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 24,
-            "max_loras_per_batch": 2, "max_loaded_loras": 3, "max_queued_requests": 1000,
-            "max_model_len": model.max_model_len,
+            "max_loras_per_batch": 2, "max_loaded_loras": 3, "max_cpu_loras": 3,
+            "max_queued_requests": 1000, "max_model_len": model.max_model_len,
         }  # fmt: skip
         lora_ranks = lora_ranks | {"alias": lora_ranks["a0"]}
         names = (*lora_ranks, "gone", "broken")
@@ -184,7 +184,11 @@ class Flow:
         assert idle == scheduler["pages"]
         assert store["pinned"] == store["waiting"] == 0
         assert len(self.files.written) == store["loaded"]
-        assert store["loaded"] <= self.config.max_loaded_loras + store["kept"]
+        places = self.config.max_cpu_loras
+        assert places is None or store["loaded"] <= places + store["kept"]
+        assert sum(map(len, self.files.written.values())) == store["loaded_bytes"]
+        assert store["loaded_bytes"] <= store["bytes_max"]
+        assert store["loading_bytes"] == 0
         assert sections["tokenizer"]["waiting"] == sections["tokenizer"]["replies_unread"] == 0
         for name in ("sequences", "clients", "characters_unsent"):
             assert sections["detokenizer"][name] == 0, name

@@ -148,6 +148,7 @@ class Shelves:
         self.flow.wait(lambda: self.flow.world.now_ns >= until)
         self.flow.world.check()
         self._look()
+        self._look_at_host_memory()
 
     def finish(self):
         """Let everything end, and hold the end against the model."""
@@ -221,6 +222,16 @@ class Shelves:
 
     # ---- what is heard --------------------------------------------------------------------------
 
+    def _look_at_host_memory(self):
+        """Its bytes are within the bound, and whoever was told of a pin finds the adapter there."""
+        files = self.flow.files.written
+        in_place = [path for path in files if path.endswith(".safetensors")]
+        size_bytes = sum(len(files[path]) for path in in_place)
+        assert size_bytes <= self.flow.config.host_memory_bytes, f"{size_bytes} bytes"
+        there = {path.split("/")[-1].split(".")[0] for path in in_place}
+        for name in self.pinned - self.changing.keys():
+            assert self.means[name] in there, f"{name} is pinned and not in host memory"
+
     def _look(self):
         for name, (walker, operation) in list(self.changing.items()):
             answer = walker.operations[operation.label]
@@ -263,7 +274,8 @@ class Shelves:
                 return {"bad_adapter"}
             wanted = self.digests[operation.source]
             is_pin = operation.pinned or (operation.pinned is None and name in self.pinned)
-            too_many = {"invalid_value"} if is_pin else set()
+            # Too many are pinned, or all places are taken by what runs.
+            too_many = {"invalid_value", "queue_full"} if is_pin else set()
             if before == wanted:
                 return {"already_loaded"} | too_many
             if before is None:
@@ -275,7 +287,7 @@ class Shelves:
             return {"unloaded"}
         if isinstance(operation, PrefetchAdapter):
             return {"prefetched", "queue_full"}
-        return {"pinned", "invalid_value"} if operation.pinned else {"unpinned"}
+        return {"pinned", "invalid_value", "queue_full"} if operation.pinned else {"unpinned"}
 
     def _judge_request(self, asked):
         """Hold an answer against each content that its name may have meant."""

@@ -105,17 +105,14 @@ def some_sequences_keep_their_pages(monkeypatch):
 
 
 def pinned_files_are_evicted(monkeypatch):
-    monkeypatch.setattr(HostCache, "has_room", True)
+    monkeypatch.setattr(HostCache, "_can_hold", lambda self, digest, size_bytes: True)
 
-    def victims(self):
-        gone = []
-        while len(self._residents) >= self._entries_max:
-            digest = next(reversed(self._residents))
+    def evictable(self, wanted=()):
+        for digest in reversed(list(self._residents)):
             self._pins.pop(digest, None)
-            gone.append(self._residents.pop(digest))
-        return gone
+            yield digest
 
-    monkeypatch.setattr(HostCache, "victims", victims)
+    monkeypatch.setattr(HostCache, "_evictable", evictable)
 
 
 def stop_strings_are_not_heard_of(monkeypatch):

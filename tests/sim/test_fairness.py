@@ -5,6 +5,7 @@ the tenants use different models, so a row's slot says whose it is.
 """
 
 import random
+from functools import cache
 
 import pytest
 
@@ -103,16 +104,22 @@ def spread(gaps):
 BOUND = service_gap_max(input_tokens_max=PROMPT_MAX, batch_tokens_max=ROWS * CONTEXT_MAX)
 
 
+@pytest.fixture(scope="module")
+def flooded(model, folder):
+    """A function that returns a flood of equal tenants, which several tests look at."""
+    return cache(lambda policy, seed=0: flood(seed, model, folder, policy))
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_two_tenants_that_always_wait_get_the_same_within_the_papers_bound(seed, model, folder):
-    _, meter, began, ended = flood(seed, model, folder, "vtc")
+def test_two_tenants_that_always_wait_get_the_same_within_the_papers_bound(seed, flooded):
+    _, meter, began, ended = flooded("vtc", seed)
     assert sum(meter.history[ended - 1][0].values()) > 6 * BOUND, "too short a run to tell"
     assert spread(meter.gap(WEIGHTS)[began:ended]) <= BOUND
 
 
-def test_first_come_first_served_gives_most_to_who_asks_most(model, folder):
+def test_first_come_first_served_gives_most_to_who_asks_most(flooded):
     """The same load, without which the test above would show little."""
-    _, meter, began, ended = flood(0, model, folder, "fcfs")
+    _, meter, began, ended = flooded("fcfs")
     assert spread(meter.gap(WEIGHTS)[began:ended]) > 10 * BOUND
 
 
@@ -126,19 +133,19 @@ def test_weights_divide_what_there_is_within_the_bound(model, folder):
 
 
 @pytest.mark.parametrize("policy", ["vtc", "fcfs"])
-def test_no_row_is_left_empty_while_somebody_waits(policy, model, folder):
+def test_no_row_is_left_empty_while_somebody_waits(policy, flooded):
     """Unless the step has as many tokens as it may have."""
-    flow, meter, began, ended = flood(1, model, folder, policy)
+    flow, meter, began, ended = flooded(policy)
     tokens_max = flow.config.max_num_batched_tokens
     for _, rows, tokens in meter.history[began:ended]:
         assert rows == ROWS or tokens == tokens_max
 
 
-def test_turns_cost_no_throughput(model, folder):
+def test_turns_cost_no_throughput(flooded):
     """Steps that all of the same requests take, whoever's turn it is."""
     steps = {}
     for policy in ("vtc", "fcfs"):
-        flow, meter, _, _ = flood(2, model, folder, policy)
+        flow, meter, _, _ = flooded(policy)
         flow.run()
         flow.assert_all_is_back()
         steps[policy] = len(meter.history)

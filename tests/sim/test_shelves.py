@@ -1,5 +1,7 @@
 """Adapters that come and go while they are used, held against a model of what names mean."""
 
+from collections import Counter
+
 import pytest
 
 from tests.sim.shelves import CONTENTS, NAMES, Shelves
@@ -7,6 +9,12 @@ from weft.actors.adapters.leaving import Leaving
 from weft.runtime.messages import Retire, Sampling, Submit, UnloadAdapter
 
 TIGHT = {"pages": 24, "max_loras_per_batch": 2, "max_loaded_loras": 3}
+
+FILE_BYTES = 352  # of every adapter here
+
+# Host memory holds three of them beside what is pinned, or three and a half, of which one may be.
+PLACES = {"max_cpu_loras": 3}
+BYTES = {"max_cpu_loras": None, "adapter_host_memory_mib": 3.5 * FILE_BYTES / 2**20}
 
 
 def walk(seed, model, folder, steps, **options):
@@ -24,13 +32,24 @@ def walk_all(model, folder):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_every_name_means_what_was_last_answered(seed, model, folder):
-    walk(seed, model, folder, 150, ranks=1 + seed % 2)
+    walk(seed, model, folder, 150, ranks=1 + seed % 2, **(BYTES if seed % 3 else PLACES))
+
+
+def test_host_memory_keeps_within_its_bytes_though_much_is_pinned(model, folder):
+    seen, evictions = Counter(), 0
+    for seed in range(20, 24):
+        shelves = walk(seed, model, folder, 150, **BYTES)
+        seen.update(shelves.counts)
+        evictions += shelves.flow.sections()["adapters"]["evictions_total"]
+    assert evictions > 10
+    assert seen["pinned"] > 2
+    assert seen["invalid_value"] > 2  # more than half would have been pinned
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 110))
 def test_ten_thousand_operations_leave_every_name_right(seed, model, folder):
-    shelves = walk(seed, model, folder, 1000)
+    shelves = walk(seed, model, folder, 1000, **(BYTES if seed % 2 else PLACES))
     seen = {"loaded", "replaced", "already_loaded", "unloaded", "pinned", "unpinned"}
     assert seen <= shelves.counts.keys()
     assert shelves.flow.sections()["scheduler"]["adapter_evictions_total"] > 10

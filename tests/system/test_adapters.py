@@ -1,5 +1,6 @@
 """Adapters that come and go over HTTP and ZeroMQ, in the bodies of every client."""
 
+import contextlib
 import random
 import shutil
 import subprocess
@@ -200,11 +201,15 @@ def test_a_watched_folder_is_found_read_at_first_use_and_dropped(serve, shelf):
     server.assert_all_is_back()
 
 
+# The largest of the adapters just may be half of it, so that not all of them fit.
+HOST_MIB = 5
+
+
 def test_five_hundred_random_operations_leave_what_a_model_says(serve, shelf):
     """One client, whose answers are known; another one, whose requests are always going on."""
     server = serve(
         adapter_roots=f"[{shelf}]", max_loaded_loras=3, max_loras_per_batch=2,
-        kv_cache_memory_mib=24,
+        kv_cache_memory_mib=24, adapter_host_memory_mib=HOST_MIB,
     )  # fmt: skip
     rng = random.Random(7)
     names, contents = ("n0", "n1", "n2", "n3"), ("math", "sql", "function", "emotion")
@@ -232,6 +237,7 @@ def test_five_hundred_random_operations_leave_what_a_model_says(serve, shelf):
                 expected, found = operate(client, rng, shelf, means, name, content)
                 assert found in expected, (name, content, means)
                 assert {a.name for a in client.adapters()} == {*contents, *means}
+                assert host_bytes(server) <= HOST_MIB * 2**20
                 if name in means and rng.random() < 0.3:
                     text = "".join(client.chat(MATH, model=name, temperature=0, max_tokens=8))
                     assert text == answers[means[name]]
@@ -249,6 +255,15 @@ def test_five_hundred_random_operations_leave_what_a_model_says(serve, shelf):
     )
     assert sections["adapters"]["loaded"] == sections["adapters"]["known"] == 0
     assert list((server.run_dir / "adapters").iterdir()) == []
+
+
+def host_bytes(server):
+    """What adapters take in host memory, those that are being written left out."""
+    total = 0
+    for path in (server.run_dir / "adapters").glob("*.safetensors"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def operate(client, rng, shelf, means, name, content):

@@ -11,7 +11,7 @@ from weft.runtime.messages import Acquire, Catalog, Inspection
 class Shelf:
     """A store of a few adapters, with room on both links."""
 
-    def __init__(self, names="abc", *, places=2, changes=None, policy="lru"):
+    def __init__(self, names="abc", *, places=2, changes=None, policy="lru", **options):
         folders = {f"/{name}": folder(weights=tensors(seed=ord(name))) for name in names}
         self.files = MemoryFiles(folders | (changes or {}))
         self.room = {"tokenizer": 9, "scheduler": 9}
@@ -19,8 +19,9 @@ class Shelf:
             model="/base",
             adapters={path[1:]: path for path in self.files.folders},
             max_loras_per_batch=1,
-            max_loaded_loras=places,
+            max_cpu_loras=places,
             lora_eviction_policy=policy,
+            **options,
         )
         self.loader = DirectLoader(config, BASE, self.files)
         self.store = AdapterStore(config, self.files, self.loader, "/run", started_s=7)

@@ -4,7 +4,19 @@ import pytest
 from tests.actors.adapters.folders import folder, tensors
 from tests.actors.adapters.shelf import Shelf
 from weft.actors.adapters.loader import REASON_CHARACTERS_MAX
-from weft.runtime.messages import Acquire, Acquired, AcquireFailed, Catalog, Inspection, Release
+from weft.runtime.messages import (
+    Acquire,
+    Acquired,
+    AcquireFailed,
+    AdapterReply,
+    AdapterRequest,
+    Catalog,
+    CatalogSeen,
+    Inspection,
+    LoadAdapter,
+    PinAdapter,
+    Release,
+)
 
 
 @pytest.fixture
@@ -111,19 +123,19 @@ def test_what_several_wait_for_is_read_once_and_answered_as_often(shelf, digests
 
 
 def test_a_place_is_kept_for_what_is_being_read(shelf, digests):
-    """Else it would be there, and nobody could be asked to leave for it."""
+    """It takes memory from the moment at which it is read, so who goes for it goes before."""
     shelf.acquire(digests["a"])
     shelf.acquire(digests["b"])
     for name in "ab":
         shelf.hear(Release(digests[name]))
     shelf.loader.is_slow = True
     assert shelf.acquire(digests["c"]) == []
-    assert len(shelf.acquire(digests["a"])) == 1
-    assert shelf.acquire(digests["b"]) == []
+    assert len(shelf.acquire(digests["b"])) == 1
+    assert shelf.acquire(digests["a"]) == []
     shelf.loader.is_slow = False
     assert [send.message.digest for send in shelf.advance()] == [digests["c"]]
-    shelf.hear(Release(digests["a"]))
-    assert [send.message.digest for send in shelf.advance()] == [digests["b"]]
+    shelf.hear(Release(digests["b"]))
+    assert [send.message.digest for send in shelf.advance()] == [digests["a"]]
 
 
 def test_a_pin_counts_as_often_as_it_was_asked_for(shelf, digests):
@@ -253,14 +265,90 @@ def test_counters_say_what_is_there_and_who_waits():
     shelf.acquire(digests["a"])
     counters = shelf.counters()
     assert counters.pop("read_us_total") == 0  # the clock stands still here
+    assert counters.pop("bytes_max") == 4096 * 2**20
     assert counters == {
-        "names": 5, "known": 3, "refused": 1, "loaded": 2, "loaded_bytes": sum(sizes), "pinned": 2,
-        "kept": 0, "leaving": 0, "waiting": 2, "loading": 0, "evictions_total": 0, "hits_total": 1,
-        "misses_total": 3, "reads_total": 5, "read_failures_total": 1, "loads_total": 0,
-        "unloads_total": 0,
+        "names": 5, "known": 3, "refused": 1, "loaded": 2, "loaded_bytes": sum(sizes),
+        "loading_bytes": 0, "pinned": 2, "kept": 0, "leaving": 0, "waiting": 2, "loading": 0,
+        "evictions_total": 0, "hits_total": 1, "misses_total": 3, "reads_total": 5,
+        "read_failures_total": 1, "loads_total": 0, "unloads_total": 0,
     }  # fmt: skip
     for name in "aabb":
         shelf.hear(Release(digests[name]))
     assert {send.message.digest for send in shelf.advance()} == {digests["c"], digests["a"]}
     counters = shelf.counters()
     assert (counters["pinned"], counters["waiting"], counters["evictions_total"]) == (2, 0, 1)
+
+
+def operation(shelf, message):
+    """The answer to a client."""
+    shelf.hear(CatalogSeen(shelf.store._registry.version))
+    shelf.hear(AdapterRequest("client", message))
+    replies = []
+    for _ in range(3):
+        replies += [s.message for s in shelf.advance() if isinstance(s.message, AdapterReply)]
+        shelf.hear(CatalogSeen(shelf.store._registry.version))
+    [reply] = replies
+    return reply.answer
+
+
+@pytest.fixture
+def size_bytes(shelf, digests):
+    return shelf.acquire(digests["a"])[0].size_bytes
+
+
+def room_for(count, size_bytes, **options):
+    """A shelf whose host memory holds so many adapters."""
+    shelf = Shelf(
+        "abcde", places=None, adapter_host_memory_mib=count * size_bytes / 2**20, **options
+    )
+    return shelf, {name: entry.digest for name, entry in shelf.catalog().items()}
+
+
+def test_bytes_bound_what_is_in_host_memory(size_bytes):
+    shelf, digests = room_for(2.5, size_bytes)
+    for name in "abcde":
+        assert shelf.acquire(digests[name])
+        shelf.hear(Release(digests[name]))
+        assert sum(map(len, shelf.files.written.values())) <= 2.5 * size_bytes
+    assert shelf.counters()["loaded_bytes"] == 2 * size_bytes
+    assert shelf.counters()["evictions_total"] == 3
+
+
+def test_half_of_host_memory_may_be_pinned_and_the_rest_goes_round(size_bytes):
+    shelf, digests = room_for(4.5, size_bytes)
+    for name in "ab":
+        assert operation(shelf, PinAdapter("l", name, pinned=True)).outcome == "pinned"
+    refused = operation(shelf, PinAdapter("l", "c", pinned=True))
+    assert (refused.code, refused.param) == ("invalid_value", "pinned")
+    assert "unpin another one" in refused.message
+    assert operation(shelf, PinAdapter("l", "a", pinned=True)).outcome == "pinned"  # it is already
+    for name in "cde" * 3:
+        assert shelf.acquire(digests[name])
+        shelf.hear(Release(digests[name]))
+    written = {path[14:78] for path in shelf.files.written}
+    assert {digests["a"], digests["b"]} < written
+    assert operation(shelf, PinAdapter("l", "a", pinned=False)).outcome == "unpinned"
+    assert operation(shelf, PinAdapter("l", "c", pinned=True)).outcome == "pinned"
+
+
+def test_an_adapter_of_more_than_half_of_host_memory_is_refused(size_bytes):
+    shelf = Shelf("a", adapter_host_memory_mib=1.5 * size_bytes / 2**20, adapter_roots=["/"])
+    refused = shelf.catalog()["a"].refused
+    assert f"it takes {size_bytes} bytes of host memory" in refused
+    assert "adapter_host_memory_mib; raise it" in refused
+    answer = operation(shelf, LoadAdapter("l", "b", "/a"))
+    assert answer.code == "bad_adapter"
+    assert shelf.files.written == {}
+
+
+def test_a_load_is_not_pinned_where_all_room_is_in_use(size_bytes):
+    shelf, digests = room_for(2.5, size_bytes, adapter_roots=["/"])
+    for name in "ab":
+        shelf.acquire(digests[name])
+    answer = operation(shelf, LoadAdapter("l", "f", "/c", pinned=True))
+    assert (answer.code, answer.retry_after_s) == ("queue_full", 1.0)
+    assert operation(shelf, LoadAdapter("l", "f", "/c")).outcome == "loaded"
+    assert len(shelf.files.written) == 2
+    shelf.hear(Release(digests["a"]))
+    answer = operation(shelf, LoadAdapter("l", "g", "/d", pinned=True))
+    assert (answer.outcome, answer.adapters[0].tier) == ("loaded", "host")

@@ -83,6 +83,7 @@ def test_computing_too_long_ends_the_process(tmp_path):
     assert code == -24  # SIGXCPU
 
 
+@pytest.mark.slow
 def test_processor_time_is_counted_from_each_allowance(tmp_path):
     statements = """
 import time

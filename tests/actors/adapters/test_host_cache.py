@@ -4,7 +4,19 @@ import random
 
 import pytest
 
-from weft.actors.adapters.cache import HostCache, Resident
+from weft.actors.adapters.cache import Bounds, HostCache, Resident
+
+WIDE = 10**9
+
+
+def entries(count, policy="lru"):
+    """A cache that is bounded by the number of adapters alone."""
+    return HostCache(Bounds(WIDE, count), policy)
+
+
+def room(size_bytes, policy="lru"):
+    """A cache that is bounded by bytes alone."""
+    return HostCache(Bounds(size_bytes), policy)
 
 
 def resident(digest, size_bytes=10):
@@ -12,11 +24,14 @@ def resident(digest, size_bytes=10):
 
 
 def put(cache, digest, size_bytes=10):
-    """Add an adapter as the store does; returns who had to go."""
-    gone = [victim.digest for victim in cache.victims()]
+    """Add an adapter as the store does; returns who had to go, None if there is no room."""
+    gone = cache.reserve(digest, size_bytes)
+    cache.check()
+    if gone is None:
+        return None
     cache.add(resident(digest, size_bytes))
     cache.check()
-    return gone
+    return [victim.digest for victim in gone]
 
 
 def use(cache, digest):
@@ -25,9 +40,10 @@ def use(cache, digest):
     cache.check()
 
 
+@pytest.mark.parametrize("make", [lambda p: entries(3, p), lambda p: room(30, p)])
 @pytest.mark.parametrize(("policy", "order"), [("lru", "bca"), ("fifo", "abc")])
-def test_the_policy_says_who_goes_next(policy, order):
-    cache = HostCache(3, policy)
+def test_the_policy_says_who_goes_next(policy, order, make):
+    cache = make(policy)
     for digest in "abc":
         assert put(cache, digest) == []
     use(cache, "a")
@@ -36,7 +52,7 @@ def test_the_policy_says_who_goes_next(policy, order):
 
 
 def test_a_release_is_a_use():
-    cache = HostCache(3, "lru")
+    cache = entries(3)
     for digest in "abc":
         put(cache, digest)
     cache.pin("a")
@@ -48,7 +64,7 @@ def test_a_release_is_a_use():
 
 @pytest.mark.parametrize("policy", ["lru", "fifo"])
 def test_who_is_pinned_is_passed_over_and_keeps_its_place(policy):
-    cache = HostCache(2, policy)
+    cache = entries(2, policy)
     put(cache, "a")
     cache.pin("a")
     put(cache, "b")
@@ -58,108 +74,248 @@ def test_who_is_pinned_is_passed_over_and_keeps_its_place(policy):
 
 
 def test_a_pin_is_counted_as_often_as_it_is_taken():
-    cache = HostCache(1, "lru")
+    cache = entries(1)
     put(cache, "a")
     for _ in range(3):
         cache.pin("a")
     for _ in range(2):
         cache.unpin("a")
         cache.check()
-    assert not cache.has_room
+    assert put(cache, "b") is None
     cache.unpin("a")
-    assert cache.has_room
+    assert put(cache, "b") == ["a"]
     assert cache.pinned == 0
 
 
 def test_all_pins_can_be_taken_away_at_once():
-    cache = HostCache(2, "lru")
+    cache = entries(2)
     for digest in "ab":
         put(cache, digest)
         cache.pin(digest)
-    cache.unpin_all()
+    assert cache.unpin_all() == []
     cache.check()
-    assert (cache.pinned, len(cache), cache.has_room) == (0, 2, True)
+    assert (cache.pinned, len(cache)) == (0, 2)
     cache.unpin("a")  # late, and nobody's
     cache.check()
 
 
-def test_a_cache_full_of_pins_has_no_room():
-    cache = HostCache(1, "lru")
+def test_several_small_ones_go_for_a_large_one_and_no_more_than_must():
+    cache = room(100)
+    for digest in "abcd":
+        put(cache, digest, 25)
+    assert put(cache, "x", 60) == ["a", "b", "c"]
+    assert cache.size_bytes == 85
+
+
+def test_what_stays_leaves_no_room_for_more_than_there_is():
+    cache = room(100)
+    put(cache, "pinned", 40)
+    cache.pin("pinned")
+    cache.keep("kept")
+    put(cache, "kept", 30)
+    put(cache, "other", 20)
+    assert put(cache, "x", 31) is None
+    assert cache.get("other") is not None  # nobody goes for nothing
+    assert put(cache, "x", 30) == ["other"]
+
+
+def test_what_is_being_read_takes_its_room_from_the_beginning():
+    cache = room(100)
+    put(cache, "a", 60)
+    assert [victim.digest for victim in cache.reserve("b", 70)] == ["a"]
+    assert (cache.size_bytes, cache.reserved_bytes) == (0, 70)
+    assert cache.reserve("c", 40) is None
+    cache.give_up("b")
+    assert put(cache, "c", 40) == []
+    cache.give_up("b")  # twice is once
+    assert cache.size_bytes == 40
+    cache.check()
+
+
+def test_who_is_kept_stays_and_takes_no_place_of_the_others():
+    cache = entries(1)
+    cache.keep("a")
     put(cache, "a")
-    assert cache.has_room
-    assert cache.pin("a")
-    assert not cache.has_room
-    assert cache.pin("b") is None
-    cache.unpin("b")  # nobody's
-    cache.unpin("a")
-    assert put(cache, "b") == ["a"]
-    assert (len(cache), cache.evictions) == (1, 1)
+    assert put(cache, "b") == []
+    assert put(cache, "c") == ["b"]
+    assert [victim.digest for victim in cache.let_go("a")] == ["a"]  # c was used later
+    cache.check()
 
 
-def test_bytes_are_those_of_who_is_there():
-    cache = HostCache(2, "fifo")
-    for digest, size_bytes in (("a", 1), ("b", 20), ("c", 300)):
-        put(cache, digest, size_bytes)
-    assert cache.size_bytes == 320
-
-
-def test_more_than_there_is_room_for_is_a_bug():
-    cache = HostCache(1, "lru")
-    put(cache, "a")
-    with pytest.raises(AssertionError):
-        cache.add(resident("a"))
-    with pytest.raises(AssertionError):
-        cache.add(resident("b"))
-    with pytest.raises(AssertionError):
-        HostCache(0, "lru")
-
-
-def test_check_finds_a_pin_of_nobody():
-    cache = HostCache(1, "lru")
-    put(cache, "a")
-    cache.pin("a")
-    del cache._residents["a"]
-    with pytest.raises(AssertionError):
-        cache.check()
+def test_who_is_no_longer_kept_while_everybody_is_in_use_goes_when_it_can():
+    cache = entries(1)
+    cache.keep("a")
+    for digest in "ab":
+        put(cache, digest)
+        cache.pin(digest)
+    assert cache.let_go("a") == []
+    cache.check()
+    assert [victim.digest for victim in cache.unpin("a")] == ["a"]
 
 
 @pytest.mark.parametrize("policy", ["lru", "fifo"])
-@pytest.mark.parametrize("seed", range(5))
-def test_any_order_of_events_agrees_with_a_list(policy, seed):
-    rng = random.Random(seed)
-    places = rng.randint(1, 5)
-    cache = HostCache(places, policy)
-    line, pins, evictions = [], {}, 0  # the next to go is first in line
+def test_who_is_about_to_be_asked_for_goes_after_the_others(policy):
+    cache = room(30, policy)
+    for digest in "abc":
+        put(cache, digest)
+    [gone] = cache.reserve("x", 10, wanted={"a", "x"})
+    assert gone.digest == "b"
 
-    def touch(digest):
-        if policy == "lru":
-            line.remove(digest)
-            line.append(digest)
 
-    for _ in range(400):
-        digest = rng.choice("abcdefgh")
-        if rng.random() < 0.02:
-            cache.unpin_all()
-            pins.clear()
-        elif rng.random() < 0.5:
-            found = cache.pin(digest)
-            assert (found is not None) == (digest in line)
-            if found is None and cache.has_room:
-                unpinned = [other for other in line if not pins.get(other)]
-                expected = unpinned[: max(0, len(line) + 1 - places)]
-                assert put(cache, digest) == expected
-                line = [other for other in line if other not in expected] + [digest]
-                evictions += len(expected)
-            elif found is not None:
-                pins[digest] = pins.get(digest, 0) + 1
-                touch(digest)
-        else:
-            cache.unpin(digest)
-            if pins.get(digest):
-                pins[digest] -= 1
-                touch(digest)
+def test_who_is_spared_goes_after_all_others():
+    cache = room(30)
+    for digest in "abc":
+        put(cache, digest)
+    cache.spare("a")
+    cache.pin("c")
+    assert [put(cache, digest) for digest in "xy"] == [["b"], ["x"]]
+    cache.pin("y")
+    assert put(cache, "z") == ["a"]
+
+
+def test_dropping_what_is_being_read_ends_the_wait_for_it():
+    cache = room(30)
+    cache.reserve("a", 30)
+    assert cache.drop("a") is None
+    assert not cache.is_awaited("a")
+    assert put(cache, "b", 30) == []
+
+
+def test_more_than_there_is_room_for_is_a_bug():
+    cache = entries(1)
+    put(cache, "a")
+    with pytest.raises(AssertionError, match="a is there"):
+        cache.reserve("a", 10)
+    with pytest.raises(AssertionError, match="nothing is reserved for b"):
+        cache.add(resident("b"))
+    cache.reserve("b", 10)
+    with pytest.raises(AssertionError, match="11 bytes, not 10"):
+        cache.add(resident("b", 11))
+    with pytest.raises(AssertionError):
+        entries(0)
+    with pytest.raises(AssertionError):
+        room(0)
+
+
+def test_check_finds_a_pin_of_nobody():
+    cache = entries(1)
+    put(cache, "a")
+    cache.pin("a")
+    cache._bytes -= cache._residents.pop("a").size_bytes
+    with pytest.raises(AssertionError):
         cache.check()
-        pinned = sum(count > 0 for count in pins.values())
-        assert (len(cache), cache.pinned, cache.evictions) == (len(line), pinned, evictions)
-        assert cache.has_room == (len(line) < places or pinned < len(line))
-    assert evictions > 10
+
+
+SIZES = {digest: 7 * (index + 1) for index, digest in enumerate("abcdefgh")}
+
+
+class Line:
+    """What a cache must do, slowly: who is there, the next to go first."""
+
+    def __init__(self, bounds, policy):
+        self.bounds, self.policy = bounds, policy
+        self.line, self.pins = [], {}
+        self.kept, self.spared = set(), set()
+        self.evictions = 0
+
+    def touch(self, digest):
+        if self.policy == "lru":
+            self.line.remove(digest)
+            self.line.append(digest)
+
+    def shrink(self, extra=None):
+        """Return who goes, now that ``extra`` is to come."""
+        gone = []
+        while self._is_over(extra):
+            free = [d for d in self.line if not self.pins.get(d) and d not in self.kept]
+            if not free:
+                break
+            gone.append(min(free, key=lambda d: d in self.spared))
+            self.line.remove(gone[-1])
+        self.evictions += len(gone)
+        return gone
+
+    def fits(self, digest):
+        stay = [d for d in self.line if self.pins.get(d) or d in self.kept] + [digest]
+        places = sum(d not in self.kept for d in stay)
+        limit = self.bounds.entries
+        is_placed = limit is None or digest in self.kept or places <= limit
+        return is_placed and sum(SIZES[d] for d in stay) <= self.bounds.size_bytes
+
+    def _is_over(self, extra):
+        there = self.line + ([] if extra is None else [extra])
+        places = sum(d not in self.kept for d in there)
+        limit = self.bounds.entries
+        too_many = limit is not None and places > limit
+        return too_many or sum(SIZES[d] for d in there) > self.bounds.size_bytes
+
+
+class Walk:
+    """A cache and its list, to which the same things happen."""
+
+    def __init__(self, seed, policy):
+        self.rng = random.Random(seed)
+        bounds = Bounds(self.rng.choice((60, 100, WIDE)), self.rng.choice((None, 2, 4)))
+        self.cache, self.line = HostCache(bounds, policy), Line(bounds, policy)
+
+    def act(self):
+        kinds = {"lost": 1, "pin": 30, "unpin": 30, "keep": 4, "spare": 4, "let_go": 6}
+        [kind] = self.rng.choices(list(kinds), kinds.values())
+        getattr(self, kind)(self.rng.choice(list(SIZES)))
+
+    def gone(self, victims):
+        assert [victim.digest for victim in victims] == self.line.shrink()
+
+    def lost(self, _):
+        self.line.pins.clear()
+        self.gone(self.cache.unpin_all())
+
+    def pin(self, digest):
+        line = self.line
+        assert (self.cache.pin(digest) is not None) == (digest in line.line)
+        if digest in line.line:
+            line.pins[digest] = line.pins.get(digest, 0) + 1
+            line.touch(digest)
+        elif line.fits(digest):
+            assert put(self.cache, digest, SIZES[digest]) == line.shrink(digest)
+            line.line.append(digest)
+        else:
+            assert put(self.cache, digest, SIZES[digest]) is None
+
+    def unpin(self, digest):
+        if self.line.pins.get(digest):
+            self.line.pins[digest] -= 1
+            self.line.touch(digest)
+        self.gone(self.cache.unpin(digest))
+
+    def keep(self, digest):
+        """The store keeps no more than half of the bytes."""
+        line = self.line
+        if sum(SIZES[d] for d in line.kept | {digest}) <= line.bounds.size_bytes // 2:
+            self.cache.keep(digest)
+            line.kept.add(digest)
+            line.spared.discard(digest)
+
+    def spare(self, digest):
+        self.line.kept.discard(digest)
+        self.line.spared.add(digest)
+        self.gone(self.cache.spare(digest))
+
+    def let_go(self, digest):
+        self.line.kept.discard(digest)
+        self.line.spared.discard(digest)
+        self.gone(self.cache.let_go(digest))
+
+
+@pytest.mark.parametrize("policy", ["lru", "fifo"])
+@pytest.mark.parametrize("seed", range(8))
+def test_any_order_of_events_agrees_with_a_list(policy, seed):
+    walk = Walk(seed, policy)
+    cache, line = walk.cache, walk.line
+    for _ in range(500):
+        walk.act()
+        cache.check()
+        pinned = sum(count > 0 for count in line.pins.values())
+        assert (len(cache), cache.pinned) == (len(line.line), pinned)
+        assert cache.evictions == line.evictions
+        assert cache.size_bytes == sum(SIZES[d] for d in line.line)

@@ -43,10 +43,9 @@ COMMON = [
 ENDLESS = {
     "alternatives": "(?:.|.)" * 30 + "[^j]",
     "repeated-group": "(.|..|...)*[^a-z_.0-9]",
-    "optional": "(?:.?){200}[^j]",
     "counted-group": "(.{1,9}){1,9}[^j]",
     "lazy-repeats": ".*?" * 20 + "[^j]",
-    "in-lookahead": "(?=(?:.?){200}[^j]$).*",
+    "in-lookahead": "(?=(.|..|...)*[^a-z_.0-9]$).*",
 }
 
 
@@ -76,12 +75,23 @@ def test_patterns_that_people_write_are_taken(pattern):
     assert build(folder({"target_modules": pattern})).digest == build(folder()).digest
 
 
-@pytest.mark.parametrize("field", ["target_modules", "rank_pattern", "alpha_pattern"])
 @pytest.mark.parametrize("pattern", ENDLESS.values(), ids=ENDLESS)
-def test_a_pattern_that_would_take_for_ever_is_given_up(field, pattern):
-    config = {field: pattern if field == "target_modules" else {pattern: 4}}
+def test_a_pattern_that_would_take_for_ever_is_given_up(pattern):
+    with pytest.raises(BadAdapter, match=r"target_modules: .* takes too long to match; list the"):
+        build(folder({"target_modules": pattern}))
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_so_is_one_of_many_patterns(field):
+    patterns = {"k_proj": 4, ENDLESS["repeated-group"]: 4}
     with pytest.raises(BadAdapter, match=f"{field}: .* takes too long to match; list the modules"):
-        build(folder(config))
+        build(folder({field: patterns}))
+
+
+def test_a_match_may_take_as_long_as_a_busy_machine_makes_of_a_short_one():
+    """This one needs 5 to 10 milliseconds of processor time to find that it does not match."""
+    config = parse(rank_pattern={"(?:.?){200}[^j]": 4})
+    assert config.rank("model.layers.10.self_attn.q_proj") == 64
 
 
 def test_a_rank_for_each_module_of_a_large_model_is_taken():
@@ -107,7 +117,7 @@ PIECES = [
 def test_ranks_and_alphas_are_looked_up_as_peft_does():
     rng = random.Random(0)
     matched = 0
-    for _ in range(1500):
+    for _ in range(400):
         ranks = {"".join(rng.choices(PIECES, k=rng.randint(1, 4))): i + 1 for i in range(3)}
         alphas = {pattern: rank * 3.0 for pattern, rank in reversed(ranks.items())}
         try:
@@ -151,7 +161,7 @@ def test_layers_and_excluded_modules_are_chosen_as_peft_does():
     patterns = [None, "layers", ["h", "layers"], "model.layers", "l.*", r"h|layers", []]
     excluded = [None, ["up_proj"], r".*\.1\..*", "q_proj", ["layers.10.mlp.down_proj"]]
     covered = left = 0
-    for _ in range(1500):
+    for _ in range(500):
         fields = {
             "target_modules": rng.sample(words, 3),
             "layers_to_transform": rng.choice(layers),

@@ -83,7 +83,9 @@ def test_every_pin_is_answered_once_and_what_is_pinned_stays(seed, policy):
     assert walk.answers[True] > 60
     assert walk.answers[False] > 10
     counters = walk.shelf.counters()
-    assert (counters["pinned"], counters["waiting"], counters["loaded"]) == (0, 0, PLACES)
+    assert (counters["pinned"], counters["waiting"], counters["loading_bytes"]) == (0, 0, 0)
+    # Somebody may have gone for one that could not be read.
+    assert PLACES - 1 <= counters["loaded"] <= PLACES
     assert counters["evictions_total"] > 20
 
 

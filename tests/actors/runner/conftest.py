@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from tests.actors.runner.engines import save_several
 from tests.checkpoints import save_model
 
 
@@ -18,6 +19,28 @@ def edit():
         return folder
 
     return change
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A small model's folder."""
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder, "llama")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def paths(model, tmp_path_factory):
+    """Adapters of several ranks, one on few modules, and one whose products are infinite."""
+    folder = tmp_path_factory.mktemp("adapters")
+    kinds = {
+        "wide": {"rank": 32},
+        "narrow": {"rank": 3},
+        "few": {"modules": ("q_proj", "down_proj")},
+        "other": {},
+        "huge": {"size": 1e30},
+    }
+    return save_several(folder, model, kinds)
 
 
 @pytest.fixture

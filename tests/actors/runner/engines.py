@@ -1,6 +1,7 @@
 """Real engines on tiny models, driven by steps or by a scheduler; adapters made to measure."""
 
 import json
+import random
 from collections import Counter
 
 import msgspec
@@ -63,6 +64,11 @@ def save_adapter(folder, model, digest, *, modules=MODULES, rank=8, size=0.4, ve
     return str(path)
 
 
+def save_several(folder, model, kinds):
+    """Write a file for each digest, made with its options; returns paths by digest."""
+    return {digest: save_adapter(folder, model, digest, **kinds[digest]) for digest in kinds}
+
+
 def _granules(path, shapes):
     """Of the layer that has most, as the adapter store would say; ``shapes`` are rank 0's."""
     layers = Counter()
@@ -74,6 +80,12 @@ def _granules(path, shapes):
             size = Size(rank, not {f"{name}.bias", f"{name}.magnitude"}.isdisjoint(file.keys()))
             layers[layer] += of_module(size, LinearShape(features, out))
     return max(layers.values())
+
+
+def prompts_of(count, *, seed=0, longest=60):
+    """Prompts of random lengths."""
+    rng = random.Random(seed)
+    return [[rng.randrange(160) for _ in range(rng.randint(1, longest))] for _ in range(count)]
 
 
 def prefill(engine, prompts, *, sampling=GREEDY, adapters=(), step=0):

@@ -1,6 +1,5 @@
 """Steps that are launched before the one before is computed give the tokens of those that wait."""
 
-import random
 import time
 
 import msgspec
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from tests.actors.runner.beside import AheadHarness, LateStream, call, interpreted, on_host
-from tests.actors.runner.engines import engine_of, harness_of, prefill, save_adapter
+from tests.actors.runner.engines import engine_of, harness_of, prefill, prompts_of, save_several
 from tests.actors.scheduler_harness import GREEDY
 from tests.checkpoints import ARCHITECTURES, save_model
 from weft.actors.runner import warmup
@@ -27,36 +26,9 @@ KINDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    save_model(folder, "llama")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def paths(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapters")
-
-    def save(digest, **options):
-        return {digest: save_adapter(folder, model, digest, **options)}
-
-    return {
-        **save("wide", rank=32),
-        **save("narrow", rank=3),
-        **save("few", modules=("q_proj", "down_proj")),
-        **save("huge", size=1e30),
-    }
-
-
-def prompts_of(count, *, seed=0, longest=40):
-    rng = random.Random(seed)
-    return [[rng.randrange(160) for _ in range(rng.randint(1, longest))] for _ in range(count)]
-
-
 def served(harness, count, *, kinds=KINDS, adapters=(None,), max_tokens=14):
     """Requests that come one after the other, while others decode and end; what came of each."""
-    for i, prompt in enumerate(prompts_of(count)):
+    for i, prompt in enumerate(prompts_of(count, longest=40)):
         sampling = msgspec.structs.replace(kinds[i % len(kinds)], seed=i)
         harness.generate(
             f"r{i}",
@@ -236,10 +208,7 @@ def test_the_largest_steps_hold_as_many_tokens_and_rows_as_any(model, rows):
 def test_a_gpus_kernels_in_graphs_give_the_tokens_of_a_cpus(tmp_path, name):
     pytest.importorskip("triton")
     save_model(tmp_path, name)
-    paths = {
-        digest: save_adapter(tmp_path, tmp_path, digest, rank=rank)
-        for digest, rank in (("wide", 20), ("narrow", 3))
-    }
+    paths = save_several(tmp_path, tmp_path, {"wide": {"rank": 20}, "narrow": {"rank": 3}})
     options = {"max_num_seqs": 6, "max_num_batched_tokens": 32, "max_lora_rank": 32}
     adapters = ["wide", None, {"wide": 0.5, "narrow": 1.0}, "narrow"]
     requests = {"count": 6, "adapters": adapters, "max_tokens": 5}

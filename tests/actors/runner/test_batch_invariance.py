@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Qwen2Config
 
-from tests.actors.runner.engines import harness_of, save_adapter
+from tests.actors.runner.engines import harness_of, save_several
 from tests.checkpoints import SMALL, random_model
 from weft.kernels.paged_attention import cpu as attention
 from weft.kernels.sgmv import cpu as sgmv
@@ -44,19 +44,44 @@ def paths(model):
         "b" * 64: {"rank": 8, "vector": "bias"},
         "c" * 64: {"rank": 64},
     }
-    return {
-        digest: save_adapter(model.parent, model, digest, **options)
-        for digest, options in kinds.items()
-    }
+    return save_several(model.parent, model, kinds)
 
 
-@pytest.fixture(autouse=True, params=[1, 3], ids="{}-threads".format)
+@pytest.fixture(scope="module", params=[1, 3], ids="{}-threads".format)
 def threads(request):
     """How work is split among threads must not matter either."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def start(storage, model, paths, threads):
+    """A function that returns a new scheduler with its engine."""
+    quantization = "int8" if storage == "int8" else None
+    return lambda: harness_of(model, paths, kv_cache_memory_mib=16, quantization=quantization)
+
+
+@pytest.fixture(scope="module")
+def crowd(start):
+    """What the requests of each adapter were told that came while 30 others were served."""
+    harness, rng, mine = start(), random.Random(2), iter(DIGESTS)
+    for index in range(30):
+        if index % 8 == 5:
+            digest = next(mine)
+            ask(harness, f"me-{digest}", PROMPT, digest)
+        prompt = [rng.randrange(160) for _ in range(rng.randrange(1, 60))]
+        ask(harness, f"other-{index}", prompt, rng.choice(DIGESTS))
+    harness.run()
+    return {digest: told(harness, f"me-{digest}") for digest in DIGESTS}
+
+
+def ask(harness, label, prompt, digest):
+    sampling = RowSampling(0.8, 1.0, 0, 0.0, 7, logprobs=2)
+    harness.generate(
+        label, prompt, adapter=digest, max_tokens=TOKENS, stop_token_ids=[], sampling=sampling
+    )
 
 
 def told(harness, label):
@@ -66,25 +91,10 @@ def told(harness, label):
 
 
 @pytest.mark.parametrize("adapter", DIGESTS, ids=["base", "a", "b", "c"])
-def test_log_probabilities_are_bit_equal_alone_and_in_a_full_batch(storage, model, paths, adapter):
-    options = {"kv_cache_memory_mib": 16, "quantization": "int8" if storage == "int8" else None}
-
-    def ask(harness, label, prompt, digest):
-        sampling = RowSampling(0.8, 1.0, 0, 0.0, 7, logprobs=2)
-        harness.generate(
-            label, prompt, adapter=digest, max_tokens=TOKENS, stop_token_ids=[], sampling=sampling
-        )
-
-    alone = harness_of(model, paths, **options)
+def test_log_probabilities_are_bit_equal_alone_and_in_a_full_batch(start, crowd, adapter):
+    alone = start()
     ask(alone, "me", PROMPT, adapter)
     alone.run()
-    crowd = harness_of(model, paths, **options)
-    rng = random.Random(2)
-    for index in range(30):
-        if index == 17:
-            ask(crowd, "me", PROMPT, adapter)
-        prompt = [rng.randrange(160) for _ in range(rng.randrange(1, 60))]
-        ask(crowd, f"other-{index}", prompt, rng.choice(DIGESTS))
-    crowd.run()
-    assert told(crowd, "me") == told(alone, "me")
-    assert len(told(alone, "me")[1]) == TOKENS
+    tokens, logprobs = told(alone, "me")
+    assert (tokens, logprobs) == crowd[adapter]
+    assert len(logprobs) == TOKENS

@@ -28,7 +28,12 @@ def quiet():
     logging.set_verbosity(before)
 
 
-@pytest.fixture(params=["llama", "llama3.1", "llama-yarn", "qwen2-window", "qwen3", "mistral"])
+# A scaled rotary embedding, windows of some layers, windows of all.
+OFTEN = ["llama-yarn", "qwen2-window", "mistral"]
+SELDOM = [pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "llama3.1", "qwen3")]
+
+
+@pytest.fixture(params=[*OFTEN, *SELDOM])
 def fields(request, tmp_path):
     """The fields of a configuration that lies in tmp_path."""
     ARCHITECTURES[request.param]().save_pretrained(tmp_path)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.actors.runner.beside import AheadHarness
-from tests.actors.runner.engines import engine_of, harness_of, prefill, save_adapter
+from tests.actors.runner.engines import engine_of, harness_of, prefill, save_several
 from tests.actors.runner.test_ahead import KINDS, served
 from tests.actors.scheduler_harness import GREEDY
 from tests.checkpoints import ARCHITECTURES, save_model
@@ -28,10 +28,8 @@ def paths(tmp_path):
 
     def save(name, **options):
         save_model(tmp_path, name, **options)
-        return {
-            digest: save_adapter(tmp_path, tmp_path, digest, rank=rank)
-            for digest, rank in ADAPTERS.items()
-        }
+        kinds = {digest: {"rank": rank} for digest, rank in ADAPTERS.items()}
+        return save_several(tmp_path, tmp_path, kinds)
 
     return save
 

@@ -1,6 +1,5 @@
 """A model split over ranks gives what the whole one gives; agreement with PEFT: test_exactness."""
 
-import random
 import threading
 
 import msgspec
@@ -8,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from tests.actors.runner.engines import engine_of, harness_of, prefill, save_adapter
+from tests.actors.runner.engines import engine_of, harness_of, prefill, prompts_of, save_several
 from tests.actors.scheduler_harness import GREEDY
 from tests.checkpoints import SMALL, random_model, save_model
 from weft.actors.runner import architecture, weights
@@ -35,20 +34,13 @@ def model(tmp_path_factory):
 def paths(model, tmp_path_factory):
     """Adapters whose ranks do not divide by anything, one on few modules, one without end."""
     folder = tmp_path_factory.mktemp("adapters")
-    made = {
+    kinds = {
         "odd": {"rank": 13},
         "one": {"rank": 1},
         "few": {"modules": ("v_proj", "o_proj", "down_proj"), "rank": 5},
         "huge": {"size": 1e30},
     }
-    return {
-        digest: save_adapter(folder, model, digest, **options) for digest, options in made.items()
-    }
-
-
-def prompts_of(count, *, seed=0):
-    rng = random.Random(seed)
-    return [[rng.randrange(160) for _ in range(rng.randint(1, 40))] for _ in range(count)]
+    return save_several(folder, model, kinds)
 
 
 def parts_of(folder, size):

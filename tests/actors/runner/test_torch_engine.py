@@ -1,13 +1,11 @@
 """What one engine promises, whatever it is asked; agreement with PEFT is in test_exactness."""
 
-import random
-
 import msgspec
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.actors.runner.engines import engine_of, harness_of, prefill, save_adapter
+from tests.actors.runner.engines import engine_of, harness_of, prefill, prompts_of
 from tests.actors.scheduler_harness import GREEDY
 from tests.checkpoints import ARCHITECTURES, greedy, save_model
 from weft.actors.runner.architecture import UnsupportedModel
@@ -15,35 +13,6 @@ from weft.runtime.messages import Step
 
 LOGPROBS = msgspec.structs.replace(GREEDY, logprobs=20)
 RANDOM = msgspec.structs.replace(GREEDY, temperature=0.8)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    save_model(folder, "llama")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def paths(model, tmp_path_factory):
-    """Adapters of several ranks, one on few modules, and one whose products are infinite."""
-    folder = tmp_path_factory.mktemp("adapters")
-
-    def save(digest, **options):
-        return {digest: save_adapter(folder, model, digest, **options)}
-
-    return {
-        **save("wide", rank=32),
-        **save("narrow", rank=3),
-        **save("few", modules=("q_proj", "down_proj")),
-        **save("other"),
-        **save("huge", size=1e30),
-    }
-
-
-def prompts_of(count, *, seed=0, longest=60):
-    rng = random.Random(seed)
-    return [[rng.randrange(160) for _ in range(rng.randint(1, longest))] for _ in range(count)]
 
 
 def outputs(harness, requests, **options):

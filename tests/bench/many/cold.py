@@ -56,7 +56,8 @@ def run(shape, *, rounds, threads):
         asked = {"none": None, "warm": warm, "cold": cycle(names[STREAMS + PROBES :])}
         pages = paper.device_pages(made, names[: 2 * LOADED])
         with serve(
-            made.model, made.adapters, threads=threads, max_loaded_loras=LOADED,
+            made.model, made.adapters, threads=threads,
+            max_loaded_loras=LOADED, max_cpu_loras=LOADED,
             max_loras_per_batch=LOADED, max_num_seqs=STREAMS + PROBES,
             kv_cache_memory_mib=pages * paper.page_bytes(made) // 2**20 + 256,
         ) as server:  # fmt: skip

@@ -86,7 +86,7 @@ class _Measured:
         memory = self._pages * paper.page_bytes(self._made) // MIB + self._plan.kv_mib
         return serve(
             self._made.model, self._made.adapters, threads=self._threads,
-            kv_cache_memory_mib=memory, max_loaded_loras=self._slots,
+            kv_cache_memory_mib=memory, max_loaded_loras=self._slots, max_cpu_loras=self._slots,
             max_loras_per_batch=AT_ONCE, max_num_seqs=AT_ONCE, enable_prefix_caching=False,
         )  # fmt: skip
 
