@@ -404,9 +404,10 @@ class AdapterStore:
             self._unseen.append(_Unseen(self._registry.version, asked, "unloaded"))
         entry = self._entry(reading.name, reading.source, adapter, None)
         self._registry.put(entry, adapter.facts.size_bytes)
+        # First: what leaves takes a place, and would take that of what is not kept yet.
+        self._keep_or_not(adapter.digest)
         if before is not None:
             self._leave(before.digest)
-        self._keep_or_not(adapter.digest)
 
     def _entry(
         self, name: str, root: str, adapter: Content | None, refused: str | None

@@ -116,9 +116,8 @@ def test_an_adapter_that_leaves_no_room_says_which_option_to_raise():
     harness.run()
     assert "adapters take 4 pages and memory has 4" in harness.end("a").error
     assert "raise kv_cache_memory_mib" in harness.end("a").error
-    assert (
-        "8 tokens does not fit: memory has 4 pages of 4 tokens, of which adapters take 2"
-        in (harness.end("b").error)
+    assert "8 tokens does not fit: memory has 4 pages of 4 tokens, of which adapters take 2" in (
+        harness.end("b").error
     )
     assert harness.end("c").output_tokens == 2
     harness.assert_all_is_back()
