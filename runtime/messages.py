@@ -255,6 +255,9 @@ class AdapterEntry(Part, frozen=True):
     refused: str | None = None
     version: int = 0
     is_additive: bool = True  # its update may be multiplied, and added to those of others
+    invocation_tokens: list[
+        int
+    ] = []  # where a prompt has them last it begins to act; none: at once
 
     @property
     def is_unread(self) -> bool:
@@ -344,6 +347,7 @@ class Generate(Message, frozen=True):
     skip_special_tokens: bool = True
     tenant: str = ""  # whose share it is
     priority: int = 0  # lower is earlier
+    lora_start: int = 0  # the prompt's tokens before it are the base's
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -351,6 +355,8 @@ class Generate(Message, frozen=True):
         digests = [use.digest for use in self.adapters]
         if digests != sorted(set(digests)):
             raise ValueError(f"adapters are {digests}, not ascending")
+        if not 0 <= self.lora_start < len(self.prompt) or (self.lora_start and not digests):
+            raise ValueError(f"lora_start is {self.lora_start} of {len(self.prompt)} tokens")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens is {self.max_tokens}, not positive")
         if self.choices < 1:
@@ -483,6 +489,7 @@ class Join(Part, frozen=True):
     choice: int
     prompt_tokens: int  # positions from here on are output: penalties and noise count from it
     history: list[int] | None  # all tokens so far, when sampling needs them
+    lora_start: int = 0  # positions before it are the base's
 
 
 class Chunk(Part, frozen=True):

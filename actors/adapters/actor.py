@@ -418,8 +418,9 @@ class AdapterStore:
             return AdapterEntry(name, root, "", 0, created_s, refused)
         facts = adapter.facts
         return AdapterEntry(
-            name, root, facts.digest, facts.rank, created_s, is_additive=facts.is_additive
-        )
+            name, root, facts.digest, facts.rank, created_s,
+            is_additive=facts.is_additive, invocation_tokens=facts.invocation_tokens,
+        )  # fmt: skip
 
     def _leave(self, digest: str) -> bool:
         """Let content go that a name meant until now, unless another one does: does it go?"""

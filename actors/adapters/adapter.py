@@ -52,14 +52,16 @@ class Adapter(NamedTuple):
 
     ``tensors`` maps layers.{i}.{q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj}.{A|B} to A
     [rank, inputs] and B [outputs, rank]; .bias [outputs] is B's, .magnitude [outputs] DoRA's.
-    ``scales`` maps names without .A and .B to the factor of B A and of the bias. The digest is
-    sha256 over both, so equal adapters have one name wherever they come from.
+    ``scales`` maps names without .A and .B to the factor of B A and of the bias. One with
+    ``invocation_tokens`` acts from where a prompt has them last. The digest is sha256 over all of
+    it, so equal adapters have one name wherever they come from.
     """
 
     digest: str
     rank: int  # the largest
     scales: dict[str, float]
     tensors: dict[str, Tensor]
+    invocation_tokens: tuple[int, ...] = ()
 
     @property
     def is_additive(self) -> bool:
@@ -103,7 +105,8 @@ def build(
         key = f"layers.{place.layer}.{place.name}"
         scales[key] = config.scale(place.module)
         found.update({f"{key}.{side}": tensor for side, tensor in pair.items()})
-    return Adapter(_digest(scales, found), rank, scales, found)
+    invocation = config.alora_invocation_tokens
+    return Adapter(_digest(scales, found, invocation), rank, scales, found, invocation)
 
 
 def _layer_and_module(name: str) -> tuple[int, str]:
@@ -190,9 +193,13 @@ def _check_pair(
     return rank
 
 
-def _digest(scales: dict[str, float], tensors: dict[str, Tensor]) -> str:
+def _digest(
+    scales: dict[str, float], tensors: dict[str, Tensor], invocation: tuple[int, ...]
+) -> str:
     digest = hashlib.sha256(b"weft adapter 1\n")
     digest.update(_canonical(scales).encode() + b"\n")
+    if invocation:
+        digest.update(_canonical(["invocation", *invocation]).encode() + b"\n")
     for name, tensor in sorted(tensors.items()):
         digest.update(_canonical([name, tensor.dtype, tensor.shape]).encode() + b"\n")
         digest.update(tensor.data)

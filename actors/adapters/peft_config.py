@@ -18,6 +18,7 @@ import regex
 
 from weft.actors.adapters import strict_json
 from weft.actors.adapters.errors import BadAdapter, shown, shown_name
+from weft.actors.adapters.loader import INVOCATION_TOKENS_MAX
 
 CONFIG_BYTES_MAX = 4 * 1024 * 1024
 
@@ -30,7 +31,7 @@ _READ_OR_HARMLESS = frozenset(
     {
         "peft_type", "task_type", "bias", "init_lora_weights",
         "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
-        "use_dora", "lora_bias",
+        "use_dora", "lora_bias", "alora_invocation_tokens",
         "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
         "exclude_modules", "layers_to_transform", "layers_pattern",
         "lora_dropout", "eva_config", "megatron_core", "qalora_group_size", "runtime_config",
@@ -79,6 +80,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
     exclude_modules: str | frozenset[str] = frozenset()
     layers_to_transform: int | frozenset[int] | None = None
     layers_pattern: str | tuple[str, ...] = ()
+    alora_invocation_tokens: tuple[int, ...] = ()
 
     def rank(self, module: str) -> int:
         """Return the rank of a module, named as in the base: model.layers.0.self_attn.q_proj."""
@@ -165,6 +167,7 @@ def parse(file: bytes) -> AdapterConfig:
         "lora_bias",
         "PEFT does not take it together with use_dora; train the adapter without it",
     )
+    _check_invocation(config)
     _check_patterns("rank_pattern", config.rank_pattern)
     _check_patterns("alpha_pattern", config.alpha_pattern)
     return config
@@ -220,6 +223,26 @@ def _check_layers(config: AdapterConfig) -> None:
     )
     for expression in expressions:
         _check_pattern("layers_pattern", expression, expression)
+
+
+def _check_invocation(config: AdapterConfig) -> None:
+    tokens = config.alora_invocation_tokens
+    _need(
+        len(tokens) <= INVOCATION_TOKENS_MAX,
+        "alora_invocation_tokens",
+        f"{len(tokens)} tokens; at most {INVOCATION_TOKENS_MAX} are taken; invoke it by fewer",
+    )
+    for token in tokens:
+        _need(
+            0 <= token < 2**31,
+            "alora_invocation_tokens",
+            f"{shown(token)} is no token id; save the adapter again",
+        )
+    _need(
+        not (tokens and config.use_dora),
+        "alora_invocation_tokens",
+        "PEFT does not take it together with use_dora; train the adapter without one of them",
+    )
 
 
 def _check_patterns(field: str, patterns: Collection[str]) -> None:

@@ -14,3 +14,8 @@ class Limits(NamedTuple):
     adapters: int  # distinct ones
     rank: int  # of an adapter
     row_adapters: int  # of one row
+
+    @property
+    def entries(self) -> int:
+        """Parts of rows: where its adapters begin, a row's chunk is cut into two."""
+        return min(2 * self.rows, self.tokens)

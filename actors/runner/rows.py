@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weft.actors.runner.sums import BASE, Floats, Ints, Sums
 from weft.runtime.messages import Step
@@ -21,7 +23,8 @@ class HostBatch:
     tokens: Ints
     positions: Ints  # [T]
     kv_slots: Ints  # [T], page * page_tokens + offset
-    starts: Ints  # [entries + 1]; entry i, one row's part, is tokens starts[i]:starts[i + 1]
+    # [entries + 1]; entry i is tokens starts[i]:starts[i + 1]: one row's part, or a half of it.
+    starts: Ints
     page_table: Ints  # [entries, pages_max]
     lora_starts: Ints  # [segments + 1]; the base's tokens are in no segment
     lora_slots: Ints  # [segments, most adapters of a row]; past a segment's own: -1
@@ -62,6 +65,7 @@ class RowTable:
         self._positions = np.zeros(rows, dtype=np.int64)  # tokens whose KV has been written
         self._sums = Sums(rows, row_adapters)
         self._sum_of = np.full(rows, BASE, dtype=np.int64)  # by which rows are sorted
+        self._lora_starts = np.zeros(rows, dtype=np.int64)  # positions before are the base's
         self._last_tokens = ~np.arange(rows, dtype=np.int64)
         self._joined = np.zeros(rows, dtype=bool)
         self._decoding = np.zeros(rows, dtype=bool)
@@ -97,6 +101,7 @@ class RowTable:
             self._page_counts[row] = count
             self._positions[row] = join.position
             self._sum_of[row] = self._sums.take(join.adapters)
+            self._lora_starts[row] = join.lora_start
         for row, page in zip(step.page_rows, step.page_ids, strict=True):
             self._page_table[row, self._page_counts[row]] = page
             self._page_counts[row] += 1
@@ -117,22 +122,27 @@ class RowTable:
             tokens.append(np.array(chunk.tokens, dtype=np.int64))
         samples = np.ones(len(rows), dtype=bool)
         samples[len(decoding) :] = [c.is_last for c in chunks]
+        firsts = self._positions[rows]
+        self._positions[rows] += counts
+        self._decoding[rows[samples]] = True
 
-        order = np.argsort(self._sum_of[rows], kind="stable")
-        source = _starts(counts)
-        rows, counts, samples = rows[order], counts[order], samples[order]
+        entries = _Entries(rows, firsts, counts, self._sum_of[rows], samples)
+        of_base = np.clip(self._lora_starts[rows] - firsts, 0, counts)
+        if of_base.any():
+            entries = _split(entries, of_base)
+        order = np.argsort(entries.sums, kind="stable")
+        source = _starts(entries.counts)
+        rows, firsts, counts, sums, samples = (each[order] for each in entries)
         starts = _starts(counts)
         offsets = np.arange(starts[-1]) - np.repeat(starts[:-1], counts)
         flat = np.concatenate(tokens)[np.repeat(source[:-1][order], counts) + offsets]
-        positions = np.repeat(self._positions[rows], counts) + offsets
+        positions = np.repeat(firsts, counts) + offsets
         page_index = positions // self._page_tokens
         token_rows = np.repeat(rows, counts)
         assert (page_index < self._page_counts[token_rows]).all(), "a token has no page"
         pages = self._page_table[token_rows, page_index]
 
-        self._positions[rows] += counts
-        self._decoding[rows[samples]] = True
-        lora_starts, numbers = _segments(self._sum_of[rows], starts)
+        lora_starts, numbers = _segments(sums, starts)
         lora_slots, lora_weights = self._sums.tables(numbers)
         ascending = np.argsort(rows[samples])
         sampled_rows = rows[samples][ascending]
@@ -156,6 +166,33 @@ class RowTable:
         Where the device keeps them itself, the host never does.
         """
         self._last_tokens[rows] = tokens
+
+
+class _Entries(NamedTuple):
+    """Tokens of a step that lie one behind the other in one row, and are computed alike."""
+
+    rows: Ints
+    firsts: Ints  # positions
+    counts: Ints  # of tokens
+    sums: Ints  # of adapters
+    samples: NDArray[np.bool_]
+
+
+def _split(entries: _Entries, of_base: Ints) -> _Entries:
+    """Give the base the first ``of_base`` tokens of each entry; what is left is one of its own."""
+    is_cut = (of_base > 0) & (of_base < entries.counts)
+    index = np.repeat(np.arange(len(of_base)), 1 + is_cut)
+    is_second = np.concatenate(([False], index[1:] == index[:-1]))
+    is_first = np.concatenate((is_second[1:], [False]))
+    rows, firsts, counts, sums, samples = (each[index] for each in entries)
+    of_base = of_base[index]
+    return _Entries(
+        rows,
+        firsts + np.where(is_second, of_base, 0),
+        np.where(is_first, of_base, counts - np.where(is_second, of_base, 0)),
+        np.where(is_second | (of_base == 0), sums, BASE),
+        samples & ~is_first,
+    )
 
 
 def _starts(counts: Ints) -> Ints:

@@ -71,7 +71,7 @@ class TritonAttention:
         """Return how much of the staging a step takes at most."""
         most = self._limits.tokens + attention.PARTIALS_MAX
         ints = most * (2 * len(ITEM_FIELDS) + len(MERGE_FIELDS))
-        ints += self._limits.rows * self._limits.row_pages
+        ints += self._limits.entries * self._limits.row_pages
         return 4 * (ints + 6 * attention.ALIGNMENT)
 
 

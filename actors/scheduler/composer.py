@@ -381,6 +381,7 @@ class Composer:
                 choice=sequence.choice,
                 prompt_tokens=len(generate.prompt),
                 history=list(sequence.tokens) if generate.sampling.needs_history else None,
+                lora_start=generate.lora_start,
             )
         )
         draft.admitted.append(sequence)

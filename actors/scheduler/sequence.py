@@ -72,7 +72,7 @@ class Request:
         self.metered = [a for a in accounts if a.limits.max_tokens_per_minute is not None]
         self.adapters = tuple(use.digest for use in self.generate.adapters)
         uses = tuple((use.digest, use.scale) for use in self.generate.adapters)
-        self.identity = Identity(self.generate.salt, uses)
+        self.identity = Identity(self.generate.salt, uses, self.generate.lora_start)
 
     @property
     def key(self) -> tuple[str, str]:

@@ -303,6 +303,7 @@ class TokenizerManager:
         tenant = self._tenants.of(submit, composition.tenant)
         self._tenants.check_rank(tenant, composition.rank)
         prompt = self._prompts.encode(submit)
+        lora_start = self._prompts.lora_start(submit, prompt, composition.invocation_tokens)
         stop_token_ids = sampling.stop_tokens(wanted, self._model.eos_token_ids)
         request_id = f"{self._nonce:016x}{self._generated:016x}"
         return Generate(
@@ -327,6 +328,7 @@ class TokenizerManager:
             skip_special_tokens=wanted.skip_special_tokens,
             tenant=tenant,
             priority=submit.priority,
+            lora_start=lora_start,
         )
 
 

@@ -23,6 +23,7 @@ class Composition(NamedTuple):
     """What a request's adapters are."""
 
     uses: list[AdapterUse]  # by digest, ascending
+    invocation_tokens: list[int]  # from whose last occurrence on they act; none: from the start
     rank: int  # the largest of theirs; 0 for the base
     name: str  # as the client spells it
     tenant: str  # whose share it is if the request does not say: the names, whatever their scales
@@ -88,12 +89,19 @@ class Compositions:
                 f"{_shown(lora)} is a DoRA adapter, which rescales what the base computes and is "
                 f"no sum; use it alone and with scale 1",
             )
+            need(
+                not entry.invocation_tokens or len(used) == 1,
+                param,
+                f"{_shown(lora)} is activated by its invocation, and acts from there on; use it alone",
+            )
+        invocations = [entry.invocation_tokens for _, entry in used.values()]
         name = submit.model or self._base_name
         return Composition(
             uses=[
                 AdapterUse(digest, lora.scale, lora.name)
                 for digest, (lora, _) in sorted(used.items())
             ],
+            invocation_tokens=invocations[0] if invocations else [],
             rank=max((entry.rank for _, entry in used.values()), default=0),
             name=name if submit.lora is None else spell(asked) or name,
             tenant=_PLUS.join(sorted(lora.name for lora, _ in used.values())) or self._base_name,

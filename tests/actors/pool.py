@@ -17,6 +17,7 @@ PAGE_GRANULES = 8
 @dataclass(eq=False)
 class Running:
     uses: tuple  # of adapters and scales
+    first: int  # token of the adapters'
     tokens: list[int]
     holding: Holding
 
@@ -36,10 +37,10 @@ class Pool:
         self.contents = {}  # of pages, as a device would have written them
         self.hits = 0
 
-    def start(self, uses, tokens):
+    def start(self, uses, tokens, first=0):
         """Run a sequence if there is room for it and for all of its adapters. Was there?"""
         adapters = [adapter for adapter, _ in uses]
-        identity = Identity("", uses)
+        identity = Identity("", uses, first)
         found = self.cache.find(identity, tokens)
         available = self.pages.available
         cost = self.cache.cost(found, len(tokens)) + sum(map(self._adapter_cost, adapters))
@@ -54,7 +55,7 @@ class Pool:
             self.slots.pin(adapter, 0)
         found = self.cache.find(identity, tokens)
         self.hits += len(found)
-        running = Running(uses, tokens, self.cache.hold(identity, found, len(tokens)))
+        running = Running(uses, first, tokens, self.cache.hold(identity, found, len(tokens)))
         for index, node in enumerate(found):
             assert self.contents[node.page] == kv(running, index)
         self.running.append(running)
@@ -125,4 +126,6 @@ def acquired(adapter):
 
 def kv(running, index):
     """What a page of a sequence holds: it depends on all tokens before its end."""
-    return running.uses, tuple(running.tokens[: (index + 1) * PAGE_TOKENS])
+    end = (index + 1) * PAGE_TOKENS
+    whose = (running.uses, running.first) if running.uses and end > running.first else None
+    return whose, tuple(running.tokens[:end])

@@ -27,7 +27,8 @@ def play(seed, operations):
                 rng.choice((*adapters[:6], rng.choice(adapters))) for _ in range(rng.randint(0, 3))
             }
             uses = tuple((adapter, rng.choice((0.5, 1.0, 1.0))) for adapter in sorted(some))
-            turned_away += not pool.start(uses, prompt)
+            first = rng.choice((0, 0, rng.randrange(len(prompt)))) if len(uses) == 1 else 0
+            turned_away += not pool.start(uses, prompt, first)
         elif choice < 0.6:
             pool.grow(rng.choice(pool.running), [rng.randrange(9)] * rng.randint(1, 8))
         elif choice < 0.7:
@@ -70,9 +71,11 @@ class PoolMachine(RuleBasedStateMachine):
             max_size=3,
         ),
         tokens=st.lists(st.integers(0, 1), min_size=1, max_size=20),
+        first=st.integers(0, 19),
     )
-    def start(self, scales, tokens):
-        self.pool.start(tuple(sorted(scales.items())), tokens)
+    def start(self, scales, tokens, first):
+        first = first % len(tokens) if len(scales) == 1 else 0
+        self.pool.start(tuple(sorted(scales.items())), tokens, first)
 
     @precondition(lambda self: self.pool.running)
     @rule(data=st.data(), tokens=st.lists(st.integers(0, 1), min_size=1, max_size=8))

@@ -21,10 +21,10 @@ def cache(pages):
     pages.check(cache.owned())
 
 
-def run(cache, tokens, *, adapter=None, salt=""):
+def run(cache, tokens, *, adapter=None, salt="", start=0):
     """Compute and end a sequence: returns how many pages it found."""
     uses = tuple(adapter.items()) if isinstance(adapter, dict) else ((adapter, 1.0),)
-    identity = Identity(salt, uses if adapter else ())
+    identity = Identity(salt, uses if adapter else (), start)
     found = cache.find(identity, tokens)
     holding = cache.hold(identity, found, len(tokens))
     count = len(holding.nodes)
@@ -70,6 +70,43 @@ def test_what_any_of_its_adapters_computed_is_dropped_with_it(cache, pages):
     assert run(cache, tokens) == 2
     assert pages.idle == 4
     assert run(cache, tokens, adapter={"x": 1.0, "y": 0.5}) == 0
+
+
+def test_an_activated_adapter_shares_what_lies_before_it_with_the_base(cache):
+    tokens = list(range(20))
+    assert run(cache, tokens) == 0
+    assert run(cache, tokens, adapter="x", start=9) == 2  # the third page is not the base's alone
+    assert run(cache, tokens, adapter="y", start=9) == 2
+    assert run(cache, tokens, adapter="x", start=9) == 4
+    assert run(cache, tokens, adapter="x", start=8) == 2
+    assert run(cache, tokens, adapter={"x": 0.5}, start=9) == 2
+    assert run(cache, tokens, adapter="x") == 0
+    assert run(cache, tokens) == 4
+
+
+def test_the_base_uses_what_an_activated_adapter_had_computed_before_it(cache):
+    tokens = list(range(20))
+    assert run(cache, tokens, adapter="x", start=13) == 0
+    assert run(cache, tokens) == 3
+    assert run(cache, tokens, adapter="y", start=19) == 4
+
+
+def test_where_an_activated_adapter_begins_is_part_of_what_its_pages_are(cache):
+    """One page, in which it may have been invoked twice."""
+    tokens = [5, 6, 5, 6, 7, 7, 7, 7, 1]
+    assert run(cache, tokens, adapter="x", start=0) == 0
+    assert run(cache, tokens, adapter="x", start=2) == 0
+    assert run(cache, tokens, adapter="x", start=2) == 2
+
+
+def test_dropping_an_activated_adapter_leaves_the_base_what_is_its_own(cache, pages):
+    tokens = list(range(20))
+    run(cache, tokens, adapter="x", start=9)
+    run(cache, tokens, adapter="y", start=9)
+    cache.drop("x")
+    assert pages.idle == 2 + 3
+    assert run(cache, tokens, adapter="x", start=9) == 2
+    assert run(cache, tokens, adapter="y", start=9) == 4
 
 
 def test_an_equal_page_stays_private_while_the_sequence_runs(cache, pages):

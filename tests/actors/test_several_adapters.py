@@ -224,5 +224,5 @@ def test_content_without_a_name_stays_until_the_last_sum_with_it_has_ended():
     harness.run()
     assert retired == [Retired("y", 7)]
     assert harness.scheduler._composer.slots.resident == {"x"}
-    assert not harness.scheduler._composer.cache._roots
+    assert "y" not in harness.scheduler._composer.cache._branches
     assert harness.output("a") == expected(of("xy"), prompt(9), max_tokens=6, stop=())

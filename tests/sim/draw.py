@@ -9,13 +9,18 @@ from tests.sim.flow import ADAPTERS, Flow
 from weft.runtime.messages import ChatMessage, Lora, Sampling, Submit
 
 MODELS = (None, "base", *ADAPTERS, "alias", "gone", "broken", "unknown")
-SUMS = ("a0+a1", "a1+a0", "a2:0.5+a4", "a2+a4:0.5", "a3:0.5", "a1+a2:-1+a3", "a0+alias", "a1+gone")
+ACTIVATED = ("act0", "act0", "act1", "act0:0.5", "a1+act0")
+SUMS = (
+    "a0:0.5", "a0", "alias:2", "a0+a1", "a1+a0", "a2:0.5+a4", "a2+a4:0.5", "a1+a2:-1+a3", "a0+alias",
+    "a1+gone",
+)  # fmt: skip
 PROMPTS = (
     "The quick brown fox jumps over the lazy dog.",
     "The quick brown fox jumps over the lazy cat.",
     "def weave(warp, weft):",
     "織物は縦糸と横糸でできている。",
     "x",
+    "The quick brown fox jumps over a fox jumps over the lazy dog.",
     [7, 8, 9],
 )
 STOPS = ((), (), ("e",), (" t", "x"), ("th", "the"), ("never to be found", "a "))
@@ -80,7 +85,7 @@ def plan(rng, label):
         prompt = [5] * rng.randint(1, 200)
     elif isinstance(prompt, str) and rng.random() < 0.2:
         prompt, messages = None, [ChatMessage(role="user", content=prompt)]
-    model, lora = rng.choice((*MODELS, *SUMS)), None
+    model, lora = rng.choice((*MODELS, *SUMS, *ACTIVATED)), None
     if rng.random() < 0.2:
         names = rng.choices((*ADAPTERS, "alias", "unknown"), k=rng.randint(0, 4))
         lora = [Lora(name=name, scale=rng.choice((1.0, 1.0, 0.5, 0.0))) for name in names]
@@ -111,6 +116,7 @@ def _options(rng):
         "max_loras_per_batch": slots,
         "max_loras_per_request": rng.randint(1, 4),
         "max_loaded_loras": slots + rng.randint(0, 4),
+        "max_cpu_loras": rng.randint(1, 3),
         "lora_eviction_policy": rng.choice(("lru", "fifo")),
         "max_queued_requests": rng.choice((3, 1000)),
     }

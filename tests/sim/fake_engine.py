@@ -32,19 +32,19 @@ def logprobs_of(token: int, count: int, *, index: int, vocabulary: int) -> Token
     return TokenLogprobs(index, -token / 8, top, [-rival / 8 for rival in top])
 
 
-# One adapter's digest, several with their scales, or the base.
-Adapters = str | tuple[tuple[str, float], ...] | None
+# One adapter's digest, several with their scales, or the base; and from where on, unless that is 0.
+Adapters = str | tuple | None
 
 
-def computed_by(uses: Iterable[tuple[str, float]]) -> Adapters:
+def computed_by(uses: Iterable[tuple[str, float]], start: int = 0) -> Adapters:
     """What ``next_token`` takes for adapters with scales, in their order."""
     match tuple(uses):
         case ():
             return None
-        case ((digest, 1.0),):
+        case ((digest, 1.0),) if start == 0:
             return digest
         case several:
-            return several
+            return (start, *several) if start else several
 
 
 def next_token(
@@ -168,7 +168,7 @@ class FakeEngine:
                 found = self._pages[page]
                 assert found == (load.digest, part), f"{found}, not part {part} of {load.digest}"
             uses.append((load.digest, weight))
-        return computed_by(uses)
+        return computed_by(uses, row.join.lora_start)
 
     def _write(self, row: Row, tokens: list[int]) -> None:
         size = self._ready.page_tokens
@@ -177,7 +177,8 @@ class FakeEngine:
             page = row.pages[row.position // size]
             if isinstance(self._pages[page], tuple):
                 self._pages[page] = [None] * size
-            self._pages[page][row.position % size] = (adapter, token)
+            owner = adapter if row.position >= row.join.lora_start else None
+            self._pages[page][row.position % size] = (owner, token)
             row.position += 1
 
     def _sample(self, row: Row) -> int:
@@ -186,7 +187,8 @@ class FakeEngine:
         context = []
         for position in range(row.position):
             owner, token = self._pages[row.pages[position // size]][position % size]
-            assert owner == adapter, f"KV of {owner} read by {adapter}"
+            wanted = adapter if position >= row.join.lora_start else None
+            assert owner == wanted, f"KV of {owner} read by {adapter} at {position}"
             context.append(token)
         if row.join.history is not None:
             row.history = row.history or list(row.join.history)

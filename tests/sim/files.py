@@ -92,7 +92,10 @@ class DirectLoader:
             return BadAdapter(str(error)[:REASON_CHARACTERS_MAX])
         granules = found.granules(base, base.shards(config.tensor_parallel_size))
         size_bytes = sum(len(part) for part in parts)
-        facts = Facts(found.digest, found.rank, size_bytes, granules, found.is_additive)
+        facts = Facts(
+            found.digest, found.rank, size_bytes, granules, found.is_additive,
+            list(found.invocation_tokens),
+        )  # fmt: skip
         return Content(facts, file)
 
 

@@ -1,5 +1,7 @@
 """What each request must be answered, from the model's definition and the whole text alone."""
 
+from itertools import repeat
+
 from tests.sim.fake_engine import computed_by, generate, is_failing, logprobs_of
 from weft.actors.detokenizer.vocabulary import Vocabulary
 from weft.actors.tokenizer.refusal import Refusal
@@ -8,7 +10,7 @@ from weft.actors.tokenizer.refusal import Refusal
 class Oracle:
     """Knows every answer. ``digest`` maps the name of an adapter to its content, or refuses."""
 
-    def __init__(self, model, config, *, pages, adapter_pages, digest, vanished):
+    def __init__(self, model, config, *, pages, adapter_pages, digest, vanished, invocations):
         self._model = model
         self._bytes_of = Vocabulary(model.backend).bytes_of
         self._config = config
@@ -16,6 +18,7 @@ class Oracle:
         self._adapter_pages = adapter_pages  # by name
         self._digest = digest
         self._vanished = vanished  # names whose weights are not there any more
+        self._invocations = invocations  # of activated adapters, by name
 
     def check(self, plan, heard, *, is_cut_off=False, is_drained=False):
         """Assert that an answer is right.
@@ -63,6 +66,11 @@ class Oracle:
         is_twice = len(set(digests)) < len(digests) or len(set(asked)) < len(list(_pairs(submit)))
         if is_twice or len(list(_pairs(submit))) > self._config.row_loras_max:
             codes.add("invalid_value")
+        if any(name in self._invocations for name in used_by(submit)):
+            if len(used_by(submit)) > 1:
+                codes.add("invalid_value")
+            if min(map(self._start, used_by(submit), repeat(self._prompt(submit)))) < 0:
+                codes.add("invocation_missing")
         room = self._config.max_model_len - len(self._prompt(submit))
         if (submit.sampling.max_tokens or 1) > room:
             codes.add("context_length_exceeded")
@@ -152,7 +160,7 @@ class Oracle:
         prompt = self._prompt(submit)
         context = min(self._kv_tokens(submit), self._config.max_model_len)
         tokens = generate(
-            computed_by(sorted((self._digest(name), s) for name, s in used_by(submit).items())),
+            self._computed_by(submit, prompt),
             prompt,
             max_tokens=min(submit.sampling.max_tokens or context, context - len(prompt)),
             seed=submit.sampling.seed,
@@ -165,6 +173,19 @@ class Oracle:
             if is_failing(prompt_tokens + count, seed=seed):
                 return tokens[:count], True
         return tokens, False
+
+    def _computed_by(self, submit, prompt):
+        uses = sorted((self._digest(name), scale) for name, scale in used_by(submit).items())
+        return computed_by(uses, max(map(self._start, used_by(submit), repeat(prompt)), default=0))
+
+    def _start(self, name, prompt):
+        """Where an adapter begins to act in a prompt; -1: nowhere."""
+        invocation = self._invocations.get(name)
+        if invocation is None:
+            return 0
+        size = len(invocation)
+        starts = [i for i in range(len(prompt)) if prompt[i : i + size] == invocation]
+        return max(starts, default=-1)
 
     def _stop_tokens(self, submit):
         return {*self._model.eos_token_ids, *submit.sampling.stop_token_ids}

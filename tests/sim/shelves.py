@@ -169,11 +169,7 @@ class Shelves:
         ours = set(self.digests.values())
         on_device = set(self.flow.scheduler._composer.slots.resident) & ours
         in_host = {path.split("/")[-1].split(".")[0] for path in self.flow.files.written} & ours
-        cached = {
-            digest
-            for identity in self.flow.scheduler._composer.cache._roots
-            for digest, _ in identity.uses
-        } & ours
+        cached = set(self.flow.scheduler._composer.cache._branches) & ours
         assert on_device <= wanted
         assert in_host <= wanted
         assert cached <= wanted

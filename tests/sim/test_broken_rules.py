@@ -14,6 +14,7 @@ from weft.actors.scheduler.pages import Pages
 from weft.actors.scheduler.prefixes import PrefixCache
 from weft.actors.scheduler.sequence import Request
 from weft.actors.scheduler.slots import AdapterSlots
+from weft.actors.tokenizer.prompt import PromptEncoder
 from weft.runtime.link import Link
 from weft.runtime.messages import Sampled, StopFound
 
@@ -44,6 +45,25 @@ def scales_share_prefixes(monkeypatch):
         self.identity = self.identity._replace(uses=uses)
 
     monkeypatch.setattr(Request, "__post_init__", unscaled)
+
+
+def activated_adapters_act_at_once(monkeypatch):
+    monkeypatch.setattr(PromptEncoder, "lora_start", lambda self, *request: 0)
+
+
+def what_activated_adapters_compute_is_taken_for_the_bases(monkeypatch):
+    edge, add = PrefixCache._edge, PrefixCache._add
+
+    def plain(self, identity, *page):
+        return edge(self, anybody(identity) if identity.start else identity, *page)
+
+    def unlisted(self, holding, edge):
+        if holding.identity.start:
+            holding.identity = anybody(holding.identity)
+        add(self, holding, edge)
+
+    monkeypatch.setattr(PrefixCache, "_edge", plain)
+    monkeypatch.setattr(PrefixCache, "_add", unlisted)
 
 
 def slots_are_filled_while_they_are_used(monkeypatch):
@@ -197,6 +217,8 @@ def play_all(model, folder):
     [
         adapters_share_prefixes,
         scales_share_prefixes,
+        activated_adapters_act_at_once,
+        what_activated_adapters_compute_is_taken_for_the_bases,
         slots_are_filled_while_they_are_used,
         pages_of_adapters_are_given_away,
         files_are_released_before_they_are_read,

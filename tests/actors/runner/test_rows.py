@@ -14,9 +14,9 @@ def table():
     return RowTable(6, pages_max=5, page_tokens=PAGE_TOKENS, row_adapters=3)
 
 
-def join(row, *, pages, slot=None, position=0, adapters=()):
+def join(row, *, pages, slot=None, position=0, adapters=(), lora_start=0):
     adapters = list(adapters) if slot is None else [(slot, 1.0)]
-    return Join(row, adapters, position, pages, GREEDY, 0, 10, None)
+    return Join(row, adapters, position, pages, GREEDY, 0, 10, None, lora_start)
 
 
 def lay_out(table, **changes):
@@ -83,6 +83,39 @@ def test_rows_with_more_adapters_come_later_and_equal_sums_are_one_segment(table
     assert batch.tokens.tolist() == [~5, ~4, ~1]
     assert segments(batch) == ([1, 2, 3], [[2], [2, 0]], [[1], [1, 0.5]])
     assert table.adapter_slots == {0, 1, 2}
+
+
+def test_where_its_adapters_begin_a_chunk_becomes_two_entries(table):
+    batch = lay_out(
+        table,
+        joins=[
+            join(0, pages=[1, 2], slot=1, lora_start=3),
+            join(1, pages=[3], slot=1, lora_start=2),
+            join(2, pages=[4], slot=1),
+            join(3, pages=[5], slot=1, lora_start=4),
+        ],
+        chunks=[
+            Chunk(0, 0, [10, 11, 12, 13, 14], True),
+            Chunk(1, 0, [20, 21], False),
+            Chunk(2, 0, [30], True),
+            Chunk(3, 0, [40, 41], False),
+        ],
+    )
+    assert batch.tokens.tolist() == [10, 11, 12, 20, 21, 40, 41, 13, 14, 30]
+    assert batch.positions.tolist() == [0, 1, 2, 0, 1, 0, 1, 3, 4, 0]
+    assert batch.kv_slots.tolist() == [4, 5, 6, 12, 13, 20, 21, 7, 8, 16]
+    assert batch.starts.tolist() == [0, 3, 5, 7, 9, 10]
+    assert batch.page_table[[0, 3]].tolist() == [[1, 2, 0, 0, 0]] * 2
+    assert segments(batch) == ([7, 10], [[1]], [[1]])
+    assert batch.sampled_rows.tolist() == [0, 2]
+    assert batch.tokens[batch.sampled].tolist() == [14, 30]
+    assert batch.sampled_positions.tolist() == [5, 1]
+
+    table.feed(np.array([0, 2]), np.array([15, 31]))
+    batch = lay_out(table, chunks=[Chunk(1, 2, [22], True), Chunk(3, 2, [42, 43], False)])
+    assert batch.tokens.tolist() == [42, 43, 15, 31, 22]
+    assert batch.positions.tolist() == [2, 3, 5, 1, 2]
+    assert segments(batch) == ([2, 5], [[1]], [[1]])
 
 
 def test_sums_of_rows_that_come_and_go_are_those_that_they_joined_with():
