@@ -2,7 +2,9 @@
 
 Columns of q, k, v, gate and up are split over the ranks, and so are the inputs of o and down, whose
 outputs are summed over the ranks; the vocabulary is split too. An adapter is split as its base: of
-the first five B, of the other two A (Shoeybi et al. 2019 for the split, arXiv 1909.08053).
+the first five B, of the other two A (Shoeybi et al. 2019 for the split, arXiv 1909.08053). Of what
+it changes in the embedding or the head, each rank has the part of its tokens; of rows that are the
+adapter's own, which may be of any tokens, each has an even share.
 """
 
 from __future__ import annotations
@@ -97,6 +99,12 @@ def shard(widths: Widths, rank: int, size: int) -> Shard:
         tokens_padded=tokens,
         head_dim=widths.head_dim,
     )
+
+
+def share(count: int, rank: int, size: int) -> Span:
+    """Return a rank's part of ``count`` things that lie evenly on all; the last have fewer."""
+    each = -(-count // size)
+    return Span(min(rank * each, count), min((rank + 1) * each, count))
 
 
 def _refusal(widths: Widths, size: int) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from weft.runtime.actor import Actor
 from weft.runtime.config import Config, ConfigError
+from weft.runtime.replicas import replica_of, schedulers
 from weft.runtime.topology import serving
 
 
@@ -29,15 +30,17 @@ def build(
     What is registered with ``wakes`` gives the actor a turn once it is readable.
     Raises ``ConfigError`` for what the user can mend.
     """
-    match role.rstrip("0123456789"):  # of one kind there may be several
+    match role.rstrip("0123456789_"):  # of one kind there may be several
         case "tokenizer":
             return _tokenizer(config)
         case "detokenizer":
             return _detokenizer(config)
         case "adapters":
             return _adapters(config, run_dir, wakes)
+        case "router":
+            return _router(config)
         case "scheduler":
-            return _scheduler(config)
+            return _scheduler(role, config)
         case "runner":
             return _runner(role, config, run_dir, report)
     raise AssertionError(f"no actor is called {role}")
@@ -58,24 +61,44 @@ def _detokenizer(config: Config) -> Actor[Any]:
     from weft.actors.tokenizer.text_model import TextModel, keep_torch_out
 
     keep_torch_out()
-    return Detokenizer(Vocabulary(TextModel.load(config).backend))
+    vocabulary = Vocabulary(TextModel.load(config).backend)
+    return Detokenizer(vocabulary, schedulers=schedulers(config.data_parallel_size))
 
 
 def _adapters(config: Config, run_dir: Path, wakes: select.epoll) -> Actor[Any]:
     from weft.actors.adapters.actor import AdapterStore
     from weft.actors.adapters.base import BaseShapes
     from weft.actors.adapters.files import LocalFiles
+    from weft.actors.adapters.loader import Loader
     from weft.actors.adapters.sandbox import SandboxedLoader
+    from weft.actors.adapters.sources.build import with_sources
 
     base, now_s = BaseShapes.load(config.model), int(time.time())
-    loader = SandboxedLoader(config, base, run_dir / "adapters", wakes)
-    return AdapterStore(config, LocalFiles(), loader, str(run_dir), started_s=now_s)
+    folders = SandboxedLoader(config, base, run_dir / "adapters", wakes)
+    loader: Loader = folders
+    if config.has_remote_adapters:
+        loader = with_sources(folders, config, base, wakes)
+    return AdapterStore(
+        config,
+        LocalFiles(),
+        loader,
+        str(run_dir),
+        started_s=now_s,
+        schedulers=schedulers(config.data_parallel_size),
+    )
 
 
-def _scheduler(config: Config) -> Actor[Any]:
+def _router(config: Config) -> Actor[Any]:
+    from weft.actors.router.actor import Router
+
+    return Router(config)
+
+
+def _scheduler(role: str, config: Config) -> Actor[Any]:
     from weft.actors.scheduler.actor import Scheduler
 
-    return Scheduler(config, runners=serving(config).group)
+    replica = replica_of(role, config.data_parallel_size)
+    return Scheduler(config, runners=serving(config).groups[role], replica=replica)
 
 
 def _runner(
@@ -86,10 +109,19 @@ def _runner(
     from weft.actors.runner.architecture import UnsupportedModel
     from weft.actors.runner.torch_engine import TorchEngine
 
+    replica = replica_of(role, config.data_parallel_size)
+    rank = serving(config).groups[replica.scheduler].index(role)
+    first_device = replica.index * config.tensor_parallel_size
+    meeting = run_dir / replica.scheduler  # where the ranks of a group find each other
+    meeting.mkdir(mode=0o700, exist_ok=True)
     try:
-        rank = serving(config).group.index(role)
-        joined = group.join(config, rank, run_dir)
-        engine = TorchEngine(config, lambda share: report(share, "loading weights"), joined)
+        joined = group.join(config, rank, meeting, first_device=first_device)
+        engine = TorchEngine(
+            config,
+            lambda share: report(share, "loading weights"),
+            joined,
+            first_device=first_device,
+        )
     except UnsupportedModel as error:
         raise ConfigError(str(error)) from None
-    return Runner(engine, role=role)
+    return Runner(engine, role=role, scheduler=replica.scheduler)

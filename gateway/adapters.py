@@ -22,8 +22,9 @@ class _Body(BaseModel):
 class AdapterBody(_Body):
     """What a name is to mean."""
 
-    source: Text  # a PEFT folder, inside adapter_roots
+    source: Text  # a PEFT folder inside adapter_roots, or a hub id or URL inside adapter_sources
     pinned: bool | None = None
+    digest: Annotated[str | None, Field(description="that the content must have")] = None
 
 
 class NamedAdapterBody(AdapterBody):
@@ -82,9 +83,9 @@ async def list_adapters(request: Request) -> Json:
 
 @router.post("/v1/adapters")
 async def add_adapter(body: NamedAdapterBody, request: Request) -> Json:
-    """Let a new name mean the adapter of a folder; with ``replace``, or an old one."""
+    """Let a new name mean the adapter of a source; with ``replace``, or an old one."""
     changed = await _client(request).load_adapter(
-        body.name, body.source, replace=body.replace, pinned=body.pinned
+        body.name, body.source, replace=body.replace, pinned=body.pinned, digest=body.digest
     )
     return _changed(changed)
 
@@ -111,9 +112,9 @@ async def show_adapter(name: str, request: Request) -> Json:
 
 @router.put("/v1/adapters/{name:path}")
 async def put_adapter(name: str, body: AdapterBody, request: Request) -> Json:
-    """Let a name mean the adapter of a folder, whatever it meant before."""
+    """Let a name mean the adapter of a source, whatever it meant before."""
     changed = await _client(request).load_adapter(
-        name, body.source, replace=True, pinned=body.pinned
+        name, body.source, replace=True, pinned=body.pinned, digest=body.digest
     )
     return _changed(changed)
 

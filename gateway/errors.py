@@ -29,6 +29,7 @@ _REFUSALS = {
     "name_taken": (400, _INVALID, "name_taken"),
     "queue_full": (429, "rate_limit_exceeded", "rate_limit_exceeded"),
     "rate_limit_exceeded": (429, "rate_limit_exceeded", "rate_limit_exceeded"),
+    "source_unavailable": (503, "server_error", "source_unavailable"),
     "draining": (503, "server_error", "service_unavailable"),
 }
 

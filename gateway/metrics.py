@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -15,12 +15,16 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from weft.gateway import tiers
 from weft.runtime.client import Report
 from weft.runtime.messages import METRIC_BUCKETS_S
+from weft.runtime.replicas import without_replica
 
 # Of each adapter and of the base. ``model`` is what clients call it; several names of the same
 # content are one adapter.
 _LABELS = ("model", "digest")
+_buckets = partial(tiers.histogram, METRIC_BUCKETS_S)
+
 _COUNTERS = {
     "requests": "Requests accepted",
     "prompt_tokens": "Prompt tokens of accepted requests",
@@ -53,14 +57,12 @@ class _Reported(Collector):
         self._report = report
 
     def collect(self) -> Iterator[Metric]:
-        for process, counters in self._report.sections.items():
-            for name, value in counters.items():
-                yield _process_metric(process, name, value)
+        yield from _of_processes(self._report.sections)
         adapters = self._report.adapters
         for name, help_text in _COUNTERS.items():
             counter = CounterMetricFamily(f"weft_adapter_{name}", help_text, labels=_LABELS)
             for adapter in adapters:
-                counter.add_metric(_labels(adapter), adapter[name])
+                counter.add_metric(tiers.model_labels(adapter), adapter[name])
             yield counter
         for name, (field, help_text) in _HISTOGRAMS.items():
             histogram = HistogramMetricFamily(
@@ -68,14 +70,16 @@ class _Reported(Collector):
             )
             for adapter in adapters:
                 buckets = _buckets(adapter[field])
-                histogram.add_metric(_labels(adapter), buckets, adapter[f"{field}_sum"])
+                histogram.add_metric(tiers.model_labels(adapter), buckets, adapter[f"{field}_sum"])
             yield histogram
         resident = GaugeMetricFamily(
             "weft_adapter_resident", "1 if the adapter is on the device", labels=_LABELS
         )
         for adapter in adapters:
-            resident.add_metric(_labels(adapter), float(adapter["resident"]))
+            resident.add_metric(tiers.model_labels(adapter), float(adapter["resident"]))
         yield resident
+        yield from tiers.of_requests(self._report)
+        yield from tiers.of_tiers(self._report)
         yield from _of_tenants(self._report.tenants)
 
 
@@ -99,17 +103,19 @@ def _of_tenants(tenants: Sequence[dict[str, Any]]) -> Iterator[Metric]:
     yield service
 
 
-def _process_metric(process: str, name: str, value: float) -> Metric:
-    full_name, help_text = f"weft_{process}_{name}", f"{name} of the process {process}"
-    if name.endswith("_total"):
-        return CounterMetricFamily(full_name, help_text, value=value)
-    return GaugeMetricFamily(full_name, help_text, value=value)
-
-
-def _labels(adapter: dict[str, Any]) -> list[str]:
-    return [",".join(adapter["names"]), adapter["digest"] or ""]
-
-
-def _buckets(counts: Sequence[int]) -> list[tuple[str, float]]:
-    edges = [*(str(edge) for edge in METRIC_BUCKETS_S), "+Inf"]
-    return list(zip(edges, map(float, accumulate(counts)), strict=True))
+def _of_processes(sections: Mapping[str, Mapping[str, float]]) -> Iterator[Metric]:
+    """Yield each process's counters; those of several replicas are one family, by label."""
+    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    for role, counters in sections.items():
+        process, replica = without_replica(role)
+        labels = [] if replica is None else [str(replica)]
+        for name, value in counters.items():
+            full_name = f"weft_{process}_{name}"
+            family = families.get(full_name)
+            if family is None:
+                kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+                help_text = f"{name} of the process {process}"
+                family = kind(full_name, help_text, labels=["replica"][: len(labels)])
+                families[full_name] = family
+            family.add_metric(labels, value)
+    yield from families.values()

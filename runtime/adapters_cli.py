@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os.path
+from typing import Any
 
-from weft.runtime.client import Adapter, Changed, Client, Disconnected, NoRun, Refused
+from weft.runtime import sources
+from weft.runtime.adapters_table import ROWS, SORTS, TIERS, View, summary, table
+from weft.runtime.client import Changed, Client, Disconnected, NoRun, Refused
 from weft.runtime.config import ConfigError
-
-_COLUMNS = ("NAME", "VERSION", "DIGEST", "RANK", "TIER", "PINNED", "REQUESTS", "TOTAL", "ROOT")
-DIGEST_DIGITS_SHOWN = 12
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,10 +22,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--run", metavar="DIR", help="as `weft serve` prints it; default: newest")
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    actions.add_parser("list", help="a table of all of them (what happens without an action)")
-    load = actions.add_parser("load", help="let a name mean the adapter of a folder")
+    listing = actions.add_parser("list", help="a table of them (what happens without an action)")
+    _add_view(parser, is_action=False)
+    _add_view(listing, is_action=True)
+    load = actions.add_parser("load", help="let a name mean an adapter")
     load.add_argument("name", metavar="NAME")
-    load.add_argument("source", metavar="FOLDER")
+    load.add_argument("source", metavar="SOURCE", help="a folder, org/name of the hub, or a URL")
+    load.add_argument("--digest", metavar="SHA256", help="that its content must have")
     load.add_argument("--replace", action="store_true", help="though it means another one now")
     load.add_argument("--pin", action="store_true", help="keep it in host memory")
     for action, text in (
@@ -41,29 +45,23 @@ def run(options: argparse.Namespace) -> int:
     try:
         with Client(options.run, name="command") as client:
             print(_done(client, options))
-    except (NoRun, Disconnected, Refused) as error:
+    except (NoRun, Disconnected, Refused, sources.BadSource) as error:
         raise ConfigError(str(error)) from None
     return 0
-
-
-def table(adapters: list[Adapter]) -> str:
-    """Return adapters as lines of columns, and what is wrong with those that cannot be used."""
-    rows = [_COLUMNS, *map(_row, adapters)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    lines += [f"{a.name} cannot be used: {a.refused}" for a in adapters if a.refused is not None]
-    return "\n".join(lines)
 
 
 def _done(client: Client, options: argparse.Namespace) -> str:
     match options.action:
         case None | "list":
-            return table(client.adapters())
+            return _listed(client, options)
         case "load":
             pinned = True if options.pin else None
-            source = os.path.abspath(options.source)
             changed = client.load_adapter(
-                options.name, source, replace=options.replace, pinned=pinned
+                options.name,
+                _located(options.source),
+                replace=options.replace,
+                pinned=pinned,
+                digest=options.digest,
             )
         case "unload":
             changed = client.unload_adapter(options.name)
@@ -76,23 +74,47 @@ def _done(client: Client, options: argparse.Namespace) -> str:
     return _told(options.name, changed)
 
 
+def _add_view(parser: argparse.ArgumentParser, *, is_action: bool) -> None:
+    """Add what may be said of a table, before its action or after it."""
+    view = parser.add_argument_group("of the table")
+
+    def add(flag: str, default: object, text: str, **more: Any) -> None:
+        # What is not said after the action must not undo what was said before it.
+        view.add_argument(
+            flag, default=argparse.SUPPRESS if is_action else default, help=text, **more
+        )
+
+    add("--match", None, "only names like this, with * and ?", metavar="PATTERN")
+    add("--tier", None, "only those that lie there", choices=TIERS)
+    add("--sort", "use", "default: use, the busiest first", choices=list(SORTS))
+    add("--limit", None, f"rows; 0: all; default: {ROWS}", type=int, metavar="N")
+    add("--offset", 0, "rows that are left out before them", type=int, metavar="N")
+    add("--json", False, "all fields, for programs; all rows by default", action="store_true")
+
+
+def _listed(client: Client, options: argparse.Namespace) -> str:
+    if (options.limit or 0) < 0 or options.offset < 0:
+        raise ConfigError("--limit and --offset cannot be negative")
+    rows = 0 if options.json else ROWS
+    limit = rows if options.limit is None else options.limit
+    view = View(options.match, options.tier, options.sort, limit, options.offset)
+    adapters = client.adapters()
+    if options.json:
+        chosen = view.page(view.chosen(adapters))
+        return json.dumps([adapter._asdict() for adapter in chosen], indent=1)
+    return f"{table(adapters, view)}\n\n{summary(adapters, client.inspect())}"
+
+
+def _located(source: str) -> str:
+    """Return a source that does not depend on the current directory."""
+    place, _ = sources.split_digest(source)
+    is_elsewhere = sources.is_remote(place) or sources.hub_id(place, os.curdir) is not None
+    return source if is_elsewhere else os.path.abspath(source)
+
+
 def _told(name: str, changed: Changed) -> str:
     outcome = changed.outcome.replace("_", " ")
     if not changed.adapters:
         return f"{name}: {outcome}"
     [adapter] = changed.adapters
     return f"{name}: {outcome}, version {adapter.version}, tier {adapter.tier}"
-
-
-def _row(adapter: Adapter) -> tuple[str, ...]:
-    return (
-        adapter.name,
-        str(adapter.version),
-        (adapter.digest or "-")[:DIGEST_DIGITS_SHOWN],
-        "-" if adapter.rank is None else str(adapter.rank),
-        "refused" if adapter.refused else adapter.tier,
-        "yes" if adapter.pinned else "no",
-        str(adapter.requests),
-        str(adapter.requests_total),
-        adapter.root,
-    )

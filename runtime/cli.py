@@ -55,9 +55,11 @@ def _serve(options: argparse.Namespace) -> int:
 def _shown(options: argparse.Namespace) -> Config:
     """Return the configuration whose topology is asked for; without a file, of the defaults."""
     shown = config.load(options.config) if options.config else Config(model="")
-    if options.tensor_parallel_size is None:
-        return shown
-    return msgspec.structs.replace(shown, tensor_parallel_size=options.tensor_parallel_size)
+    given = {
+        name: value for name in ("tensor_parallel_size", "data_parallel_size")
+        if (value := vars(options)[name]) is not None
+    }  # fmt: skip
+    return msgspec.structs.replace(shown, **given)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     show.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="of this YAML file")
     show.add_argument("--mermaid", action="store_true", help="as a diagram in Mermaid's language")
-    show.add_argument("--tensor-parallel-size", type=int, metavar="INT", help="default: CONFIG's")
+    for size in ("--tensor-parallel-size", "--data-parallel-size"):
+        show.add_argument(size, type=int, metavar="INT", help="default: CONFIG's")
     return parser
 
 

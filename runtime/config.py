@@ -10,8 +10,10 @@ from typing import Any, Literal
 import msgspec
 import yaml
 
+from weft.runtime import sources
+
 # More than any machine has devices; that a model cannot be split so is only known once it is read.
-RANKS_MAX = 64
+RUNNERS_MAX = 64
 
 
 class ConfigError(Exception):
@@ -64,11 +66,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     chat_template: str | None = None  # a Jinja file over the tokenizer's own
 
     # Adapters.
-    # name -> PEFT folder, relative to the configuration file; or a list of "name=folder".
+    # name -> PEFT folder, relative to the configuration file, hub id or URL; or "name=source" each.
     adapters: dict[str, str] = {}
     adapters_folder: str | None = None  # its sub-folders are adapters too, read at first use
     adapter_roots: list[str] = []  # where requests may load adapters from, beside those above
+    adapter_sources: list[str] = []  # the same of hf://, s3:// and the like: what lies below these
+    adapter_cache: str | None = None  # where downloads are kept; default: ~/.cache/weft/adapters
+    adapter_cache_mib: int = 16384
     max_lora_rank: int = 64
+    # Embeddings, heads and norms that an adapter's file may have beside LoRA; 0: none.
+    max_whole_modules_mib: int = 2048
     max_loras_per_batch: int = 8  # distinct adapters that run at once
     max_loras_per_request: int = 4  # adapters whose updates one request may add up
     max_loaded_loras: int = 64  # distinct adapters on the device
@@ -92,6 +99,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     enable_chunked_prefill: bool = True
     max_queued_requests: int = 1024  # beyond it: 429
     tensor_parallel_size: int = 1  # runners that share one model
+    data_parallel_size: int = 1  # replicas of the model, each with a scheduler of its own
+    load_balance_method: Literal["adapter_aware", "total_tokens", "round_robin"] = (
+        "adapter_aware"  # which replica a request goes to
+    )
     threads: int | None = None  # of each runner on CPU; default: the cores, divided among them
 
     # Tenants: whose requests share one turn. The key's owner, else ``user``, else the adapter.
@@ -115,7 +126,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         for name in (
             "max_lora_rank", "max_loras_per_batch", "max_loras_per_request", "max_loaded_loras",
             "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_mib",
-            "max_queued_requests", "tensor_parallel_size", "adapter_host_memory_mib",
+            "max_queued_requests", "tensor_parallel_size", "data_parallel_size",
+            "adapter_host_memory_mib", "adapter_cache_mib",
         ):  # fmt: skip
             value = getattr(self, name)
             need(value > 0, f"{name} is {value}: it must be positive")
@@ -140,15 +152,21 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             f"({self.max_loras_per_batch}): what runs together is on the device together",
         )
         need(
-            self.tensor_parallel_size <= RANKS_MAX,
-            f"tensor_parallel_size is {self.tensor_parallel_size}: each is a process on this "
-            f"machine, at most {RANKS_MAX}",
+            self.runners <= RUNNERS_MAX,
+            f"tensor_parallel_size times data_parallel_size is {self.runners}: each is a process "
+            f"on this machine, at most {RUNNERS_MAX}",
         )
         need(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization is a share: 0 to 1")
         need(0 <= self.port < 65536, f"port is {self.port}: it must be 0 (any free one) to 65535")
+        need(self.max_whole_modules_mib >= 0, "max_whole_modules_mib cannot be negative")
         need(self.drain_timeout_s >= 0, "drain_timeout_s cannot be negative")
         need(self.max_cpu_loras is None or self.max_cpu_loras > 0, "max_cpu_loras must be positive")
         need(self.threads is None or self.threads > 0, "threads must be positive")
+
+    @property
+    def runners(self) -> int:
+        """Runners of all replicas."""
+        return self.tensor_parallel_size * self.data_parallel_size
 
     @property
     def host_memory_bytes(self) -> int:
@@ -165,6 +183,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def row_loras_max(self) -> int:
         """The most adapters of one request: all of them run in one batch."""
         return min(self.max_loras_per_request, self.max_loras_per_batch)
+
+    @property
+    def has_remote_adapters(self) -> bool:
+        """Whether anything may have to be downloaded."""
+        return bool(self.adapter_sources) or any(map(sources.is_remote, self.adapters.values()))
+
+    @property
+    def whole_modules_bytes_max(self) -> int:
+        """Bytes of whole modules that an adapter's file may have."""
+        return self.max_whole_modules_mib * 1024 * 1024
 
     @property
     def base_name(self) -> str:
@@ -221,8 +249,11 @@ def _nearest(key: str) -> str:
 def _with_absolute_paths(config: Config, folder: Path) -> Config:
     changes: dict[str, Any] = {
         "model": str(folder / config.model),
-        "adapters": {name: str(folder / path) for name, path in config.adapters.items()},
+        "adapters": {name: _located(name, s, folder) for name, s in config.adapters.items()},
+        "adapter_sources": [_prefix(prefix) for prefix in config.adapter_sources],
     }
+    if config.adapter_cache:
+        changes["adapter_cache"] = str(folder / config.adapter_cache)
     changes["adapter_roots"] = [str(folder / root) for root in config.adapter_roots]
     if config.adapters_folder:
         changes["adapters_folder"] = str(folder / config.adapters_folder)
@@ -238,6 +269,25 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     if config.base_name in config.adapters:
         raise ConfigError(f"adapters: {config.base_name!r} is the base model's own name")
     return config
+
+
+def _located(name: str, source: str, folder: Path) -> str:
+    """Return a source that does not depend on where the configuration's file lies."""
+    try:
+        place, digest = sources.split_digest(source)
+        found = sources.parse(place)
+        if isinstance(found, str):
+            found = sources.hub_id(found, str(folder)) or str(folder / found)
+        return sources.with_digest(str(found), digest)
+    except sources.BadSource as error:
+        raise ConfigError(f"adapters: {name}: {source!r}: {error}") from None
+
+
+def _prefix(prefix: str) -> str:
+    try:
+        return str(sources.parse_prefix(prefix))
+    except sources.BadSource as error:
+        raise ConfigError(f"adapter_sources: {prefix!r}: {error}") from None
 
 
 def _checked_keys(keys: dict[str, str] | str, folder: Path) -> dict[str, str]:

@@ -136,10 +136,11 @@ class Launcher:
         """Start the actors; once they are ready, what lets the world in."""
         handover = Handover(self._config, self._topology_name, os.getpid(), identity.fresh_key())
         handover.write(run_dir.path)
-        group = self._topology.group
+        computing = [role for group in self._topology.groups.values() for role in group]
         is_ours = cores.is_machine_ours(run_dir.path)
-        divided = cores.shares(len(group), self._config.threads, cores.usable(), is_ours=is_ours)
-        self._shares = dict(zip(group, divided, strict=True))
+        threads = self._config.threads
+        divided = cores.shares(len(computing), threads, cores.usable(), is_ours=is_ours)
+        self._shares = dict(zip(computing, divided, strict=True))
         for is_actor in (True, False):
             for process in self._topology.processes:
                 if process.is_actor == is_actor:

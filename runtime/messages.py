@@ -22,7 +22,8 @@ PRIORITY_MAX = 100
 # the sums of the device overflow.
 LORA_SCALE_MAX = 1000.0
 
-# Token ids, rows, pages and slots: all below 2**31, because devices index with int32.
+# Token ids, rows, pages and slots: all below 2**31, because devices index with int32. A sequence's
+# number goes to no device: below 2**53, as every client's language has it.
 Sequence = int
 
 
@@ -123,7 +124,8 @@ class Inspect(Message, frozen=True):
     """Client to tokenizer: check every actor's invariants and report its counters.
 
     Travels tokenizer, adapters, scheduler, runner, scheduler, detokenizer, client; each appends.
-    With several runners it comes back to the scheduler between them.
+    With several runners it comes back to the scheduler between them, and with several schedulers
+    to the router.
     """
 
     label: str
@@ -139,9 +141,10 @@ class LoadAdapter(Message, frozen=True):
 
     label: str
     name: str
-    source: str  # a PEFT folder, inside the allowed roots
+    source: str  # a PEFT folder, inside the allowed roots; or org/name of the hub, or a URL
     replace: bool = False
     pinned: bool | None = None  # None: as it was, at first not
+    digest: str | None = None  # that the content must have, as AdapterState has it
 
 
 class UnloadAdapter(Message, frozen=True):
@@ -220,13 +223,16 @@ class AdapterState(Part, frozen=True):
     digest: str | None  # None: not read yet, or refused
     root: str
     rank: int | None
-    size_bytes: int | None  # in host memory; None: not known yet
+    size_bytes: int | None  # that it takes in host memory; None: not known yet
     tier: str  # where it is nearest to being used: "device", "host" or "disk"
     pinned: bool
     requests: int  # that are queued or running with its content
     requests_total: int  # with its content, since it was first used
     created_s: int
     refused: str | None = None  # why it cannot be used, if so
+    # Requests by where it lay when they came: on the device, in host memory, on disk.
+    hits: list[int] = []
+    queue_s_mean: float | None = None  # from acceptance to the first step; None: nothing ran yet
 
 
 class AdapterAnswer(Message, frozen=True):
@@ -254,10 +260,10 @@ class AdapterEntry(Part, frozen=True):
     created_s: int
     refused: str | None = None
     version: int = 0
-    is_additive: bool = True  # its update may be multiplied, and added to those of others
-    invocation_tokens: list[
-        int
-    ] = []  # where a prompt has them last it begins to act; none: at once
+    tokens_added: int = 0  # ids beyond the base's vocabulary that are the adapter's own
+    is_additive: bool = True  # it is updates alone: they may be multiplied, and added to others
+    # It begins to act where a prompt has these last; none: at the start.
+    invocation_tokens: list[int] = []
 
     @property
     def is_unread(self) -> bool:
@@ -369,7 +375,8 @@ class CatalogSeen(Message, frozen=True):
     """Tokenizer to scheduler to adapters: names were resolved by this catalog from here on.
 
     Links keep their order. So when the store hears it, the scheduler holds every request that was
-    resolved by an older catalog: no digest that has no name in this one comes up again.
+    resolved by an older catalog: no digest that has no name in this one comes up again. The router
+    passes it to the first of several schedulers once each of those requests has been accepted.
     """
 
     version: int
@@ -390,22 +397,38 @@ class Inspection(Message, frozen=True):
     sections: dict[str, dict[str, float]]  # actor -> counter -> value
     adapters: list[AdapterMetrics] = []
     tenants: list[TenantMetrics] = []
+    loads: list[LoadMetrics] = []
 
 
 # ---- scheduler to tokenizer ---------------------------------------------------------------------
 
 
 class Reject(Message, frozen=True):
-    """Scheduler to tokenizer: no room for the request; tell the client."""
+    """Scheduler to tokenizer: no room for the request; tell the client.
+
+    Or, of several schedulers, to router: which asks another one first, if the queue is full.
+    """
 
     client: str
     refused: Refused
+    request_id: str
+
+
+class Progress(Message, frozen=True):
+    """Scheduler to router: what has become of its requests, and which adapters came and went."""
+
+    accepted: list[str] = []  # request ids
+    ended: list[str] = []  # request ids, one for each choice that is over
+    metered: list[str] = []  # request ids, one for each token of an answer that a limit counts
+    loaded: list[str] = []  # digests
+    evicted: list[str] = []
 
 
 class AdapterReply(Message, frozen=True):
     """Adapters to scheduler to tokenizer: the answer for a client.
 
-    The scheduler fills in what it alone knows of each adapter: device and requests.
+    A scheduler fills in what it alone knows of each adapter: device and requests. Of several, one
+    after the other does, each of which gives it back to the router; the numbers are sums.
     """
 
     client: str
@@ -429,6 +452,7 @@ class Acquired(Message, frozen=True):
     rank: int
     size_bytes: int
     granules: int  # in the layer that has most, of one tensor-parallel rank's share
+    was_read: bool = False  # it was not in host memory when it was asked for
 
 
 class AcquireFailed(Message, frozen=True):
@@ -579,7 +603,8 @@ class End(Part, frozen=True):
     output_tokens: int
     cached_tokens: int  # of the prompt, found in the prefix cache
     error: str | None = None  # what went wrong, for reason "error"
-    # The scheduler's steps that computed it: sequences whose ranges overlap shared batches.
+    # The scheduler's steps that computed it: sequences whose ranges overlap shared batches. Those
+    # of several schedulers never do.
     first_step: int | None = None  # None: it never ran
     last_step: int | None = None
 
@@ -658,6 +683,10 @@ class AdapterMetrics(Part, frozen=True):
     first_token_s: list[int]
     first_token_s_sum: float
     resident: bool  # on the device now
+    # Requests by where it lay when they came: on the device, in host memory, on disk.
+    hits: list[int] = []
+    running: int = 0  # requests now
+    waiting: int = 0  # that have not begun
 
 
 class TenantMetrics(Part, frozen=True):
@@ -677,6 +706,22 @@ class TenantMetrics(Part, frozen=True):
 METRIC_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
+class LoadMetrics(Part, frozen=True):
+    """How long a process took to bring adapters to its memory."""
+
+    process: str
+    tier: str  # "host": read from disk and checked; "device": copied from host memory
+    seconds: list[int]  # histogram: counts in LOAD_BUCKETS_S, and one more for the rest
+    seconds_sum: float
+
+
+# Upper edges of the histograms in LoadMetrics, in seconds: a small adapter takes less than one
+# millisecond, a large one from a slow disk a minute.
+LOAD_BUCKETS_S = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
+)  # fmt: skip
+
+
 class Report(Message, frozen=True):
     """Detokenizer to client: the answer to ``Inspect``."""
 
@@ -684,6 +729,7 @@ class Report(Message, frozen=True):
     sections: dict[str, dict[str, float]]
     adapters: list[AdapterMetrics]
     tenants: list[TenantMetrics] = []
+    loads: list[LoadMetrics] = []
 
 
 # ---- link control: every edge, both ways --------------------------------------------------------
@@ -719,6 +765,7 @@ TokenizerInbox = (
 AdaptersInbox = (
     Acquire | Release | CatalogSeen | Retired | AdapterRequest | Discover | Inspection
 )  # fmt: skip
+RouterInbox = Generate | Abort | CatalogSeen | Reject | Progress | AdapterReply | Inspection
 SchedulerInbox = (
     Generate | Abort | CatalogSeen | Inspection | Acquired | AcquireFailed | Retire | AdapterReply
     | RunnerReady | StepDone | StopFound | ClientGone

@@ -36,6 +36,7 @@ from weft.runtime.messages import (
     Models,
     PinAdapter,
     PrefetchAdapter,
+    Progress,
     Refused,
     Reject,
     Release,
@@ -51,6 +52,7 @@ from weft.runtime.messages import (
     Text,
     UnloadAdapter,
 )
+from weft.runtime.replicas import Replica
 
 # The name that stands for any process outside the table: the gateway, or a program of a user's.
 CLIENT = "client"
@@ -72,7 +74,7 @@ class Process(NamedTuple):
     purpose: str
     start: str
     is_actor: bool = True
-    computes: bool = False  # all that do share the cores; the others get one
+    group: str = ""  # whoever computes has one, and all share the cores; the others get one core
 
 
 class Edge(NamedTuple):
@@ -96,9 +98,13 @@ class Topology(NamedTuple):
     edges: tuple[Edge, ...]
 
     @property
-    def group(self) -> list[str]:
-        """The roles that compute each step together, by rank."""
-        return [process.role for process in self.processes if process.computes]
+    def groups(self) -> dict[str, list[str]]:
+        """The roles that compute each step together, by rank; each group by its name."""
+        groups: dict[str, list[str]] = {}
+        for process in self.processes:
+            if process.group:
+                groups.setdefault(process.group, []).append(process.role)
+        return groups
 
     def process(self, role: str) -> Process:
         """Return the row of a role."""
@@ -151,8 +157,9 @@ def as_table(topology: Topology) -> str:
         lines.append(f"  {edge.connects} -> {edge.binds}")
         lines.append(f"      -> {edge.forward_window:>4}  {_names(edge.forward, ', ')}")
         lines.append(f"      <- {edge.backward_window:>4}  {_names(edge.backward, ', ')}")
-    if len(topology.group) > 1:
-        lines += ["", f"compute each step together: {', '.join(topology.group)}"]
+    together = [group for group in topology.groups.values() if len(group) > 1]
+    lines += [""] if together else []
+    lines += [f"compute each step together: {', '.join(group)}" for group in together]
     return "\n".join(lines)
 
 
@@ -168,8 +175,9 @@ def as_mermaid(topology: Topology) -> str:
         ):
             if flow:
                 lines.append(f'    {source} -->|"{_names(flow, "<br/>")}"| {target}')
-    if len(topology.group) > 1:
-        lines.append(f"    {' <-.-> '.join(topology.group)}")
+    for group in topology.groups.values():
+        if len(group) > 1:
+            lines.append(f"    {' <-.-> '.join(group)}")
     return "\n".join(lines)
 
 
@@ -186,30 +194,27 @@ _FROM_FIRST_RUNNER = (RunnerReady, StepDone, Inspection)
 
 
 def serving(config: Config) -> Topology:
-    """Return weft's own table: one runner for each rank of the tensor-parallel group."""
-    return with_runners(config.tensor_parallel_size)
+    """Return weft's own table: schedulers, and one runner for each rank of each one's group."""
+    return with_runners(config.tensor_parallel_size, replicas=config.data_parallel_size)
 
 
-def with_runners(count: int) -> Topology:
-    """Return the table with ``count`` runners, of ranks 0 to ``count - 1``.
+def with_runners(count: int, *, replicas: int = 1) -> Topology:
+    """Return the table with ``count`` runners, of ranks 0 to ``count - 1``, for each replica.
 
     Windows: a client's 64 requests on the way are plenty, since each is answered at once; its text
     comes a message a step, and 256 steps are seconds of slack for a slow reader. Between actors
     1024 messages cover a burst from every client; a runner has two steps on the way at most.
     """
-    roles = [f"runner{rank}" for rank in range(count)]
-    purpose = "the model: executes the steps"
-    part = "its part of the model: executes the steps"
+    every = [Replica(index, replicas) for index in range(replicas)]
+    router = [Process("router", "chooses each request's scheduler", _ACTOR)]
     return Topology(
         processes=(
             Process("gateway", "HTTP", "weft.gateway.server:serve", is_actor=False),
             Process("tokenizer", "text to tokens, names to adapters", _ACTOR),
-            Process("scheduler", "owns every request; composes the steps", _ACTOR),
+            *(router if replicas > 1 else []),
+            *(Process(replica.scheduler, _purpose(replica), _ACTOR) for replica in every),
             Process("detokenizer", "tokens to text, stop strings", _ACTOR),
-            *(
-                Process(role, purpose if count == 1 else part, _ACTOR, computes=True)
-                for role in roles
-            ),
+            *(runner for replica in every for runner in _runners(replica, count)),
             Process("adapters", "adapter weights in host memory", _ACTOR),
         ),
         edges=(
@@ -224,32 +229,78 @@ def with_runners(count: int) -> Topology:
             ),
             Edge(CLIENT, "detokenizer", (), (Accepted, Text, Report), 2, 256),
             Edge(
-                "tokenizer", "scheduler", (Generate, Abort, CatalogSeen), (Reject, AdapterReply),
-                1024, 1024,
-            ),
-            Edge(
                 "adapters", "tokenizer", (Catalog,), (AdapterRequest, Discover, Inspection),
                 16, 64,
             ),
-            Edge(
-                "adapters", "scheduler",
-                (Acquired, AcquireFailed, Retire, AdapterReply, Inspection),
-                (Acquire, Release, CatalogSeen, Retired),
-                1024, 1024,
-            ),
             *(
-                Edge(
-                    role, "scheduler", _FROM_RUNNER if rank else _FROM_FIRST_RUNNER, _TO_RUNNER,
-                    64, 64,
-                )
-                for rank, role in enumerate(roles)
+                [
+                    Edge(
+                        "tokenizer", "router", (Generate, Abort, CatalogSeen),
+                        (Reject, AdapterReply), 1024, 1024,
+                    )
+                ]
+                if replicas > 1
+                else []
             ),
-            Edge(
-                "scheduler", "detokenizer", (Begin, Sampled, Inspection), (StopFound, ClientGone),
-                1024, 1024,
-            ),
+            *(edge for replica in every for edge in _edges(replica, count)),
         ),
     )  # fmt: skip
+
+
+def _purpose(replica: Replica) -> str:
+    whose = "every request" if replica.count == 1 else "its replica's requests"
+    return f"owns {whose}; composes the steps"
+
+
+def _runners(replica: Replica, count: int) -> list[Process]:
+    what = "the model" if count == 1 else "its part of the model"
+    return [
+        Process(
+            replica.runner(rank), f"{what}: executes the steps", _ACTOR, group=replica.scheduler
+        )
+        for rank in range(count)
+    ]
+
+
+def _edges(replica: Replica, runners: int) -> list[Edge]:
+    """Return the edges of one scheduler.
+
+    What the store says to clients, and an inspection, go from one scheduler to the next: the first
+    has them from the store, the others from the router, which has them from the one before.
+    """
+    scheduler = replica.scheduler
+    seen = (CatalogSeen,) if replica.is_first else ()
+    from_store = (AdapterReply, Inspection) if replica.is_first else ()
+    from_router = () if replica.is_first else (AdapterReply, Inspection)
+    to_router = (Progress,) if replica.count > 1 else ()
+    to_next, to_detokenizer = ((), (Inspection,)) if replica.is_last else ((Inspection,), ())
+    return [
+        Edge(
+            replica.door, scheduler,
+            (Generate, Abort, *seen, *from_router),
+            (Reject, AdapterReply, *to_router, *to_next),
+            1024, 1024,
+        ),
+        Edge(
+            "adapters", scheduler,
+            (Acquired, AcquireFailed, Retire, *from_store),
+            (Acquire, Release, *seen, Retired),
+            1024, 1024,
+        ),
+        *(
+            Edge(
+                replica.runner(rank), scheduler, _FROM_RUNNER if rank else _FROM_FIRST_RUNNER,
+                _TO_RUNNER, 64, 64,
+            )
+            for rank in range(runners)
+        ),
+        Edge(
+            scheduler, "detokenizer",
+            (Begin, Sampled, *to_detokenizer),
+            (StopFound, ClientGone),
+            1024, 1024,
+        ),
+    ]  # fmt: skip
 
 
 # With a single runner. A client's edges are the same with any number.

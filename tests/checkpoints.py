@@ -136,21 +136,30 @@ def save_adapters(folder: Path, model, count: int, *, seed=0, configs=None) -> d
     """Random adapters of a model, by name. The model stays as it was."""
     names = {}
     for index, config in enumerate(configs or adapter_configs(count, seed=seed)):
-        torch.manual_seed(1000 * seed + index)
-        adapted = get_peft_model(model, config)
-        for name, parameter in adapted.named_parameters():
-            with torch.no_grad():
-                if "lora_magnitude" in name:
-                    parameter.mul_(1 + torch.randn_like(parameter) * 0.3)
-                elif "lora_" in name and name.endswith("bias"):
-                    parameter.copy_(torch.randn_like(parameter) * 0.2)
-                elif "lora_" in name:
-                    parameter.copy_(torch.randn_like(parameter) * 0.3 / parameter.shape[0] ** 0.5)
         path = folder / f"adapter{index}"
-        adapted.save_pretrained(path)
-        model = adapted.unload()
+        model = save_adapter(path, model, config, seed=1000 * seed + index)
         names[path.name] = path
     return names
+
+
+def save_adapter(path: Path, model, config: LoraConfig, *, seed: int):
+    """A random adapter of a model; returns the model, as it was."""
+    torch.manual_seed(seed)
+    adapted = get_peft_model(model, config)
+    for name, parameter in adapted.named_parameters():
+        with torch.no_grad():
+            if "lora_magnitude" in name:
+                parameter.mul_(1 + torch.randn_like(parameter) * 0.3)
+            elif "modules_to_save" in name or "trainable_tokens_delta" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            elif "lora_embedding_A" in name:  # of which a token has a column
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+            elif "lora_" in name and name.endswith("bias"):
+                parameter.copy_(torch.randn_like(parameter) * 0.2)
+            elif "lora_" in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.3 / parameter.shape[0] ** 0.5)
+    adapted.save_pretrained(path)
+    return adapted.unload()
 
 
 def peft_model(model_folder: Path, adapters: dict[str, Path], **load):

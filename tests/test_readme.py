@@ -53,6 +53,7 @@ def test_the_command_that_shows_a_topology_says_what_stands_there(capsys, monkey
     assert capsys.readouterr().out.splitlines()[-1] == last
 
 
-def test_the_drawn_topology_is_that_of_two_runners(capsys):
-    assert cli.main(["topology", "--tensor-parallel-size", "2", "--mermaid"]) == 0
+@pytest.mark.parametrize("size", ["--tensor-parallel-size", "--data-parallel-size"])
+def test_the_drawn_topologies_are_those_of_two_runners_and_of_two_replicas(capsys, size):
+    assert cli.main(["topology", size, "2", "--mermaid"]) == 0
     assert f"```mermaid\n{capsys.readouterr().out}```\n" in ARCHITECTURE

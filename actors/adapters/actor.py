@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple, assert_never
 
+import msgspec
+
+from weft.actors.adapters.again import Again
 from weft.actors.adapters.asked import Asked, CannotDo, check_name, full, unknown
 from weft.actors.adapters.cache import Bounds, HostCache, Resident
-from weft.actors.adapters.errors import BadAdapter
+from weft.actors.adapters.errors import BadAdapter, GivenUp, Unavailable
 from weft.actors.adapters.fetch import Fetcher, Want
 from weft.actors.adapters.files import FileError, Files
 from weft.actors.adapters.folder import WatchedFolder
@@ -16,6 +20,7 @@ from weft.actors.adapters.loader import Content, Loaded, Loader
 from weft.actors.adapters.memory import HostMemory
 from weft.actors.adapters.registry import Registry
 from weft.actors.adapters.roots import Roots
+from weft.runtime import sources
 from weft.runtime.actor import Send, Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import (
@@ -33,25 +38,28 @@ from weft.runtime.messages import (
     Inspection,
     ListAdapters,
     LoadAdapter,
+    LoadMetrics,
     PinAdapter,
     PrefetchAdapter,
     Release,
     Retired,
     UnloadAdapter,
 )
+from weft.runtime.replicas import ALONE
 
 # Operations that wait for something, and names that may be known; more are refused.
 OPERATIONS_MAX = 1024
 NAMES_MAX = 65536
 
 QUEUE_FULL_RETRY_S = 1.0
+UNAVAILABLE_RETRY_S = 10.0
 
 
 class _Reading(NamedTuple):
     """A name whose source is being read: for a client, or because it is to be known (None)."""
 
     name: str
-    source: str
+    source: str  # with the digest that its content must have, if one was told
     asked: Asked | None
     started_ns: int
 
@@ -84,44 +92,53 @@ class AdapterStore:
         run_dir: str,
         *,
         started_s: int,
+        schedulers: Sequence[str] = (ALONE.scheduler,),
     ) -> None:
         """Read every adapter of the configuration; ``started_s`` is unix time."""
         bounds = Bounds(config.host_memory_bytes, config.max_cpu_loras)
         cache = HostCache(bounds, config.lora_eviction_policy)
+        self._schedulers = tuple(schedulers)
         self._base_name = config.base_name
         self._registry = Registry()
         self._roots = Roots(config)
         self._loader = loader
         self._memory = HostMemory(cache, files, run_dir)
         self._fetcher = Fetcher(self._registry, self._memory, loader)
-        self._leaving = Leaving()
+        self._leaving = Leaving(schedulers)
         self._folder = WatchedFolder(config.adapters_folder, files)
         self._started_s = started_s
         self._started_ns: int | None = None
         self._now_ns = 0
         self._reading: dict[int, _Reading] = {}  # by ticket
         self._lines: dict[str, deque[Asked]] = {}  # by name that is being read
+        self._again = Again()
         self._unseen: deque[_Unseen] = deque()
         self._seen = 0  # the catalog by which the tokenizer resolves names
         self._outbox: deque[Send] = deque()
         self._counts = dict.fromkeys(("reads", "read_failures", "read_us", "loads", "unloads"), 0)
+        remote = {n: s for n, s in config.adapters.items() if sources.is_remote(s)}
         for name, folder in config.adapters.items():
-            self._read(name, folder)
+            if name not in remote:
+                self._read(name, folder)
         finished: list[Loaded] = []
         while len(finished) < len(self._reading):
             loader.wait()
             finished += loader.finished()
         # In the order of the configuration, whichever was read first.
         self._hear(sorted(finished, key=lambda loaded: loaded.ticket))
+        # No network holds up the start: whoever asks for these before they have come waits.
+        for name, source in remote.items():
+            self._registry.put(self._entry(name, source, None, None))
+            self._read(name, source)
 
     def receive(self, source: str, message: AdaptersInbox, now_ns: int) -> list[Send]:
         """Take in one message; answers leave with the next ``advance``."""
         self._now_ns = now_ns
         match message:
             case Acquire(digest):
-                self._fetcher.want(Want(digest, None))
+                self._fetcher.want(Want(digest, source))
             case Release(digest):
-                self._memory.unpin(digest)
+                self._memory.unpin(digest, source)
             case AdapterRequest(client, operation):
                 self._take(Asked(client, operation))
             case Discover(name):
@@ -129,12 +146,9 @@ class AdapterStore:
             case CatalogSeen(version):
                 self._settle(version)
             case Retired(digest, version):
-                self._forget(digest, version)
-            case Inspection(client, label, sections, adapters):
-                self.check()
-                sections = {**sections, "adapters": self._counters()}
-                inspection = Inspection(client, label, sections, adapters)
-                self._outbox.append(Send("scheduler", inspection))
+                self._forget(source, digest, version)
+            case Inspection():
+                self._outbox.append(Send(self._schedulers[0], self._inspect(message)))
             case _:
                 assert_never(message)
         return []
@@ -146,11 +160,12 @@ class AdapterStore:
             self._started_ns = turn.now_ns
         if self._folder.is_due(turn.now_ns):
             self._scan()
+        self._try_again()
         # What a loader does at once is heard at once.
         self._take_loaded()
         while self._grant() or self._take_loaded():
             pass
-        room = {role: turn.room(role) for role in ("tokenizer", "scheduler")}
+        room = {role: turn.room(role) for role in ("tokenizer", *self._schedulers)}
         sends = []
         if room["tokenizer"] > 0:
             catalog = self._registry.catalog()
@@ -168,15 +183,15 @@ class AdapterStore:
 
     def lost(self, peer: str, now_ns: int) -> list[Send]:
         """Take back the pins of a scheduler that is gone, and the answers meant for it."""
-        if peer == "scheduler":
-            self._fetcher.forget_scheduler()
-            self._memory.unpin_all()
+        if peer in self._schedulers:
+            self._fetcher.forget_scheduler(peer)
+            self._memory.unpin_all(peer)
             self._leaving.unsent()
             # An answer yet unsent would tell the next scheduler of a pin that it does not have.
             self._outbox = deque(
                 send
                 for send in self._outbox
-                if not isinstance(send.message, Acquired | AcquireFailed)
+                if send.to != peer or not isinstance(send.message, Acquired | AcquireFailed)
             )
         return []
 
@@ -210,7 +225,10 @@ class AdapterStore:
             text = f"{waiting} operations wait already; try again later"
             self._refuse(asked, CannotDo("queue_full", text, None, QUEUE_FULL_RETRY_S))
         elif name in self._lines and not isinstance(asked.operation, ListAdapters):
-            self._lines[name].append(asked)
+            if isinstance(asked.operation, UnloadAdapter) and self._give_up(name):
+                self._answer(asked, "unloaded", [])
+            else:
+                self._lines[name].append(asked)
         else:
             self._begin(asked)
 
@@ -223,16 +241,16 @@ class AdapterStore:
     def _do(self, asked: Asked) -> None:
         """Do it, or begin to. Raises ``CannotDo``."""
         match asked.operation:
-            case LoadAdapter(_, name, source):
+            case LoadAdapter(_, name):
                 check_name(name, self._base_name)
                 if self._registry.find(name) is None and len(self._registry) >= NAMES_MAX:
                     text = f"{NAMES_MAX} adapters are known already; unload some"
                     raise CannotDo("invalid_value", text, "name")
                 try:
-                    folder = self._roots.resolve(source)
+                    source = self._roots.resolve(asked.operation.source, asked.operation.digest)
                 except BadAdapter as error:
                     raise CannotDo("invalid_value", f"source: {error}", "source") from None
-                self._read(name, folder, asked)
+                self._read(name, source, asked)
             case UnloadAdapter(_, name):
                 self._unload(name, asked)
             case PinAdapter() | PrefetchAdapter():
@@ -297,7 +315,8 @@ class AdapterStore:
     def _read(self, name: str, source: str, asked: Asked | None = None) -> None:
         assert name not in self._lines
         self._lines[name] = deque()
-        ticket = self._loader.start(source, with_file=asked is not None)
+        place, _ = sources.split_digest(source)
+        ticket = self._loader.start(place, with_file=asked is not None)
         self._reading[ticket] = _Reading(name, source, asked, self._now_ns)
 
     def _take_loaded(self) -> bool:
@@ -310,14 +329,15 @@ class AdapterStore:
         for loaded in finished:
             reading = self._reading.pop(loaded.ticket, None)
             if reading is None:
-                self._fetcher.take(loaded)
+                self._fetcher.take(loaded, self._now_ns)
                 continue
             self._count(reading, loaded)
             line = self._lines.pop(reading.name)
+            result = self._expected(reading, loaded.result)
             if reading.asked is None:
-                self._name(reading, loaded.result)
+                self._name(reading, result)
             else:
-                self._finish_load(reading, reading.asked, loaded.result)
+                self._finish_load(reading, reading.asked, result)
             while line:
                 self._take(line.popleft())
 
@@ -325,18 +345,52 @@ class AdapterStore:
         self._counts["reads"] += 1
         self._counts["read_us"] += (self._now_ns - reading.started_ns) // 1000
         self._counts["read_failures"] += isinstance(loaded.result, BadAdapter)
+        if isinstance(loaded.result, Content) and loaded.result.file is not None:
+            self._fetcher.reads.add(self._now_ns - reading.started_ns)
+
+    def _expected(self, reading: _Reading, result: Content | BadAdapter) -> Content | BadAdapter:
+        """Refuse content with another digest than the one that was told with its source."""
+        place, digest = sources.split_digest(reading.source)
+        if digest is None or isinstance(result, BadAdapter) or result.digest == digest:
+            return result
+        self._memory.discard(result)
+        return BadAdapter(
+            f"the content of {place} has the digest {result.digest}, not {digest} as was asked "
+            f"for; is it what you want? then give its digest, or none"
+        )
 
     def _name(self, reading: _Reading, result: Content | BadAdapter) -> None:
         """Let a name of the configuration, or of the watched folder, mean what was read."""
         entry = self._registry.find(reading.name)
-        if entry is not None and not entry.is_unread:
+        if entry is not None and entry.digest:
             return
+        if isinstance(result, Unavailable):
+            self._again.failed(reading.name, reading.source, self._now_ns)
         if isinstance(result, BadAdapter):
             self._registry.put(self._entry(reading.name, reading.source, None, str(result)))
         elif problem := self._too_large(result):
             self._registry.put(self._entry(reading.name, reading.source, None, problem))
         else:
             self._register(reading, result)
+
+    def _try_again(self) -> None:
+        """Read what could not be had, unless its name has come to mean something else."""
+        for name, source in self._again.due(self._now_ns):
+            entry = self._registry.find(name)
+            is_wanted = entry is not None and entry.refused is not None and entry.root == source
+            if is_wanted and name not in self._lines:
+                self._read(name, source)
+            else:
+                self._again.forget(name)
+
+    def _give_up(self, name: str) -> bool:
+        """End what is being read for a name that is unloaded, if that can be.
+
+        Return whether the name means nothing then.
+        """
+        [ticket] = [ticket for ticket, reading in self._reading.items() if reading.name == name]
+        is_over = self._loader.cancel(ticket)
+        return is_over and self._registry.find(name) is None and not self._lines[name]
 
     def _too_large(self, adapter: Content) -> str | None:
         """Say what is wrong with an adapter that host memory might never have room for."""
@@ -368,7 +422,10 @@ class AdapterStore:
             if isinstance(result, Content):
                 self._memory.discard(result)
             text = f"the adapter {name!r} cannot be loaded: {problem}"
-            raise CannotDo("bad_adapter", text, "source")
+            if isinstance(result, Unavailable):
+                raise CannotDo("source_unavailable", text, "source", UNAVAILABLE_RETRY_S)
+            code = "cancelled" if isinstance(result, GivenUp) else "bad_adapter"
+            raise CannotDo(code, text, "source")
         assert isinstance(result, Content)
         entry = self._registry.find(name)
         is_same = entry is not None and entry.digest == result.digest
@@ -402,8 +459,9 @@ class AdapterStore:
         for asked in self._leaving.return_(adapter.digest):
             # It was unloaded, and is back: the name that the client gave up is gone all the same.
             self._unseen.append(_Unseen(self._registry.version, asked, "unloaded"))
-        entry = self._entry(reading.name, reading.source, adapter, None)
+        entry = self._entry(reading.name, adapter.source, adapter, None)
         self._registry.put(entry, adapter.facts.size_bytes)
+        self._again.forget(reading.name)
         # First: what leaves takes a place, and would take that of what is not kept yet.
         self._keep_or_not(adapter.digest)
         if before is not None:
@@ -418,9 +476,16 @@ class AdapterStore:
             return AdapterEntry(name, root, "", 0, created_s, refused)
         facts = adapter.facts
         return AdapterEntry(
-            name, root, facts.digest, facts.rank, created_s,
-            is_additive=facts.is_additive, invocation_tokens=facts.invocation_tokens,
-        )  # fmt: skip
+            name,
+            root,
+            facts.digest,
+            facts.rank,
+            created_s,
+            refused,
+            tokens_added=facts.tokens_added,
+            is_additive=facts.is_additive,
+            invocation_tokens=facts.invocation_tokens,
+        )
 
     def _leave(self, digest: str) -> bool:
         """Let content go that a name meant until now, unless another one does: does it go?"""
@@ -449,10 +514,10 @@ class AdapterStore:
             self._answer(asked, outcome, [] if is_gone or entry is None else [entry])
         self._seen = version
         for retire in self._leaving.seen(version):
-            self._outbox.append(Send("scheduler", retire))
+            self._outbox += [Send(scheduler, retire) for scheduler in self._schedulers]
 
-    def _forget(self, digest: str, version: int) -> None:
-        unloads = self._leaving.retired(digest, version)
+    def _forget(self, scheduler: str, digest: str, version: int) -> None:
+        unloads = self._leaving.retired(scheduler, digest, version)
         if unloads is None:
             return
         self._memory.drop(digest)
@@ -487,20 +552,20 @@ class AdapterStore:
 
     def _grant(self) -> bool:
         """Answer whom there is an answer for; return whether there was anybody."""
-        granted = self._fetcher.grant()
+        granted = self._fetcher.grant(self._now_ns)
         for want, result in granted:
             self._granted(want, result)
         return bool(granted)
 
     def _granted(self, want: Want, result: Resident | CannotDo) -> None:
-        digest, asked = want
-        if asked is None:
+        digest, asked, _ = want
+        if isinstance(asked, str):
             answer = (
                 AcquireFailed(digest, str(result))
                 if isinstance(result, CannotDo)
-                else Acquired(*result)
+                else Acquired(*result, want.is_missed)
             )
-            self._outbox.append(Send("scheduler", answer))
+            self._outbox.append(Send(asked, answer))
             return
         entry = self._registry.find(asked.operation.name or "")
         if entry is None or entry.digest != digest:
@@ -521,12 +586,12 @@ class AdapterStore:
     # ---- answers --------------------------------------------------------------------------------
 
     def _refuse(self, asked: Asked, refusal: CannotDo) -> None:
-        self._outbox.append(Send("scheduler", asked.refuse(refusal)))
+        self._outbox.append(Send(self._schedulers[0], asked.refuse(refusal)))
 
     def _answer(self, asked: Asked, outcome: str, entries: list[AdapterEntry]) -> None:
         states = [self._state(entry) for entry in entries]
         answer = AdapterAnswer(asked.operation.label, outcome, states)
-        self._outbox.append(Send("scheduler", AdapterReply(asked.client, answer)))
+        self._outbox.append(Send(self._schedulers[0], AdapterReply(asked.client, answer)))
 
     def _state(self, entry: AdapterEntry) -> AdapterState:
         resident = self._memory.cache.get(entry.digest)
@@ -536,13 +601,23 @@ class AdapterStore:
             digest=entry.digest or None,
             root=entry.root,
             rank=entry.rank or None,
-            size_bytes=resident.size_bytes if resident else None,
+            size_bytes=self._registry.size_bytes(entry.digest) if entry.digest else None,
             tier="host" if resident else "disk",
             pinned=self._registry.is_pinned(entry.name),
             requests=0,
             requests_total=0,
             created_s=entry.created_s,
             refused=entry.refused,
+        )
+
+    def _inspect(self, inspection: Inspection) -> Inspection:
+        self.check()
+        reads = self._fetcher.reads
+        told = LoadMetrics("adapters", "host", list(reads.counts), reads.sum_s)
+        return msgspec.structs.replace(
+            inspection,
+            sections={**inspection.sections, "adapters": self._counters()},
+            loads=[*inspection.loads, told],
         )
 
     def _counters(self) -> dict[str, float]:
@@ -564,4 +639,5 @@ class AdapterStore:
             "hits_total": self._fetcher.hits,
             "misses_total": self._fetcher.misses,
             **{f"{name}_total": count for name, count in self._counts.items()},
+            **self._loader.counters(),
         }

@@ -23,6 +23,11 @@ MODULES = {
     "down_proj": "mlp",
 }
 
+# Modules of the model, not of a layer: token ids are an embedding's inputs and a head's outputs.
+EMBEDDING, HEAD = "embed_tokens", "lm_head"
+
+# Rows beyond the base's vocabulary. Tokens of a chat are dozens, those of a language some thousand.
+ADDED_TOKENS_MAX = 65536
 
 _Size = Annotated[int, msgspec.Meta(gt=0)]
 
@@ -43,6 +48,10 @@ class BaseShapes(msgspec.Struct, frozen=True):
     num_attention_heads: _Size
     num_key_value_heads: _Size | None = None
     head_dim: _Size | None = None
+    vocab_size: Annotated[int, msgspec.Meta(ge=0)] = 0
+    tie_word_embeddings: bool = False  # as all four families have it where it is not said
+    model_type: str = ""
+    folder: str = ""  # where the weights are
 
     @staticmethod
     def load(model: str) -> BaseShapes:
@@ -52,14 +61,14 @@ class BaseShapes(msgspec.Struct, frozen=True):
             fields = json.loads(path.read_bytes())
             # Null stands for a derived value.
             given = {name: value for name, value in fields.items() if value is not None}
-            return msgspec.convert(given, BaseShapes)
+            return msgspec.convert(given | {"folder": model}, BaseShapes)
         except (
             OSError, ValueError, AttributeError, RecursionError, msgspec.ValidationError,
         ) as error:  # fmt: skip
             raise ConfigError(f"model: {path}: {error}") from None
 
     def shape(self, module: str) -> LinearShape:
-        """Return the sizes of a module, one of ``MODULES``."""
+        """Return the sizes of a module, one of ``MODULES`` or an embedding or a head."""
         queries = self.num_attention_heads * self._head_dim
         keys = self._kv_heads * self._head_dim
         return {
@@ -70,7 +79,21 @@ class BaseShapes(msgspec.Struct, frozen=True):
             "gate_proj": LinearShape(self.hidden_size, self.intermediate_size),
             "up_proj": LinearShape(self.hidden_size, self.intermediate_size),
             "down_proj": LinearShape(self.intermediate_size, self.hidden_size),
+            EMBEDDING: LinearShape(self.vocab_size, self.hidden_size),
+            HEAD: LinearShape(self.hidden_size, self.vocab_size),
         }[module]
+
+    def norms(self) -> dict[str, int]:
+        """Return the size of every norm, by its name in the base without "model."."""
+        sizes = {"norm": self.hidden_size}
+        for layer in range(self.num_hidden_layers):
+            of_layer = f"layers.{layer}"
+            sizes[f"{of_layer}.input_layernorm"] = self.hidden_size
+            sizes[f"{of_layer}.post_attention_layernorm"] = self.hidden_size
+            if self.model_type == "qwen3":
+                sizes[f"{of_layer}.self_attn.q_norm"] = self._head_dim
+                sizes[f"{of_layer}.self_attn.k_norm"] = self._head_dim
+        return sizes
 
     def part(self, module: str, shard: Shard) -> LinearShape:
         """Return the sizes of what one rank has of a module."""
@@ -86,15 +109,20 @@ class BaseShapes(msgspec.Struct, frozen=True):
             self._kv_heads,
             self._head_dim,
             self.intermediate_size,
-            vocabulary=0,  # no adapter changes what has to do with it
+            self.vocab_size,
         )
         return [shard(widths, rank, size) for rank in range(size)]
 
-    def adapter_bytes_max(self, rank_max: int) -> int:
-        """Return more bytes than any adapter's file needs: every module, float32."""
+    def adapter_bytes_max(self, rank_max: int, whole_bytes_max: int) -> int:
+        """Return more bytes than any adapter's file needs: every module, float32.
+
+        ``whole_bytes_max`` is what whole modules may take.
+        """
         # One rank more, for magnitudes or biases.
-        ranks = rank_max + 1
-        return HEADER_BYTES_MAX + 4 * ranks * self.num_hidden_layers * sum(self._sizes())
+        layers = 4 * (rank_max + 1) * self.num_hidden_layers * sum(self._sizes())
+        tokens = self.vocab_size + ADDED_TOKENS_MAX
+        vocabulary = 2 * 4 * rank_max * (tokens + self.hidden_size)
+        return HEADER_BYTES_MAX + layers + vocabulary + whole_bytes_max
 
     @property
     def _head_dim(self) -> int:

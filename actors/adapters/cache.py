@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterator
 from typing import Literal, NamedTuple
 
@@ -26,7 +27,7 @@ class Bounds(NamedTuple):
 class HostCache:
     """Adapters within bounds; some of them stay, the others leave in the order of the policy.
 
-    A pin is the scheduler's, for as long as runners may read the file. Who is kept stays whatever
+    A pin is a scheduler's, for as long as its runners may read the file. Who is kept stays whatever
     else comes. Who is spared goes only if nobody else can. Room is reserved before an adapter is
     read, so that its bytes are counted from the moment at which it may begin to take them.
 
@@ -44,7 +45,7 @@ class HostCache:
         self._residents: dict[str, Resident] = {}  # first to be evicted first
         self._reserved: dict[str, int] = {}  # bytes by digest
         self._bytes = 0  # of both
-        self._pins: dict[str, int] = {}
+        self._pins: dict[str, Counter[str]] = {}  # digest -> pins of each holder
         self._kept: set[str] = set()  # some may not be resident
         self._spared: set[str] = set()  # likewise
         self.evictions = 0
@@ -112,29 +113,31 @@ class HostCache:
         self._spared.discard(digest)
         return self._remove(digest) if digest in self._residents else None
 
-    def pin(self, digest: str) -> Resident | None:
+    def pin(self, digest: str, holder: str) -> Resident | None:
         """Pin a resident and return it; None: it has to be added first."""
         resident = self._residents.get(digest)
         if resident is not None:
-            self._pins[digest] = self._pins.get(digest, 0) + 1
+            self._pins.setdefault(digest, Counter())[holder] += 1
             self._touch(digest)
         return resident
 
-    def unpin(self, digest: str) -> list[Resident]:
+    def unpin(self, digest: str, holder: str) -> list[Resident]:
         """Take one pin away; return those that should have gone before.
 
-        Unknown digests are ignored: their pins ended with their holder.
+        Unknown ones are ignored: they ended with their holder's former life.
         """
-        pins = self._pins.pop(digest, 0)
-        if pins > 1:
-            self._pins[digest] = pins - 1
-        if pins > 0:
+        pins = self._pins.get(digest)
+        if pins is not None and pins[holder]:
+            pins[holder] -= 1
+            self._clear(digest, pins)
             self._touch(digest)
         return self._shrink()
 
-    def unpin_all(self) -> list[Resident]:
-        """Take every pin away, as their holder is gone; return those that should have gone."""
-        self._pins.clear()
+    def unpin_all(self, holder: str) -> list[Resident]:
+        """Take away every pin of a holder that is gone; return those that should have gone."""
+        for digest, pins in list(self._pins.items()):
+            del pins[holder]
+            self._clear(digest, pins)
         return self._shrink()
 
     def reserve(
@@ -177,7 +180,8 @@ class HostCache:
         assert not self._is_over or not any(self._evictable())
         assert self.size_bytes == sum(r.size_bytes for r in self._residents.values())
         assert self._pins.keys() <= self._residents.keys()
-        assert all(count > 0 for count in self._pins.values())
+        assert all(+pins for pins in self._pins.values())
+        assert all(count >= 0 for pins in self._pins.values() for count in pins.values())
         assert self._reserved.keys().isdisjoint(self._residents)
         assert self._kept.isdisjoint(self._spared)
 
@@ -224,6 +228,10 @@ class HostCache:
         resident = self._residents.pop(digest)
         self._bytes -= resident.size_bytes
         return resident
+
+    def _clear(self, digest: str, pins: Counter[str]) -> None:
+        if not +pins:
+            del self._pins[digest]
 
     def _touch(self, digest: str) -> None:
         if self._policy == "lru":

@@ -19,14 +19,12 @@ import numpy as np
 
 from weft.actors.adapters import confine
 from weft.actors.adapters.base import BaseShapes
+from weft.actors.adapters.children import PACKET_BYTES_MAX
 from weft.actors.adapters.errors import BadAdapter
 from weft.actors.adapters.files import FileError, LocalFiles
 from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Facts
 from weft.actors.adapters.reading import read
 from weft.actors.adapters.safetensors import HEADER_BYTES_MAX
-
-# Larger than any honest one: a path has at most 4,096 bytes, a reason 1,024 characters.
-PACKET_BYTES_MAX = 64 * 1024
 
 # The exit code that says that memory did not suffice.
 EXIT_MEMORY = 3
@@ -35,8 +33,9 @@ EXIT_MEMORY = 3
 # up to 200 MiB, what a regular expression is compiled to a few.
 WORKING_MEMORY_BYTES = 512 * 1024 * 1024
 
-# The file that is read and a copy of its largest tensor while it is checked for finite values.
-_COPIES_MAX = 2
+# The file that is read, a copy of its largest tensor while it is checked for finite values, and the
+# rows that are kept of its whole matrices.
+_COPIES_MAX = 3
 
 # The socket, the file to write, one to read, and some for what Python opens.
 _FILES_MAX = 24
@@ -50,6 +49,7 @@ class Setup(msgspec.Struct, frozen=True):
 
     base: BaseShapes
     rank_max: int
+    whole_bytes_max: int
     tensor_parallel_size: int
 
 
@@ -74,7 +74,7 @@ def main() -> None:
     jobs = socket.socket(fileno=os.dup(0))
     setup = msgspec.msgpack.decode(jobs.recv(PACKET_BYTES_MAX), type=Setup)
     np.isfinite(np.zeros(1, "<f2")).all()  # whatever is loaded at first use is loaded now
-    bytes_max = setup.base.adapter_bytes_max(setup.rank_max)
+    bytes_max = setup.base.adapter_bytes_max(setup.rank_max, setup.whole_bytes_max)
     confine.confine(
         memory_bytes=WORKING_MEMORY_BYTES + _COPIES_MAX * bytes_max,
         file_bytes=bytes_max + HEADER_BYTES_MAX,
@@ -94,7 +94,13 @@ def main() -> None:
 
 def _answer(job: Job, setup: Setup, files: Iterable[BinaryIO]) -> Answer:
     try:
-        adapter = read(LocalFiles(), job.folder, setup.base, rank_max=setup.rank_max)
+        adapter = read(
+            LocalFiles(),
+            job.folder,
+            setup.base,
+            rank_max=setup.rank_max,
+            whole_bytes_max=setup.whole_bytes_max,
+        )
         parts = adapter.file()
         for file in files:
             for part in parts:
@@ -106,6 +112,7 @@ def _answer(job: Job, setup: Setup, files: Iterable[BinaryIO]) -> Answer:
             adapter.rank,
             sum(len(part) for part in parts),
             adapter.granules(setup.base, shards),
+            adapter.tokens_added,
             adapter.is_additive,
             list(adapter.invocation_tokens),
         )

@@ -10,6 +10,17 @@ class BadAdapter(Exception):
     """An adapter that cannot be used. The message names the field or tensor and what to do."""
 
 
+class Unavailable(BadAdapter):
+    """An adapter that cannot be had now, and perhaps later: the fault lies on the way to it."""
+
+
+class GivenUp(BadAdapter):
+    """An adapter that was unloaded before it had come."""
+
+    def __init__(self) -> None:
+        super().__init__("it was unloaded before it had been read; load it again if it is wanted")
+
+
 def shown(value: object) -> str:
     """Return a value of a file as a message quotes it: short, and printable as repr makes it."""
     return _cut(repr(value))

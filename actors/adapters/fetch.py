@@ -13,13 +13,16 @@ from weft.actors.adapters.files import FileError
 from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Content, Loaded, Loader
 from weft.actors.adapters.memory import HostMemory
 from weft.actors.adapters.registry import Registry
+from weft.runtime.histogram import Histogram
+from weft.runtime.messages import LOAD_BUCKETS_S
 
 
 class Want(NamedTuple):
-    """Whoever wants an adapter there: a client, or the scheduler (None), which pins it."""
+    """Who wants an adapter there: a client, or a scheduler by its role, which pins it."""
 
     digest: str
-    asked: Asked | None
+    asked: Asked | str
+    is_missed: bool = False  # it was not there when it was asked for
 
 
 class _Load(NamedTuple):
@@ -28,6 +31,7 @@ class _Load(NamedTuple):
     digest: str
     folders: tuple[str, ...]
     problem: str  # with the folder before
+    started_ns: int
 
 
 class Fetcher:
@@ -40,8 +44,9 @@ class Fetcher:
     """
 
     def __init__(self, registry: Registry, memory: HostMemory, loader: Loader) -> None:
-        self.hits = 0  # of the scheduler: it was there
+        self.hits = 0  # of schedulers: it was there
         self.misses = 0
+        self.reads = Histogram(LOAD_BUCKETS_S)  # from disk to host memory
         self._registry = registry
         self._memory = memory
         self._loader = loader
@@ -64,27 +69,27 @@ class Fetcher:
 
     def want(self, want: Want) -> None:
         """Wait for an adapter."""
-        self._waiting.append(want)
-        if want.asked is None:
-            is_there = self._memory.cache.get(want.digest) is not None
+        is_there = self._memory.cache.get(want.digest) is not None
+        self._waiting.append(want._replace(is_missed=not is_there))
+        if isinstance(want.asked, str):
             self.hits += is_there
             self.misses += not is_there
 
-    def forget_scheduler(self) -> None:
+    def forget_scheduler(self, scheduler: str) -> None:
         """Drop the wants of a scheduler that is gone."""
-        self._waiting = deque(want for want in self._waiting if want.asked is not None)
-        self._failed = [failed for failed in self._failed if failed[0].asked is not None]
+        self._waiting = deque(want for want in self._waiting if want.asked != scheduler)
+        self._failed = [failed for failed in self._failed if failed[0].asked != scheduler]
 
-    def grant(self) -> list[tuple[Want, Resident | CannotDo]]:
+    def grant(self, now_ns: int) -> list[tuple[Want, Resident | CannotDo]]:
         """Return whom there is an answer for, and begin to read what is not there."""
         granted: list[tuple[Want, Resident | CannotDo]] = []
         wants, self._waiting = self._waiting, deque()
         loading = {load.digest for load in self._loading.values()}
         wanted = {want.digest for want in wants}
-        is_full = False  # for the scheduler: those after one without a place wait as well
+        is_full = False  # for schedulers: those after one without a place wait as well
         for want in wants:
-            digest, asked = want
-            if digest in loading or (is_full and asked is None):
+            digest, asked, _ = want
+            if digest in loading or (is_full and isinstance(asked, str)):
                 self._waiting.append(want)
             elif resident := self._resident(want):
                 granted.append((want, resident))
@@ -92,8 +97,9 @@ class Fetcher:
                 loading.add(digest)
                 self._waiting.append(want)
                 unknown = f"no adapter has the digest {digest[:64]}"
-                self._begin(_Load(digest, tuple(self._registry.sources(digest)), unknown))
-            elif asked is None:
+                folders = tuple(self._registry.sources(digest))
+                self._begin(_Load(digest, folders, unknown, now_ns))
+            elif isinstance(asked, str):
                 is_full = True
                 self._waiting.append(want)
             else:
@@ -101,9 +107,11 @@ class Fetcher:
         failed, self._failed = self._failed, []
         return granted + list(failed)
 
-    def take(self, loaded: Loaded) -> None:
+    def take(self, loaded: Loaded, now_ns: int) -> None:
         """Take in what was read."""
         load = self._loading.pop(loaded.ticket)
+        if isinstance(loaded.result, Content):
+            self.reads.add(now_ns - load.started_ns)
         problem = self._put(load, loaded.result)
         if problem is not None:
             self._begin(load._replace(folders=load.folders[1:], problem=problem))
@@ -114,8 +122,10 @@ class Fetcher:
         assert len(set(digests)) == len(digests), f"one is read twice: {digests}"
 
     def _resident(self, want: Want) -> Resident | None:
-        cache = self._memory.cache
-        return cache.get(want.digest) if want.asked else cache.pin(want.digest)
+        cache, asked = self._memory.cache, want.asked
+        if isinstance(asked, str):
+            return cache.pin(want.digest, asked)
+        return cache.get(want.digest)
 
     def _has_room(self, digest: str, wanted: Container[str]) -> bool:
         """Reserve room for what is about to be read: is there any?"""

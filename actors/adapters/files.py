@@ -77,8 +77,9 @@ class LocalFiles:
                     raise FileError(f"{name}: it is no regular file; put one there")
                 if status.st_size > bytes_max:
                     raise FileError(
-                        f"{name}: {status.st_size} bytes, more than any adapter for this base "
-                        f"and max_lora_rank needs ({bytes_max}); is it the right file?"
+                        f"{name}: {status.st_size} bytes, more than any adapter for this base, "
+                        f"max_lora_rank and max_whole_modules_mib needs ({bytes_max}); is it the "
+                        f"right file?"
                     )
                 # One byte more would show that it grows while it is read.
                 content = file.read(status.st_size + 1)

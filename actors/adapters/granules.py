@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from weft.actors.adapters.base import BaseShapes, LinearShape
-from weft.actors.shards import Shard
+from weft.actors.shards import Shard, share
 
 RANKS = 8
 COLUMNS = 128
@@ -47,11 +47,52 @@ def of_layer(sizes: Mapping[str, Size], base: BaseShapes, shards: Sequence[Shard
     )
 
 
+class Spread(NamedTuple):
+    """What lies in the pages of all layers alike, one granule after another in each in turn.
+
+    A page has a part in every layer. What is of the model, such as rows of the head, would fill one
+    layer's part and leave the others empty; a norm would fill an eighth of a granule in each.
+    """
+
+    embedding_rank: int = 0
+    head_rank: int = 0
+    embedding_rows: int = 0  # of the adapter's own
+    head_rows: int = 0
+    norms: Mapping[int, int] = {}  # how many there are of a size
+
+    def granules(self, base: BaseShapes, shards: Sequence[Shard]) -> int:
+        """Return the granules of all of it on the device that has most."""
+        hidden, size = base.hidden_size, len(shards)
+        tokens = max(shard.tokens.size for shard in shards)
+        return sum(
+            of_matrix(*matrix)
+            for matrix in (
+                (self.embedding_rank, tokens), (self.embedding_rank, hidden),
+                (self.head_rank, hidden), (self.head_rank, tokens),
+                (share(self.embedding_rows, 0, size).size, hidden),
+                (share(self.head_rows, 0, size).size, hidden),
+                *((count, width) for width, count in self.norms.items()),
+            )
+        )  # fmt: skip
+
+
+def of_matrix(rows: int, columns: int) -> int:
+    """Return the granules of a matrix."""
+    return -(-rows // RANKS) * -(-columns // COLUMNS)
+
+
 def most_of_any_layer(
-    sizes: Iterable[tuple[int, str, Size]], base: BaseShapes, shards: Sequence[Shard]
+    sizes: Iterable[tuple[int, str, Size]],
+    spread: Spread,
+    base: BaseShapes,
+    shards: Sequence[Shard],
 ) -> int:
-    """Return the granules of the layer that has most; ``sizes``: layer, module and its size."""
+    """Return the granules of the layer that has most.
+
+    ``sizes``: layer, module and its size; ``spread``: what every layer has its share of.
+    """
     layers: dict[int, dict[str, Size]] = {}
     for layer, module, size in sizes:
         layers.setdefault(layer, {})[module] = size
-    return max(of_layer(modules, base, shards) for modules in layers.values())
+    most = max((of_layer(modules, base, shards) for modules in layers.values()), default=0)
+    return most + -(-spread.granules(base, shards) // base.num_hidden_layers)

@@ -26,11 +26,10 @@ class Facts(msgspec.Struct, frozen=True, tag="facts", forbid_unknown_fields=True
     rank: _Count  # the largest
     size_bytes: _Count  # of its normalized file
     granules: _Count  # of the largest layer, on the device that has most of it
-    is_additive: bool  # its update may be multiplied, and added to those of others
-    # Where a prompt has them last it begins to act; none: at once.
-    invocation_tokens: Annotated[
-        list[_TokenId], msgspec.Meta(max_length=INVOCATION_TOKENS_MAX)
-    ] = []
+    tokens_added: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]  # beyond the base's vocabulary
+    is_additive: bool  # it is updates alone: they may be multiplied, and added to others
+    # It begins to act where a prompt has these last; none: at the start.
+    invocation_tokens: Annotated[list[_TokenId], msgspec.Meta(max_length=INVOCATION_TOKENS_MAX)]
 
 
 class Content(NamedTuple):
@@ -38,6 +37,7 @@ class Content(NamedTuple):
 
     facts: Facts
     file: str | None  # the path of the normalized file
+    source: str  # where the very same can be read again, as long as nobody changes it
 
     @property
     def digest(self) -> str:
@@ -68,6 +68,14 @@ class Loader(Protocol):
 
     def wait(self) -> None:
         """Wait until ``finished`` may have more to say; something must be under way."""
+        ...
+
+    def cancel(self, ticket: int) -> bool:
+        """Give up what was asked for; return whether that ends it: ``GivenUp`` follows then."""
+        ...
+
+    def counters(self) -> dict[str, float]:
+        """Return what is told of it beside the store's own counters."""
         ...
 
     def close(self) -> None:

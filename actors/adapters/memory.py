@@ -58,13 +58,13 @@ class HostMemory:
         if content.file is not None:
             self._files.remove(content.file)
 
-    def unpin(self, digest: str) -> None:
-        """Take one of the scheduler's pins away."""
-        self._remove(self.cache.unpin(digest))
+    def unpin(self, digest: str, holder: str) -> None:
+        """Take one of a scheduler's pins away."""
+        self._remove(self.cache.unpin(digest, holder))
 
-    def unpin_all(self) -> None:
-        """Take every pin away: the scheduler is gone."""
-        self._remove(self.cache.unpin_all())
+    def unpin_all(self, holder: str) -> None:
+        """Take every pin of a scheduler away: it is gone."""
+        self._remove(self.cache.unpin_all(holder))
 
     def spare(self, digest: str) -> None:
         """Let an adapter go after all others."""

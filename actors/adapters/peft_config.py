@@ -17,6 +17,7 @@ import msgspec
 import regex
 
 from weft.actors.adapters import strict_json
+from weft.actors.adapters.base import EMBEDDING, HEAD
 from weft.actors.adapters.errors import BadAdapter, shown, shown_name
 from weft.actors.adapters.loader import INVOCATION_TOKENS_MAX
 
@@ -35,16 +36,20 @@ _READ_OR_HARMLESS = frozenset(
         "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
         "exclude_modules", "layers_to_transform", "layers_pattern",
         "lora_dropout", "eva_config", "megatron_core", "qalora_group_size", "runtime_config",
-        "ensure_weight_tying",
+        "modules_to_save", "trainable_token_indices", "ensure_weight_tying",
     }
 )  # fmt: skip
 
 # Fields of several types, in which any empty value says as little as null.
-_MAY_BE_EMPTY = frozenset({"exclude_modules", "layers_to_transform", "layers_pattern"})
+_MAY_BE_EMPTY = frozenset(
+    {
+        "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
+        "trainable_token_indices", "alora_invocation_tokens",
+    }
+)  # fmt: skip
 
 # What to do about a field that asks for more than weft computes.
 _ADVICE = {
-    "modules_to_save": "train it without whole modules",
     "fan_in_fan_out": "it is for Conv1D layers, which the base does not have",
 }
 
@@ -81,6 +86,9 @@ class AdapterConfig(msgspec.Struct, frozen=True):
     layers_to_transform: int | frozenset[int] | None = None
     layers_pattern: str | tuple[str, ...] = ()
     alora_invocation_tokens: tuple[int, ...] = ()
+    modules_to_save: frozenset[str] = frozenset()
+    trainable_token_indices: tuple[int, ...] | dict[str, tuple[int, ...]] = ()
+    ensure_weight_tying: bool = False  # says nothing of a base that ties nothing
 
     def rank(self, module: str) -> int:
         """Return the rank of a module, named as in the base: model.layers.0.self_attn.q_proj."""
@@ -93,11 +101,31 @@ class AdapterConfig(msgspec.Struct, frozen=True):
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def targets(self, module: str) -> bool:
-        """Whether an adapter of this configuration changes a linear module (as PEFT decides)."""
+        """Whether an adapter of this configuration updates a module by LoRA (as PEFT decides)."""
+        return any(map(self._targets, self._tied(module)))
+
+    def saves(self, module: str) -> bool:
+        """Whether it has a module of its own (as PEFT decides)."""
+        names = tuple(self.modules_to_save)
+        return any(each.endswith(names) for each in self._tied(module))
+
+    def token_indices(self, module: str) -> tuple[int, ...]:
+        """Return the tokens whose rows of an embedding or a head are its own."""
+        indices = self.trainable_token_indices
+        if isinstance(indices, tuple):
+            return indices if module == EMBEDDING else ()
+        return indices.get(module, ())
+
+    def _tied(self, module: str) -> tuple[str, ...]:
+        """Return a module, or both that it is one of if what is tied shall stay so."""
+        both = (HEAD, f"model.{EMBEDDING}")
+        return both if self.ensure_weight_tying and module in both else (module,)
+
+    def _targets(self, module: str) -> bool:
         if self._covers("exclude_modules", self.exclude_modules, module):
             return False
         if self.target_modules == "all-linear":
-            return True
+            return module.rpartition(".")[2] not in (EMBEDDING, HEAD)
         if not self._covers("target_modules", self.target_modules, module):
             return False
         # A module that is named in full is meant whatever its layer is.
@@ -167,6 +195,7 @@ def parse(file: bytes) -> AdapterConfig:
         "lora_bias",
         "PEFT does not take it together with use_dora; train the adapter without it",
     )
+    _check_own(config)
     _check_invocation(config)
     _check_patterns("rank_pattern", config.rank_pattern)
     _check_patterns("alpha_pattern", config.alpha_pattern)
@@ -238,11 +267,32 @@ def _check_invocation(config: AdapterConfig) -> None:
             "alora_invocation_tokens",
             f"{shown(token)} is no token id; save the adapter again",
         )
+    for name, given in (
+        ("use_dora", config.use_dora), ("modules_to_save", config.modules_to_save),
+        ("trainable_token_indices", config.trainable_token_indices),
+    ):  # fmt: skip
+        _need(
+            not (tokens and given),
+            "alora_invocation_tokens",
+            f"it is not supported together with {name}, which does not wait for an invocation; "
+            f"train the adapter without one of them",
+        )
+
+
+def _check_own(config: AdapterConfig) -> None:
+    count = len(config.modules_to_save)
     _need(
-        not (tokens and config.use_dora),
-        "alora_invocation_tokens",
-        "PEFT does not take it together with use_dora; train the adapter without one of them",
+        count <= _PATTERNS_MAX,
+        "modules_to_save",
+        f"{count} entries; at most {_PATTERNS_MAX} are taken",
     )
+    indices = config.trainable_token_indices
+    for name in indices if isinstance(indices, dict) else ():
+        _need(
+            name in (EMBEDDING, HEAD),
+            "trainable_token_indices",
+            f"{shown(name)} is not supported; name {EMBEDDING} or {HEAD}",
+        )
 
 
 def _check_patterns(field: str, patterns: Collection[str]) -> None:

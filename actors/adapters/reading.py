@@ -13,8 +13,13 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 
 
-def read(files: Files, folder: str, base: BaseShapes, *, rank_max: int) -> Adapter:
-    """Return a folder's adapter. Raises ``BadAdapter`` or ``FileError``."""
+def read(
+    files: Files, folder: str, base: BaseShapes, *, rank_max: int, whole_bytes_max: int
+) -> Adapter:
+    """Return a folder's adapter. Raises ``BadAdapter`` or ``FileError``.
+
+    ``whole_bytes_max``: what it may have that is no update.
+    """
     names = files.names(folder)
     if CONFIG_NAME not in names:
         raise BadAdapter(f"{CONFIG_NAME}: there is none in {folder}; check the path")
@@ -30,9 +35,13 @@ def read(files: Files, folder: str, base: BaseShapes, *, rank_max: int) -> Adapt
         config = peft_config.parse(raw)
     except BadAdapter as error:
         raise BadAdapter(f"{CONFIG_NAME}: {error}") from None
-    weights = files.read(folder, WEIGHTS_NAME, bytes_max=base.adapter_bytes_max(rank_max))
+    weights = files.read(
+        folder, WEIGHTS_NAME, bytes_max=base.adapter_bytes_max(rank_max, whole_bytes_max)
+    )
     try:
         tensors = safetensors.parse(weights)
-        return adapter.build(config, tensors, base, rank_max=rank_max)
+        return adapter.build(
+            config, tensors, base, rank_max=rank_max, whole_bytes_max=whole_bytes_max
+        )
     except BadAdapter as error:
         raise BadAdapter(f"{WEIGHTS_NAME}: {error}") from None

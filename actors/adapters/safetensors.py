@@ -11,6 +11,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weft.actors.adapters import strict_json
 from weft.actors.adapters.errors import BadAdapter, shown_name
@@ -19,6 +20,8 @@ from weft.actors.adapters.errors import BadAdapter, shown_name
 HEADER_BYTES_MAX = 4 * 1024 * 1024
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+_ARRAYS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I32": "<i4"}
 
 # Of a shape, whose product is taken before anything else is known of it: a header has place for a
 # million sizes, or for a thousand of four thousand digits. A is two-dimensional, and so is B.
@@ -32,18 +35,34 @@ _BF16_EXPONENT = 0x7F80
 class Tensor(NamedTuple):
     """A tensor's bytes, row-major and little-endian."""
 
-    dtype: str  # a key of ITEM_BYTES
+    dtype: str  # a key of ITEM_BYTES, or I32, which no file of an adapter has
     shape: tuple[int, ...]
     data: memoryview
 
     @property
     def is_finite(self) -> bool:
         """Whether no value is infinite or NaN."""
-        if self.dtype == "BF16":  # which numpy does not know
-            bits = np.frombuffer(self.data, "<u2")
-            return not np.any((bits & _BF16_EXPONENT) == _BF16_EXPONENT)
-        values = np.frombuffer(self.data, "<f4" if self.dtype == "F32" else "<f2")
-        return bool(np.isfinite(values).all())
+        if self.dtype == "BF16":
+            return not np.any((self.array & _BF16_EXPONENT) == _BF16_EXPONENT)
+        return bool(np.isfinite(self.array).all())
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """What it holds; of BF16, which numpy does not know, the bits."""
+        return np.frombuffer(self.data, _ARRAYS[self.dtype]).reshape(self.shape)
+
+    @staticmethod
+    def of(array: NDArray[Any], dtype: str) -> Tensor:
+        """Return a tensor of what ``Tensor.array`` gives."""
+        own = np.ascontiguousarray(array, _ARRAYS[dtype])
+        return Tensor(dtype, own.shape, own.reshape(-1).view(np.uint8).data)
+
+
+def floats(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """Return what a ``Tensor.array``, or a part of one, of this dtype stands for."""
+    if dtype == "BF16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32, copy=False)
 
 
 def parse(file: bytes) -> dict[str, Tensor]:

@@ -7,13 +7,9 @@ a child has something to say.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -22,8 +18,9 @@ from typing import NamedTuple
 import msgspec
 
 from weft.actors.adapters.base import BaseShapes
-from weft.actors.adapters.child import EXIT_MEMORY, PACKET_BYTES_MAX, Answer, Job, Refusal, Setup
-from weft.actors.adapters.errors import BadAdapter, shown
+from weft.actors.adapters.child import EXIT_MEMORY, Answer, Job, Refusal, Setup
+from weft.actors.adapters.children import Child
+from weft.actors.adapters.errors import BadAdapter, GivenUp, shown
 from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Content, Loaded
 from weft.runtime.config import Config
 
@@ -44,9 +41,13 @@ JOBS_MAX = 1000
 # For one adapter, whatever it does: a gigabyte from a slow disk.
 DEADLINE_S = 60.0
 
+# Numeric libraries have no use for threads there, and none are allowed.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
 # Between the end of a child's last words and its exit code.
 _DEATH_S = 1.0
 
+_MODULE = "weft.actors.adapters.child"
 _AGAIN = "it may be damaged; save or copy the adapter again"
 
 
@@ -56,57 +57,6 @@ class _Task(NamedTuple):
     file: str | None
     asked_at: float  # seconds, monotonic
     is_retry: bool = False
-
-
-class _Child:
-    """A process, and the task that it is at."""
-
-    def __init__(self, setup: Setup) -> None:
-        self.task: _Task | None = None
-        self.deadline = 0.0
-        self.tasks = 0  # in its life
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            # The kernel kills it when the thread that starts it ends.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "weft.actors.adapters.child", str(os.getpid())],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )
-        self.socket.setblocking(False)
-        self.descriptor = self.socket.fileno()
-        self.socket.send(msgspec.msgpack.encode(setup))
-
-    def begin(self, task: _Task, deadline: float) -> None:
-        """Give it a task. Raises ``OSError`` if the task's file cannot be made."""
-        descriptors = []
-        if task.file is not None:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            descriptors = [os.open(task.file, flags, 0o600)]
-        self.task, self.deadline = task, deadline
-        self.tasks += 1
-        # That it has died is heard where its answer would be.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            socket.send_fds(self.socket, [msgspec.msgpack.encode(Job(task.source))], descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-    def hear(self) -> bytes:
-        """Return what it says, nothing if it is dead. Raises ``BlockingIOError``."""
-        try:
-            return self.socket.recv(PACKET_BYTES_MAX)
-        except ConnectionResetError:
-            return b""
-
-    def end(self, *, wait_s: float = 0.0) -> int:
-        """Make sure that it is gone, and return its exit code."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(wait_s)
-        self._process.kill()
-        self.socket.close()
-        code: int = self._process.wait()
-        return code
 
 
 class SandboxedLoader:
@@ -125,10 +75,12 @@ class SandboxedLoader:
         """
         base.shards(config.tensor_parallel_size)
         folder.mkdir(mode=0o700, exist_ok=True, parents=True)
-        self._setup = Setup(base, config.max_lora_rank, config.tensor_parallel_size)
+        self._setup = Setup(
+            base, config.max_lora_rank, config.whole_modules_bytes_max, config.tensor_parallel_size
+        )
         self._folder = folder
         self._wakes = wakes
-        self._children: dict[int, _Child] = {}  # by file descriptor
+        self._children: dict[int, Child[_Task]] = {}  # by file descriptor
         self._waiting: deque[_Task] = deque()
         self._done: list[Loaded] = []
         self._tickets = 0
@@ -173,6 +125,26 @@ class SandboxedLoader:
         assert times, "nothing is under way"
         self._wakes.poll(max(0.0, min(times) - time.monotonic()) + 0.001)
 
+    def cancel(self, ticket: int) -> bool:
+        """Give up a folder that no child has begun with."""
+        for task in self._waiting:
+            if task.ticket == ticket:
+                self._waiting.remove(task)
+                self._done.append(Loaded(ticket, GivenUp()))
+                return True
+        return False
+
+    def counters(self) -> dict[str, float]:
+        """Return nothing: the store counts what is read."""
+        return {}
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether ``wait`` has something to wait for."""
+        return bool(self._done or self._waiting) or any(
+            child.task is not None for child in self._children.values()
+        )
+
     def close(self) -> None:
         """Kill the children and remove what they were writing."""
         for child in list(self._children.values()):
@@ -206,19 +178,24 @@ class SandboxedLoader:
                 or now >= first.asked_at + PATIENCE_S
                 or first.is_retry
             ):
-                child = _Child(self._setup)
+                child = Child[_Task](_MODULE, self._setup, _ENVIRONMENT)
                 self._children[child.descriptor] = child
                 self._wakes.register(child.descriptor, select.EPOLLIN)
                 self._begin(child, now)
 
-    def _begin(self, child: _Child, now: float) -> None:
+    def _begin(self, child: Child[_Task], now: float) -> None:
         task = self._waiting.popleft()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            child.begin(task, now + DEADLINE_S)
+            descriptors = [] if task.file is None else [os.open(task.file, flags, 0o600)]
         except OSError as error:
             self._refuse(task, f"{task.file} cannot be written: {error.strerror}; make room there")
+            return
+        child.begin(task, Job(task.source), now + DEADLINE_S, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
 
-    def _hear(self, child: _Child) -> None:
+    def _hear(self, child: Child[_Task]) -> None:
         """Take in what a child says."""
         try:
             packet = child.hear()
@@ -232,11 +209,11 @@ class SandboxedLoader:
         if isinstance(answer, Refusal):
             self._refuse(task, answer.reason)
         else:
-            self._done.append(Loaded(task.ticket, Content(answer, task.file)))
+            self._done.append(Loaded(task.ticket, Content(answer, task.file, task.source)))
         if child.tasks >= JOBS_MAX:
             self._bury(child)
 
-    def _mourn(self, child: _Child, *, is_dead: bool) -> None:
+    def _mourn(self, child: Child[_Task], *, is_dead: bool) -> None:
         """Bury a child that has broken, and have its task refused.
 
         Unless the child had read others before: it may have broken on what they left behind.
@@ -253,7 +230,7 @@ class SandboxedLoader:
         _remove(task.file)
         self._waiting.appendleft(task._replace(is_retry=True))
 
-    def _bury(self, child: _Child) -> _Task | None:
+    def _bury(self, child: Child[_Task]) -> _Task | None:
         """Forget a child; return the task that it leaves."""
         del self._children[child.descriptor]
         child.end()

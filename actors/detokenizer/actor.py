@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence as Roles
 from typing import NamedTuple, assert_never
 
 from msgspec import structs
 
+from weft.actors.detokenizer.notices import Notices
 from weft.actors.detokenizer.outbox import Outbox
 from weft.actors.detokenizer.sequence import SequenceText
 from weft.actors.detokenizer.stops import StopScanner, StopString
@@ -15,7 +16,6 @@ from weft.runtime.actor import Send, Turn
 from weft.runtime.messages import (
     Accepted,
     Begin,
-    ClientGone,
     DetokenizerInbox,
     End,
     Inspection,
@@ -24,6 +24,7 @@ from weft.runtime.messages import (
     Sequence,
     StopFound,
 )
+from weft.runtime.replicas import ALONE
 
 # A client that takes nothing for so long is gone, or as good as gone: its requests are cancelled.
 # Also ends what was begun for a client that never opened its link, or lost it just before.
@@ -44,12 +45,13 @@ class Detokenizer:
     bounded by what the scheduler accepts.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, *, schedulers: Roles[str] = (ALONE.scheduler,)
+    ) -> None:
         self._vocabulary = vocabulary
         self._live: dict[Sequence, _Live] = {}
         self._outboxes: dict[str, Outbox] = {}
-        self._stops_found: deque[StopFound] = deque()  # at most one for each sequence
-        self._gone: dict[str, None] = {}  # a set in order of arrival
+        self._notices = Notices(schedulers)
         self._stops_found_count = 0
         self._clients_stalled_count = 0
 
@@ -60,10 +62,10 @@ class Detokenizer:
                 self._begin(message)
             case Sampled():
                 self._take(message)
-            case Inspection(client, label, sections, adapters, tenants):
+            case Inspection(client, label, sections, adapters, tenants, loads):
                 self.check()
                 sections = {**sections, "detokenizer": self._counters()}
-                self._outbox(client).report(Report(label, sections, adapters, tenants))
+                self._outbox(client).report(Report(label, sections, adapters, tenants, loads))
             case _:
                 assert_never(message)
         return []
@@ -73,16 +75,7 @@ class Detokenizer:
         sends: list[Send] = []
         for client in list(self._outboxes):
             sends += self._flush(client, turn)
-        room = turn.room("scheduler")
-        while self._stops_found and room > 0:
-            sends.append(Send("scheduler", self._stops_found.popleft()))
-            room -= 1
-        while self._gone and room > 0:
-            client = next(iter(self._gone))
-            del self._gone[client]
-            sends.append(Send("scheduler", ClientGone(client)))
-            room -= 1
-        return sends
+        return sends + self._notices.flush(turn.room)
 
     def lost(self, peer: str, now_ns: int) -> list[Send]:
         """Drop everything for a client that is gone, and have the scheduler do the same."""
@@ -96,7 +89,7 @@ class Detokenizer:
     def is_idle(self) -> bool:
         """Whether every sequence is over, and all text was sent to whoever reads it."""
         is_sent = all(outbox.is_given_up for outbox in self._outboxes.values())
-        return is_sent and not (self._live or self._stops_found or self._gone)
+        return is_sent and self._notices.is_empty and not self._live
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -144,7 +137,7 @@ class Detokenizer:
             self._outboxes[live.client].add(sequence, piece)
             if live.text.is_stopped and end is None:
                 self._stops_found_count += 1
-                self._stops_found.append(StopFound(sequence, live.text.output_tokens))
+                self._notices.stop(StopFound(sequence, live.text.output_tokens))
         for end in sampled.ends:
             self._end(end)
 
@@ -180,7 +173,7 @@ class Detokenizer:
         """End what a client that reads nothing waits for. If it ever reads again, it is told."""
         self._clients_stalled_count += 1
         if outbox.live:
-            self._gone[client] = None
+            self._notices.gone(client)
         outbox.give_up(
             [
                 End(
@@ -195,7 +188,7 @@ class Detokenizer:
         if outbox is not None:
             for sequence in outbox.live:
                 del self._live[sequence]
-        self._gone[client] = None
+        self._notices.gone(client)
 
     def _outbox(self, client: str) -> Outbox:
         return self._outboxes.setdefault(client, Outbox())

@@ -10,15 +10,19 @@ from __future__ import annotations
 from collections import deque
 from typing import assert_never
 
+import msgspec
+
 from weft.actors.runner.engine import STEPS_MAX, Engine, Launched
 from weft.runtime.actor import Send, Turn
-from weft.runtime.messages import Inspection, RunnerInbox, Step
+from weft.runtime.messages import Inspection, LoadMetrics, RunnerInbox, Step
+from weft.runtime.replicas import ALONE
 
 
 class Runner:
     """Says that it is ready, then answers each step. Makes no decision."""
 
-    def __init__(self, engine: Engine, *, role: str) -> None:
+    def __init__(self, engine: Engine, *, role: str, scheduler: str = ALONE.scheduler) -> None:
+        self._scheduler = scheduler
         self._engine = engine
         self._role = role
         self._answers = engine.ready().rank == 0
@@ -44,11 +48,8 @@ class Runner:
             case Step():
                 self._steps.append(message)
                 return []
-            case Inspection(client, label, sections, adapters, tenants):
-                self.check()
-                sections = {**sections, self._role: self._engine.counters()}
-                inspection = Inspection(client, label, sections, adapters, tenants)
-                return [Send("scheduler", inspection)]
+            case Inspection():
+                return [Send(self._scheduler, self._inspect(message))]
             case _:
                 assert_never(message)
 
@@ -56,12 +57,12 @@ class Runner:
         """Answer the oldest step if it is done; launch the next one while it is not."""
         if not self._is_announced:
             self._is_announced = True
-            return [Send("scheduler", self._engine.ready())]
+            return [Send(self._scheduler, self._engine.ready())]
         while True:
             if self._launched and self._launched[0].is_done:
                 done = self._launched.popleft().collect()
                 if self._answers:
-                    return [Send("scheduler", done)]
+                    return [Send(self._scheduler, done)]
             elif self._steps and len(self._launched) < STEPS_MAX:
                 self._launched.append(self._engine.launch(self._steps.popleft()))
             else:
@@ -70,3 +71,12 @@ class Runner:
     def check(self) -> None:
         """Assert the invariants of the engine."""
         self._engine.counters()
+
+    def _inspect(self, inspection: Inspection) -> Inspection:
+        loads = self._engine.loads
+        told = LoadMetrics(self._role, "device", list(loads.counts), loads.sum_s)
+        return msgspec.structs.replace(
+            inspection,
+            sections={**inspection.sections, self._role: self._engine.counters()},
+            loads=[*inspection.loads, told],
+        )

@@ -11,7 +11,6 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ from weft.actors.runner.eager import Parts
 from weft.actors.runner.engine import STEPS_MAX
 from weft.actors.runner.graphs import Graphs, Kind, Record
 from weft.actors.runner.limits import Limits
-from weft.actors.runner.lora import open_file
+from weft.actors.runner.loads import Loads, Streams
 from weft.actors.runner.model import Batch
 from weft.actors.runner.rows import HostBatch
 from weft.actors.runner.staging import ALIGNMENT, Staging
@@ -37,7 +36,8 @@ _TOKEN_BYTES, _ROW_BYTES, _ARRAYS = 3 * 8, 2 * 8, 16
 class AheadMeans(NamedTuple):
     """What a device that works beside the host has for it."""
 
-    stream: Stream
+    stream: Stream  # of steps
+    copies: Stream  # of adapters
     record: Callable[[], Record] | None  # None: no graphs
 
 
@@ -59,6 +59,7 @@ class Ahead:
         self._parts = parts
         self._device = device
         self._stream = means.stream
+        self._loads = Loads(parts.lora, Streams(means.stream, means.copies), device)
         sample = parts.model.operations.sample or reference.sample
         self._sampler = DeviceSampler(
             parts.model.architecture.vocabulary, limits.rows, device, sample
@@ -66,6 +67,7 @@ class Ahead:
         self._scratch_slot = (parts.arena.pages - 1) * parts.arena.shape.tokens
         size = limits.tokens * _TOKEN_BYTES + limits.rows * (_ROW_BYTES + STAGED_BYTES)
         size += parts.lora.kernel.staged_bytes() + parts.attention.staged_bytes()
+        size += limits.rows * 8 + limits.adapters * ALIGNMENT  # of adapters with own modules
         self._staging = Staging(size + _ARRAYS * ALIGNMENT, device)
         self._last_tokens = torch.zeros(limits.rows, dtype=torch.int64, device=device)
         record = None if means.record is None else means.record()
@@ -73,20 +75,16 @@ class Ahead:
         self._under_way: deque[Running] = deque()
 
     def make_way(self, step: Step) -> None:
-        """Do nothing: a load is over when it has begun."""
+        """Let the device wait for loads whose slot or pages a step gives to others."""
+        self._loads.make_way(step)
 
     def load(self, load: AdapterLoad) -> None:
-        """Put an adapter's weights into its pages, once nothing under way reads them.
-
-        Copies from memory that is not pinned would wait for the device anyway.
-        """
-        for other in self._under_way:
-            other.collect()
-        file = open_file(Path(load.path), load.digest)
-        self._parts.lora.fill(load.slot, load.digest, file, load.pages)
+        """Map an adapter's file, and have its weights copied beside the steps that follow."""
+        self._loads.begin(load)
 
     def settle(self) -> None:
-        """Do nothing, as above."""
+        """Wait until every load is in the device's hands."""
+        self._loads.wait()
 
     def leave(self, row: int) -> None:
         """Forget how a row is sampled."""
@@ -98,6 +96,7 @@ class Ahead:
 
     def launch(self, number: int, host: HostBatch, started_ns: int) -> Running:
         """Lay out a step, and have it computed after those that are under way."""
+        self._loads.wait(host.adapter_slots)
         while self._under_way and self._under_way[0].is_finished:
             self._under_way.popleft()
         assert len(self._under_way) < STEPS_MAX, f"{len(self._under_way)} steps are under way"
@@ -128,7 +127,8 @@ class Ahead:
 
     def _kind(self, host: HostBatch) -> Kind | None:
         """Return which graph computes a step; None: none does."""
-        if not (host.is_decode and self._parts.lora.kernel.fits_graph(host)):
+        lora = self._parts.lora
+        if not host.is_decode or lora.has_own(host) or not lora.kernel.fits_graph(host):
             return None
         return self.graphs.kind(len(host.tokens), has_adapters=host.has_adapters)
 
@@ -144,6 +144,7 @@ class Ahead:
             positions=staging.put(host.positions, rows),
             kv_slots=staging.put(host.kv_slots, rows, self._scratch_slot),
             sampled=staging.put(host.sampled, rows),
+            own=self._parts.model.own(self._parts.lora.own(host, staging.put)),
             update=self._parts.lora.kernel.plan(host, staging, graph_rows=rows),
             # Last, so that the part of its page table that a step does not use is not copied.
             attention=self._parts.attention.plan(host, staging, is_graph=rows is not None),

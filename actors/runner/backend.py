@@ -70,8 +70,12 @@ def choose(config: Config, device: torch.device) -> Backend:
     if device.type == "cpu":
         return host(chosen)
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    record = None if config.enforce_eager else CudaRecord
-    return in_triton(chosen, processors, AheadMeans(CudaStream(), record))
+    means = AheadMeans(
+        CudaStream(device, is_own=False),
+        CudaStream(device, is_own=True),
+        None if config.enforce_eager else CudaRecord,
+    )
+    return in_triton(chosen, processors, means)
 
 
 def host(chosen: Operations, ahead: AheadMeans | None = None) -> Backend:

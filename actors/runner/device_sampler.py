@@ -63,7 +63,7 @@ class DeviceSampler:
     def join(self, join: Join) -> None:
         """Take in how a row is sampled."""
         assert join.row not in self._rules
-        self._rules[join.row] = rules_of(join, self._vocabulary)
+        self._rules[join.row] = rules_of(join)
         own = join.sampling
         top_k = own.top_k if 0 < own.top_k < self._vocabulary else 0
         values = (own.temperature, own.min_p, top_k, own.top_p, own.seed, join.choice)

@@ -6,13 +6,18 @@ import time
 from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
+from weft.actors.runner import recorded
 from weft.actors.runner.arena import Arena
 from weft.actors.runner.attention import Attention
 from weft.actors.runner.engine import Done, Launched
+from weft.actors.runner.limits import Limits
 from weft.actors.runner.loads import Loads
-from weft.actors.runner.lora import LoraSlots
+from weft.actors.runner.lora import HostLora, LoraSlots
 from weft.actors.runner.model import Batch, Model
+from weft.actors.runner.own_step import OwnStep
+from weft.actors.runner.recorded import Recorded
 from weft.actors.runner.rows import HostBatch, RowTable
 from weft.actors.runner.sampler import Drawn, Sampler
 from weft.kernels.collectives.reference import Collectives
@@ -60,11 +65,15 @@ class Executor(Protocol):
 class Eager:
     """Feeds the rows' last tokens by way of the host."""
 
-    def __init__(self, parts: Parts, rows: RowTable) -> None:
+    def __init__(self, parts: Parts, rows: RowTable, limits: Limits) -> None:
         self._parts = parts
         self._rows = rows
         self._loads = Loads(parts.lora)
-        self._sampler = Sampler(parts.model.architecture.vocabulary)
+        self._sampler = Sampler()
+        self._recorded: Recorded | None = None
+        if recorded.is_possible(parts.model, parts.group):
+            assert isinstance(parts.lora.kernel, HostLora)
+            self._recorded = Recorded(parts.model, parts.arena, parts.lora.kernel, limits)
 
     def make_way(self, step: Step) -> None:
         """Wait for loads whose slot or pages a step gives to others."""
@@ -89,6 +98,32 @@ class Eager:
     def launch(self, number: int, host: HostBatch, started_ns: int) -> Done:
         """Compute a step."""
         self._loads.wait(host.adapter_slots)
+        parts = self._parts
+        own = parts.model.own(parts.lora.own(host, torch.from_numpy))
+        # What was recorded adds one adapter to a row.
+        if self._recorded is None or own is not None or host.row_adapters > 1:
+            logits = self._forward(host, own)
+        else:
+            logits = self._recorded.forward(host)
+        rows = host.sampled_rows
+        if logits is None:
+            drawn = Drawn(torch.empty(len(rows), dtype=torch.int64), [], [])
+        else:
+            vocabulary = parts.model.architecture.vocabulary
+            drawn = self._sampler.sample(
+                logits,
+                rows.tolist(),
+                host.sampled_positions.tolist(),
+                own.tokens(len(rows), vocabulary) if own else None,
+            )
+        parts.group.broadcast(drawn.tokens)
+        self._rows.feed(rows, drawn.tokens.numpy())
+        elapsed_us = (time.perf_counter_ns() - started_ns) // 1000
+        answer = StepDone(number, drawn.tokens.tolist(), drawn.failed, drawn.logprobs, elapsed_us)
+        return Done(answer)
+
+    def _forward(self, host: HostBatch, own: OwnStep | None) -> Tensor | None:
+        """Return the logits of a step's sampled tokens, one operation after the other."""
         parts, tensor = self._parts, torch.from_numpy
         batch = Batch(
             tokens=tensor(host.tokens),
@@ -97,16 +132,6 @@ class Eager:
             attention=parts.attention.plan(host),
             update=parts.lora.kernel.plan(host),
             sampled=tensor(host.sampled),
+            own=own,
         )
-        logits = parts.model.forward(batch, parts.arena.kv)
-        rows = host.sampled_rows
-        if logits is None:
-            drawn = Drawn(torch.empty(len(rows), dtype=torch.int64), [], [])
-        else:
-            positions = host.sampled_positions.tolist()
-            drawn = self._sampler.sample(logits, rows.tolist(), positions)
-        parts.group.broadcast(drawn.tokens)
-        self._rows.feed(rows, drawn.tokens.numpy())
-        elapsed_us = (time.perf_counter_ns() - started_ns) // 1000
-        answer = StepDone(number, drawn.tokens.tolist(), drawn.failed, drawn.logprobs, elapsed_us)
-        return Done(answer)
+        return parts.model.forward(batch, parts.arena.kv)

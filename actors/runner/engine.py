@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from weft.runtime.histogram import Histogram
 from weft.runtime.messages import RunnerReady, Step, StepDone
 
 
@@ -37,6 +38,11 @@ class Engine(Protocol):
 
     def counters(self) -> dict[str, float]:
         """Return rows, pages and slots in use, after asserting their invariants."""
+        ...
+
+    @property
+    def loads(self) -> Histogram:
+        """How long adapters took to be copied to the device, in ``LOAD_BUCKETS_S``."""
         ...
 
 

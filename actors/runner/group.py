@@ -16,12 +16,13 @@ from weft.runtime.config import Config
 TIMEOUT_S = 60.0
 
 
-def join(config: Config, rank: int, folder: Path) -> Collectives:
-    """Return one rank's end of the group, once all have come to the run's private ``folder``.
+def join(config: Config, rank: int, folder: Path, *, first_device: int = 0) -> Collectives:
+    """Return one rank's end of the group, once all have come to its private ``folder``.
 
+    ``first_device`` is that of rank 0, where there are GPUs.
     Raises ``RankLost``, and ``UnsupportedModel`` if there is no device for it.
     """
-    size, device = config.tensor_parallel_size, device_of(config, rank)
+    size, device = config.tensor_parallel_size, device_of(config, first_device + rank)
     if size == 1:
         return Alone()
     if device.type == "cuda":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -10,15 +10,27 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from weft.actors.runner.lora import AdapterFile, open_file
+from weft.actors.runner.lora import open_file
+from weft.actors.runner.own import AdapterFile
+from weft.actors.runner.stream import Mark, Stream
 from weft.runtime.messages import AdapterLoad, Step
 
 
 class Slots(Protocol):
     """Where adapters go."""
 
-    def fill(self, slot: int, digest: str, file: AdapterFile, pages: Sequence[int]) -> None:
-        """Replace what a slot holds by an adapter, whose weights are written into ``pages``."""
+    def fill(
+        self,
+        slot: int,
+        digest: str,
+        file: AdapterFile,
+        pages: Sequence[int],
+        run: Callable[[Callable[[], None]], None] = ...,
+    ) -> None:
+        """Replace what a slot holds by an adapter, whose weights are written into ``pages``.
+
+        ``run`` has the device's part of it done, now or later.
+        """
         ...
 
     def needs_group(self, file: AdapterFile) -> bool:
@@ -26,9 +38,16 @@ class Slots(Protocol):
         ...
 
 
+class Streams(NamedTuple):
+    """Of a device that works beside the host."""
+
+    steps: Stream
+    copies: Stream
+
+
 class _Load(NamedTuple):
     pages: frozenset[int]
-    copy: Future[None]
+    copy: Future[Mark | None]
 
 
 class Loads:
@@ -37,16 +56,27 @@ class Loads:
     A load overwrites pages that no step reads any more, and a step may begin to use it. Between the
     two it may go on while others are computed: ``begin`` opens the file, so that it may have lost
     its name afterwards, and whoever uses the slot, or gets one of the pages, waits for the end.
+
+    A thread reads the file and lays it out. Where steps and copies are streams of a device, the
+    copies wait there for the steps that were launched before, the next step that uses them waits
+    for the copies, and the host for neither: only, before it launches that step, for the thread.
     """
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        streams: Streams | None = None,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - a value
+    ) -> None:
+        """``streams`` are the device's; None: it is the host, and computes what it launches."""
         self._slots = slots
+        self._streams = streams
         self._pending: dict[int, _Load] = {}  # by slot
         self._copier = ThreadPoolExecutor(1, thread_name_prefix="loads")
         # The copier takes one core, and not those on which steps are computed. torch keeps this
         # number by thread, but some of its libraries for all: they get theirs back.
         threads = torch.get_num_threads()
-        self._copier.submit(_use_one_core).result()
+        self._copier.submit(_begin_to_copy, device).result()
         torch.set_num_threads(threads)
 
     def make_way(self, step: Step) -> None:
@@ -68,21 +98,44 @@ class Loads:
     def begin(self, load: AdapterLoad) -> None:
         """Open an adapter's file, and let it be copied. ``make_way`` has been called."""
         file = open_file(Path(load.path), load.digest)
+        before = None if self._streams is None else self._streams.steps.mark()
         if self._slots.needs_group(file):  # where it is in every rank's order of collectives
             self.wait()
+            if before is not None:
+                before.wait()
             self._slots.fill(load.slot, load.digest, file, load.pages)
             return
-        copy = self._copier.submit(self._slots.fill, load.slot, load.digest, file, load.pages)
+        copy = self._copier.submit(self._copy, load, file, before)
         self._pending[load.slot] = _Load(frozenset(load.pages), copy)
 
     def wait(self, slots: Iterable[int] | None = None) -> None:
-        """Wait for the loads of some slots, or of all. Raises what went wrong with them."""
+        """Let the next step wait for the loads of some slots, or of all.
+
+        Raises what went wrong with them.
+        """
         for slot in list(self._pending if slots is None else slots):
             if slot in self._pending:
-                self._pending.pop(slot).copy.result()
+                copied = self._pending.pop(slot).copy.result()
+                if self._streams is not None and copied is not None:
+                    self._streams.steps.wait_for(copied)
+
+    def _copy(self, load: AdapterLoad, file: AdapterFile, before: Mark | None) -> Mark | None:
+        """Copy, in the thread; return the place in the order of copies at which it is there.
+
+        ``before`` is the place in the order of steps from which on nobody reads the pages.
+        """
+        if self._streams is None or before is None:
+            self._slots.fill(load.slot, load.digest, file, load.pages)
+            return None
+        copies = self._streams.copies
+        copies.wait_for(before)
+        self._slots.fill(load.slot, load.digest, file, load.pages, copies.run)
+        return copies.mark()
 
 
-def _use_one_core() -> None:
+def _begin_to_copy(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # or pinned memory would be asked of the first device
     # Asked first, or the thread's first operation would set the number to that of all cores. A team
     # of its own would be more threads than cores, and OpenMP's then never spin: steps with adapters
     # took 1.5 times as long.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,12 +14,16 @@ from torch import Tensor
 
 from weft.actors.runner.affine import Base, of_bias, of_magnitude
 from weft.actors.runner.architecture import Architecture
+from weft.actors.runner.own import AdapterFile, Own, Reader, Writer
+from weft.actors.runner.own_step import Put, Segment, of_step
 from weft.actors.runner.rows import HostBatch
 from weft.actors.runner.staging import Staging
 from weft.actors.shards import Span
 from weft.kernels.sgmv import cpu, granules, segments
 from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Module, Tables
 from weft.kernels.sgmv.segments import Segments, in_turns
+from weft.runtime.histogram import Histogram
+from weft.runtime.messages import LOAD_BUCKETS_S
 
 # Modules that share an input are one site: their A matrices are multiplied together.
 SITES = {
@@ -37,8 +42,8 @@ LoraUpdate = Callable[[Tensor, Tensor, int, int], None]
 class LoraKernel(Protocol):
     """The update as one device computes it."""
 
-    def update(self, slot: int) -> None:
-        """Hear that the tables of a slot have changed."""
+    def stage(self, slot: int) -> Callable[[], None]:
+        """Hear that the tables of a slot have changed; return what brings them to the device."""
         ...
 
     def fits_graph(self, host: HostBatch) -> bool:
@@ -67,8 +72,17 @@ class HostLora:
         make = segments.PagedLora if cpu.library() is None else cpu.PagedLora
         self._kernel = make(arena, tables, widths)
 
-    def update(self, slot: int) -> None:
-        """Do nothing: these are the tables that the kernel reads."""
+    def stage(self, slot: int) -> Callable[[], None]:
+        """Return what does nothing: these are the tables that the kernel reads."""
+        return _nothing
+
+    def update_of(self, segments: Segments) -> LoraUpdate:
+        """Return the update of the steps that ``segments`` will be those of; for a program."""
+        return partial(self._kernel.add, segments=segments)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for a step of so many tokens; before each run of a program."""
+        self._kernel.reserve(tokens)
 
     def fits_graph(self, host: HostBatch) -> bool:
         """Return that it has: nothing is laid out in advance."""
@@ -96,40 +110,17 @@ class HostLora:
         return 0
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def at_once(work: Callable[[], None]) -> None:
+    """Do work."""
+    work()
+
+
 def no_update(y: Tensor, x: Tensor, layer: int, site: int) -> None:
     """Leave y as it is: all rows are the base's."""
-
-
-class AdapterFile(Protocol):
-    """The adapter store's normalised file, mapped: its name may vanish while it is read.
-
-    ``layers.{i}.{module}.A`` [rank, in], ``.B`` [out, rank], and perhaps ``.bias`` of B or DoRA's
-    ``.magnitude``, [out]; each module's scale is in the metadata.
-    """
-
-    def keys(self) -> list[str]:
-        """Return the names of the tensors."""
-        ...
-
-    def get_tensor(self, name: str) -> Tensor:
-        """Read a tensor."""
-        ...
-
-    def metadata(self) -> dict[str, str]:
-        """Return the digest, and the scales as JSON."""
-        ...
-
-    def get_slice(self, name: str) -> Saved:
-        """Return a tensor of which a part can be read."""
-        ...
-
-
-class Saved(Protocol):
-    """A tensor in a file."""
-
-    def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
-        """Read a part of it."""
-        ...
 
 
 def open_file(path: Path, digest: str) -> AdapterFile:
@@ -159,10 +150,11 @@ class LoraSlots:
             make: the device's kernel.
             base: the model; its ranks fill the same slots at the same time.
             slots: how many adapters there may be.
-            pages_max: of an adapter.
+            pages_max: that the updates of an adapter's layers fill.
         """
         self._architecture = architecture
         self._base = base
+        self._pages_max = pages_max
         self._arena = arena
         self._tables = Tables(slots, architecture.layers, len(SITES), pages_max)
         widths = [
@@ -171,21 +163,52 @@ class LoraSlots:
         ]
         self.kernel = make(arena, self._tables, widths)
         self.digests: list[str | None] = [None] * slots
+        self.times = Histogram(LOAD_BUCKETS_S)
+        self._own: list[Own | None] = [None] * slots
+        rank, size = base.group.rank, base.group.size
+        self._reader = Reader(architecture.vocabulary, architecture.shard, rank, size)
 
-    def fill(self, slot: int, digest: str, file: AdapterFile, pages: Sequence[int]) -> None:
+    def fill(
+        self,
+        slot: int,
+        digest: str,
+        file: AdapterFile,
+        pages: Sequence[int],
+        run: Callable[[Callable[[], None]], None] = at_once,
+    ) -> None:
         """Replace what a slot holds by an adapter, whose weights are written into ``pages``.
 
         A step that uses neither the slot nor the pages may be computed meanwhile, unless the file
-        ``needs_group``.
+        ``needs_group``. ``run`` has the device's part of it done, now or later.
         """
-        self._tables.clear(slot, pages)
+        started_ns = time.perf_counter_ns()
+        # Of an adapter's own modules these tables know nothing, and those may fill any number.
+        self._tables.clear(slot, pages[: self._pages_max])
         scales: dict[str, float] = json.loads(file.metadata()["scales"])
+        used = 0
         for layer in range(self._architecture.layers):
             sites = [self._modules(file, scales, layer, site) for site in SITES]
             laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
-            granules.write(self._arena, layer, pages, laid)
-        self.kernel.update(slot)
+            run(partial(granules.write, self._arena, layer, pages, laid))
+            used = max(used, len(laid))
+        self._own[slot] = self._reader.load(file, scales, Writer(self._arena, pages, used))
+        run(self.kernel.stage(slot))
         self.digests[slot] = digest
+        self.times.add(time.perf_counter_ns() - started_ns)
+
+    def has_own(self, host: HostBatch) -> bool:
+        """Whether a step has adapters with more than updates of layers."""
+        return any(self._own[slot] is not None for slot in host.adapter_slots)
+
+    def own(self, host: HostBatch, put: Put) -> list[Segment]:
+        """Return the segments of these adapters."""
+        if not self.has_own(host):
+            return []
+        found = []
+        for turn in in_turns(host.lora_starts, host.lora_slots, host.lora_weights):
+            owns = [self._own[slot] for slot in turn.slots.tolist()]
+            found += of_step(owns, turn, host.sampled, put)
+        return found
 
     def needs_group(self, file: AdapterFile) -> bool:
         """Whether all ranks must fill at the same time: they add up the lengths of DoRA's rows."""

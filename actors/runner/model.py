@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,9 @@ from weft.actors.runner.affine import Base, BaseSite
 from weft.actors.runner.architecture import Architecture
 from weft.actors.runner.lora import DOWN, GATE_UP, OUT, QKV, SITES, LoraUpdate
 from weft.actors.runner.operations import Operations, Plan, Projection
+from weft.actors.runner.own_step import OwnStep, Segment
 from weft.actors.runner.weights import parent
+from weft.actors.shards import Span
 from weft.kernels.collectives.reference import Collectives
 
 
@@ -26,6 +29,7 @@ class Batch:
     attention: Plan
     update: LoraUpdate  # of adapters
     sampled: Tensor  # [R] int64, indices of the tokens whose logits are wanted
+    own: OwnStep | None = None  # what some adapters have beside updates
 
 
 @dataclass(frozen=True)
@@ -89,17 +93,28 @@ class Model:
     def forward(self, batch: Batch, kv: list[tuple[Tensor, Tensor]]) -> Tensor | None:
         """Write the batch's KV and return the logits of its sampled tokens: [R, vocabulary].
 
-        None on all ranks but the first. ``kv`` holds each layer's keys and values, [pages,
-        page_tokens, kv_heads, head_dim].
+        There are more if an adapter has added tokens; other rows have -inf there. None on all ranks
+        but the first. ``kv`` holds each layer's keys and values, [pages, page_tokens, kv_heads,
+        head_dim].
         """
-        a, do = self.architecture, self.operations
+        own = batch.own
+        normed = self.layers(self.embed(batch.tokens, own), batch, kv)
+        return self.logits(normed, batch.sampled, own)
+
+    def layers(self, x: Tensor, batch: Batch, kv: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Write the batch's KV and return what the last layer gives, normed: [T, hidden].
+
+        ``x`` is [T, hidden] and overwritten.
+        """
+        a, do, own = self.architecture, self.operations, batch.own
         scale = a.head_dim**-0.5
-        x = self._embed(batch.tokens)
         normed = do.rms_norm(x, self._layers[0].input_norm, a.epsilon)
+        if own is not None:
+            own.norm(normed, x, "layers.0.input_layernorm", a.epsilon)
         for i, layer in enumerate(self._layers):
             qkv = layer.qkv(normed)
             batch.update(qkv, normed, i, QKV)
-            q, k, v = self._rotated(layer, qkv, batch.positions)
+            q, k, v = self._rotated(i, qkv, batch)
             keys, values = kv[i]
             do.kv_write(k, v, keys, values, batch.kv_slots)
             seen = batch.attention.attend(
@@ -109,6 +124,8 @@ class Model:
             batch.update(out, seen, i, OUT)
             self._group.all_reduce(out)
             normed = do.add_rms_norm(x, out, layer.post_norm, a.epsilon)
+            if own is not None:
+                own.norm(normed, x, f"layers.{i}.post_attention_layernorm", a.epsilon)
             gate_up = layer.gate_up(normed)
             batch.update(gate_up, normed, i, GATE_UP)
             inner = do.silu_mul(gate_up)
@@ -116,33 +133,66 @@ class Model:
             batch.update(out, inner, i, DOWN)
             self._group.all_reduce(out)
             normed = do.add_rms_norm(x, out, self._next_norms[i], a.epsilon)
-        logits = self._group.gather(self._head(normed[batch.sampled]).float())
-        return None if logits is None else logits[:, : a.vocabulary]
+            if own is not None:
+                name = "norm" if i + 1 == a.layers else f"layers.{i + 1}.input_layernorm"
+                own.norm(normed, x, name, a.epsilon)
+        return normed
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def logits(self, normed: Tensor, sampled: Tensor, own: OwnStep | None) -> Tensor | None:
+        """Return the logits of the sampled tokens, of all, as ``forward`` does."""
+        wanted = self.operations.take_rows(normed, sampled)
+        part = self.head(wanted)
+        if own is not None:
+            own.update_head(part, wanted)
+        logits = self.gathered(part)
+        return logits if own is None else own.replace_head(logits, wanted)
+
+    def head(self, wanted: Tensor) -> Tensor:
+        """Return this rank's part of the base's logits, float32: [R, its tokens]."""
+        return self._head(wanted).float()
+
+    def gathered(self, part: Tensor) -> Tensor | None:
+        """Return the base's logits of all ranks' parts, on the first."""
+        logits = self._group.gather(part)
+        return None if logits is None else logits[:, : self.architecture.vocabulary]
+
+    def embed(self, tokens: Tensor, own: OwnStep | None = None) -> Tensor:
         """Return [T, hidden], of which each row lies on one rank."""
         shard = self.architecture.shard
-        if shard is None:
-            return F.embedding(tokens, self._embedding)
-        rows = tokens - shard.tokens.start
-        is_here = (rows >= 0) & (rows < shard.tokens.size)
+        if shard is None and own is None:
+            return self.operations.take_rows(self._embedding, tokens)
+        here = Span(0, self.architecture.vocabulary) if shard is None else shard.tokens
+        rows = tokens - here.start
+        is_here = (rows >= 0) & (rows < here.size)
         x = F.embedding(rows.where(is_here, 0), self._embedding)
         x.masked_fill_(~is_here[:, None], 0.0)
+        if own is not None:
+            own.embed(x, tokens, here)
         self._group.all_reduce(x)
         return x
 
-    def _rotated(
-        self, layer: Layer, qkv: Tensor, positions: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def own(self, segments: Sequence[Segment]) -> OwnStep | None:
+        """Return what computes with adapters' own modules in one step."""
+        if not segments:
+            return None
+        return OwnStep(segments, self.operations, self._group, self.compute_dtype)
+
+    def _rotated(self, index: int, qkv: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k and v as [T, heads of each, head_dim], q and k at their positions."""
-        a, do = self.architecture, self.operations
+        a, do, layer, positions = (
+            self.architecture, self.operations, self._layers[index], batch.positions
+        )  # fmt: skip
         heads = qkv.view(len(qkv), -1, a.head_dim)
         q, k, v = torch.split(heads, [a.heads, a.kv_heads, a.kv_heads], dim=1)
         if layer.q_norm is None or layer.k_norm is None:
             do.rotary_(heads[:, : a.heads + a.kv_heads], self._cos, self._sin, positions)
         else:
+            before = q, k
             q = do.rms_norm(q, layer.q_norm, a.epsilon)
             k = do.rms_norm(k, layer.k_norm, a.epsilon)
+            if batch.own is not None:
+                batch.own.norm(q, before[0], f"layers.{index}.self_attn.q_norm", a.epsilon)
+                batch.own.norm(k, before[1], f"layers.{index}.self_attn.k_norm", a.epsilon)
             do.rotary_(q, self._cos, self._sin, positions)
             do.rotary_(k, self._cos, self._sin, positions)
         return q, k, v

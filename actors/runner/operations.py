@@ -21,15 +21,23 @@ from weft.kernels.linear.onednn import OneDnnLinear
 from weft.kernels.linear.reference import Linear
 from weft.kernels.paged_attention import cpu as native_attention
 from weft.kernels.paged_attention import padded
+from weft.kernels.paged_matrix import cpu as native_matrix
+from weft.kernels.paged_matrix import reference as matrix
+from weft.kernels.paged_matrix.reference import Matrix
 from weft.kernels.rms_norm import cpu as native_rms_norm
 from weft.kernels.rms_norm import reference as rms_norm
 from weft.kernels.rotary import cpu as native_rotary
 from weft.kernels.rotary import reference as rotary
 from weft.kernels.silu_mul import cpu as native_silu_mul
 from weft.kernels.silu_mul import reference as silu_mul
+from weft.kernels.take_rows import cpu as native_take_rows
+from weft.kernels.take_rows import reference as take_rows
 
 # What is written in C: all of it is used, or nothing.
-NATIVE = (native_kv_write, native_linear, native_rms_norm, native_rotary, native_silu_mul)
+NATIVE = (
+    native_kv_write, native_linear, native_matrix, native_rms_norm, native_rotary, native_silu_mul,
+    native_take_rows,
+)  # fmt: skip
 
 
 class Projection(Protocol):
@@ -66,10 +74,16 @@ class Operations(NamedTuple):
     rotary_: Callable[[Tensor, Tensor, Tensor, Tensor], None]
     kv_write: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     silu_mul: Callable[[Tensor], Tensor]
+    take_rows: Callable[[Tensor, Tensor], Tensor]
+    times: Callable[[Matrix, Tensor], Tensor]
+    times_transposed: Callable[[Matrix, Tensor], Tensor]
+    """With matrices of adapters, in pages (``paged_matrix``)."""
     planner: Callable[[Architecture, int, torch.dtype], Planner]
     """From the part of a model, the tokens of a page and the type of the computation."""
     sample: Sample | None = None
     """Draws where the logits are; None: only the host does."""
+    in_c: bool = False
+    """Whether a ``Program`` can record them: all, but attention to heads of unusual sizes."""
 
 
 def choose(device: torch.device, *, int8: bool) -> Operations:
@@ -94,7 +108,11 @@ def choose(device: torch.device, *, int8: bool) -> Operations:
         rotary_=native_rotary.rotary_,
         kv_write=native_kv_write.kv_write,
         silu_mul=native_silu_mul.silu_mul,
+        take_rows=native_take_rows.take_rows,
+        times=native_matrix.times,
+        times_transposed=native_matrix.times_transposed,
         planner=partial(_planner, device),
+        in_c=True,
     )
 
 
@@ -129,6 +147,9 @@ def in_triton(device: torch.device, processors: int) -> Operations:
         rotary_=rotary.rotary_,
         kv_write=kv_write.kv_write,
         silu_mul=silu_mul.silu_mul,
+        take_rows=take_rows.take_rows,
+        times=matrix.times,
+        times_transposed=matrix.times_transposed,
         planner=planner,
         sample=sample.sample,
     )
@@ -145,6 +166,9 @@ def _plain(
         rotary_=rotary.rotary_,
         kv_write=kv_write.kv_write,
         silu_mul=silu_mul.silu_mul,
+        take_rows=take_rows.take_rows,
+        times=matrix.times,
+        times_transposed=matrix.times_transposed,
         planner=partial(_planner, device),
     )
 

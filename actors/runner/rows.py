@@ -132,7 +132,7 @@ class RowTable:
             entries = _split(entries, of_base)
         order = np.argsort(entries.sums, kind="stable")
         source = _starts(entries.counts)
-        rows, firsts, counts, sums, samples = (each[order] for each in entries)
+        rows, firsts, counts, sums, samples = entries.at(order)
         starts = _starts(counts)
         offsets = np.arange(starts[-1]) - np.repeat(starts[:-1], counts)
         flat = np.concatenate(tokens)[np.repeat(source[:-1][order], counts) + offsets]
@@ -177,6 +177,16 @@ class _Entries(NamedTuple):
     sums: Ints  # of adapters
     samples: NDArray[np.bool_]
 
+    def at(self, index: NDArray[np.intp]) -> _Entries:
+        """Return some of them, in this order."""
+        return _Entries(
+            self.rows[index],
+            self.firsts[index],
+            self.counts[index],
+            self.sums[index],
+            self.samples[index],
+        )
+
 
 def _split(entries: _Entries, of_base: Ints) -> _Entries:
     """Give the base the first ``of_base`` tokens of each entry; what is left is one of its own."""
@@ -184,7 +194,7 @@ def _split(entries: _Entries, of_base: Ints) -> _Entries:
     index = np.repeat(np.arange(len(of_base)), 1 + is_cut)
     is_second = np.concatenate(([False], index[1:] == index[:-1]))
     is_first = np.concatenate((is_second[1:], [False]))
-    rows, firsts, counts, sums, samples = (each[index] for each in entries)
+    rows, firsts, counts, sums, samples = entries.at(index)
     of_base = of_base[index]
     return _Entries(
         rows,

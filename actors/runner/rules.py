@@ -61,8 +61,8 @@ class Rules:
     filters: bool  # whether top-k or top-p cuts
 
 
-def rules_of(join: Join, vocabulary: int) -> Rules:
-    """Return the rules of a row that joins, in a vocabulary of so many tokens."""
+def rules_of(join: Join) -> Rules:
+    """Return the rules of a row that joins."""
     sampling, history = join.sampling, join.history
     assert (history is not None) == sampling.needs_history
     return Rules(
@@ -73,7 +73,7 @@ def rules_of(join: Join, vocabulary: int) -> Rules:
         adjusts=sampling.needs_history
         or bool(sampling.logit_bias)
         or bool(sampling.min_tokens and sampling.min_tokens_banned),
-        filters=0 < sampling.top_k < vocabulary or sampling.top_p < 1.0,
+        filters=sampling.top_k > 0 or sampling.top_p < 1.0,
     )
 
 

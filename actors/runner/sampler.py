@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from weft.actors.runner.rules import Adjustments, Rules, rules_of
+from weft.kernels.sample.cpu import highest
 from weft.kernels.sample.philox import uniform
 from weft.kernels.sample.reference import TEMPERATURE_MIN, draw, min_p, top_k_top_p
 from weft.runtime.messages import Join, TokenLogprobs
@@ -32,40 +34,65 @@ class Sampler:
     A row's token depends on its logits, its rules and its position, and on nothing else.
     """
 
-    def __init__(self, vocabulary: int) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self) -> None:
         self._rules: dict[int, Rules] = {}
 
     def join(self, join: Join) -> None:
         """Take in how a row is sampled."""
         assert join.row not in self._rules
-        self._rules[join.row] = rules_of(join, self._vocabulary)
+        self._rules[join.row] = rules_of(join)
 
     def leave(self, row: int) -> None:
         """Forget a row."""
         del self._rules[row]
 
-    def sample(self, logits: Tensor, rows: Sequence[int], positions: Sequence[int]) -> Drawn:
+    def sample(
+        self,
+        logits: Tensor,
+        rows: Sequence[int],
+        positions: Sequence[int],
+        tokens_max: Sequence[int] | None = None,
+    ) -> Drawn:
         """Draw a token for each of ``rows``.
 
         Args:
             logits: [R, V] float32; changed in place.
             rows: [R], each has joined.
             positions: [R], which the drawn tokens will take in their sequences.
+            tokens_max: [R], how many of the tokens each may draw from; None: all of them.
         """
+        if tokens_max is None:
+            return self._sample(logits, rows, positions)
+        # Not all at once: the order of a row's sums would depend on how many tokens others have.
+        tokens = torch.empty(len(rows), dtype=torch.int64)
+        failed: list[int] = []
+        logprobs: list[TokenLogprobs] = []
+        for count in sorted(set(tokens_max)):
+            which = [i for i, own in enumerate(tokens_max) if own == count]
+            drawn = self._sample(
+                logits[which, :count], [rows[i] for i in which], [positions[i] for i in which]
+            )
+            tokens[which] = drawn.tokens
+            failed += [which[i] for i in drawn.failed]
+            logprobs += [
+                msgspec.structs.replace(each, index=which[each.index]) for each in drawn.logprobs
+            ]
+        return Drawn(tokens, sorted(failed), sorted(logprobs, key=lambda each: each.index))
+
+    def _sample(self, logits: Tensor, rows: Sequence[int], positions: Sequence[int]) -> Drawn:
         if not rows:  # part of a prompt, and nothing else
             return Drawn(torch.empty(0, dtype=torch.int64), [], [])
         rules = [self._rules[row] for row in rows]
-        highest, tokens = logits.max(dim=-1)
-        failed = _not_finite(highest)
+        most, tokens = highest(logits)
+        failed = _not_finite(most)
         if failed:
             logits[failed] = 0.0
         logprobs = self._logprobs_before(logits, rules)
         adjusted = [i for i, rule in enumerate(rules) if rule.adjusts]
         if adjusted:
             Adjustments.of(rules, positions, adjusted).apply(logits, torch.from_numpy)
-            highest, tokens[adjusted] = logits[adjusted].max(dim=-1)
-            lost = [adjusted[j] for j in _not_finite(highest)]  # e.g. every token is banned
+            most, tokens[adjusted] = highest(logits[adjusted])
+            lost = [adjusted[j] for j in _not_finite(most)]  # e.g. every token is banned
             if lost:
                 logits[lost] = 0.0
                 failed = sorted({*failed, *lost})
@@ -98,7 +125,7 @@ class Sampler:
             k = [chosen[j].sampling.top_k for j in cut]
             scaled[cut] = top_k_top_p(
                 scaled[cut],
-                column([size if size > 0 else self._vocabulary for size in k]),
+                column([size if size > 0 else logits.shape[1] for size in k]),
                 column([chosen[j].sampling.top_p for j in cut]),
             )
         noise = uniform(
@@ -117,7 +144,7 @@ class Sampler:
             return {}
         most = max(rules[i].sampling.logprobs or 0 for i in asking)
         everything = logits[asking].log_softmax(dim=-1)
-        values, ids = everything.topk(min(most, self._vocabulary), dim=-1)
+        values, ids = everything.topk(min(most, logits.shape[1]), dim=-1)
         result = {}
         for j, i in enumerate(asking):
             count = rules[i].sampling.logprobs or 0

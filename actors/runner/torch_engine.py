@@ -25,6 +25,7 @@ from weft.actors.runner.model import Model
 from weft.actors.runner.rows import RowTable
 from weft.kernels.collectives.reference import Alone, Collectives
 from weft.runtime.config import Config
+from weft.runtime.histogram import Histogram
 from weft.runtime.messages import RunnerReady, Step, StepDone
 
 MIB = 1024 * 1024
@@ -45,14 +46,17 @@ class TorchEngine:
         progress: Callable[[float], None],
         group: Collectives | None = None,
         backend: Backend | None = None,
+        *,
+        first_device: int = 0,
     ) -> None:
         """``group`` is this rank's end of its tensor-parallel group; None: there is no other.
 
+        ``first_device`` is that of rank 0, where there are GPUs.
         ``backend``: what to compute with; None: with the best that the device has.
         """
         self._group = group = group or Alone()
         folder = Path(config.model)
-        self._device = device_of(config, group.rank)
+        self._device = device_of(config, first_device + group.rank)
         if self._device.type == "cpu" and config.threads:
             torch.set_num_threads(config.threads)
         whole = architectures.read(folder)
@@ -95,7 +99,7 @@ class TorchEngine:
         self._arena = parts.arena
         self._executor: Executor
         if self._backend.ahead is None:
-            self._executor = Eager(parts, self._rows)
+            self._executor = Eager(parts, self._rows, limits)
         else:
             self._executor = ahead = Ahead(parts, limits, self._device, self._backend.ahead)
             scratch = warmup.Scratch(pages, config.block_size)
@@ -139,6 +143,12 @@ class TorchEngine:
     def execute(self, step: Step) -> StepDone:
         """Compute a step, and wait for it."""
         return self.launch(step).collect()
+
+    @property
+    def loads(self) -> Histogram:
+        """How long adapters took to be copied to the device."""
+        self._executor.settle()
+        return self._lora.times
 
     def counters(self) -> dict[str, float]:
         """Return what is in use."""
@@ -189,7 +199,7 @@ class TorchEngine:
 
     def _arena_bytes(self, config: Config, shape: PageShape, limits: Limits) -> int:
         if self._device.type == "cpu":
-            return config.kv_cache_memory_mib * MIB // config.tensor_parallel_size
+            return config.kv_cache_memory_mib * MIB // config.runners
         assert self._backend.ahead is not None
         ahead = self._backend.ahead
         torch.cuda.empty_cache()
@@ -211,16 +221,18 @@ class TorchEngine:
         return allowed
 
 
-def device_of(config: Config, rank: int) -> torch.device:
-    """Return the device of one rank. Raises ``UnsupportedModel`` if there is none for it."""
+def device_of(config: Config, index: int) -> torch.device:
+    """Return the device of one runner. Raises ``UnsupportedModel`` if there are not enough."""
     devices = torch.cuda.device_count() if config.device != "cpu" else 0
     if config.device == "cuda" and not devices:
         raise UnsupportedModel("device is cuda, and torch finds no CUDA device: use cpu or auto")
     if not devices:
         return torch.device("cpu")
-    if devices < config.tensor_parallel_size:
+    if devices < config.runners:
+        size = f"tensor_parallel_size is {config.tensor_parallel_size}"
+        if config.data_parallel_size > 1:
+            size += f", data_parallel_size {config.data_parallel_size}"
         raise UnsupportedModel(
-            f"tensor_parallel_size is {config.tensor_parallel_size}, and there are {devices} CUDA "
-            "devices: lower it, or let device be cpu"
+            f"{size}, and there are {devices} CUDA devices: lower it, or let device be cpu"
         )
-    return torch.device("cuda", rank)
+    return torch.device("cuda", index)

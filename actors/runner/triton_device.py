@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -106,9 +106,9 @@ class TritonLora:
         self._limits = limits
         self._planners: dict[tuple[int, bool], Planner] = {}
 
-    def update(self, slot: int) -> None:
-        """Bring a slot's tables to the device."""
-        self._kernel.update(slot)
+    def stage(self, slot: int) -> Callable[[], None]:
+        """Return what brings a slot's tables to the device."""
+        return self._kernel.stage(slot)
 
     def fits_graph(self, host: HostBatch) -> bool:
         """Whether a row has one adapter, and there are no more segments than adapters."""

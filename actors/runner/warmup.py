@@ -64,12 +64,9 @@ def run_largest(ahead: Ahead, limits: Limits, scratch: Scratch) -> None:
 def capture(ahead: Ahead, scratch: Scratch, kinds: Sequence[Kind]) -> float:
     """Make graphs of these kinds; return how many seconds it took."""
     started = time.perf_counter()
-    # torch collects garbage before each: what exists already need not be looked at.
-    gc.freeze()
     for kind in kinds:
         host = blank([1], 0, scratch, adapters=int(kind.has_adapters), samples=False)
         ahead.capture(kind, host)
-    gc.unfreeze()
     return time.perf_counter() - started
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from weft.actors.scheduler.fair import INPUT_COST, OUTPUT_COST
@@ -15,7 +15,7 @@ from weft.actors.scheduler.limits import (
     refilled,
 )
 from weft.runtime.config import ANY_OTHER, Config, Limits, TenantLimits
-from weft.runtime.messages import Generate
+from weft.runtime.messages import Generate, Refused
 
 # Accounts with nothing under way that are remembered: whoever makes up names fills no memory. The
 # one that has been idle longest is forgotten first, and begins anew where those who wait are.
@@ -119,3 +119,34 @@ class Payers:
         if not self._limits_adapters:
             return tenant, []
         return tenant, [self.adapters.get(use.name, now_ns) for use in generate.adapters]
+
+    def refusal(self, generate: Generate, now_ns: int) -> Refused | None:
+        """Say which limit a request is beyond, if it is beyond one."""
+        tenant, adapters = self.of(generate, now_ns)
+        named = ((account, f"of {account.name!r}") for account in adapters)
+        for account, whose in ((tenant, "yours"), *named):
+            excess = account.excess(generate, now_ns)
+            if excess is not None:
+                return excess.refused(generate.label, whose)
+        return None
+
+    def take(self, generate: Generate, now_ns: int) -> tuple[Account, list[Account]]:
+        """Note that a request begins, and let it pay for its prompt; return its accounts."""
+        tenant, adapters = self.of(generate, now_ns)
+        self.tenants.take(tenant, generate.choices)
+        for adapter in adapters:
+            self.adapters.take(adapter, generate.choices)
+        for account in metered(tenant, adapters):
+            account.spend(len(generate.prompt), now_ns)
+        return tenant, adapters
+
+    def give_back(self, tenant: Account, adapters: Iterable[Account]) -> None:
+        """Note a choice of theirs that is over."""
+        self.tenants.give_back(tenant)
+        for adapter in adapters:
+            self.adapters.give_back(adapter)
+
+
+def metered(tenant: Account, adapters: Iterable[Account]) -> list[Account]:
+    """Return who pays for tokens by the minute."""
+    return [a for a in (tenant, *adapters) if a.limits.max_tokens_per_minute is not None]

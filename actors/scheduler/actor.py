@@ -18,9 +18,10 @@ from weft.actors.scheduler.accounts import Payers
 from weft.actors.scheduler.composer import Composer
 from weft.actors.scheduler.draft import Composed
 from weft.actors.scheduler.group import agreed
-from weft.actors.scheduler.metrics import Metrics
+from weft.actors.scheduler.metrics import Metrics, mean, summed, together
 from weft.actors.scheduler.outbox import Outbox
 from weft.actors.scheduler.policy import NeverFits
+from weft.actors.scheduler.progress import ProgressNotes
 from weft.actors.scheduler.requests import Requests
 from weft.actors.scheduler.sequence import Request, Sequence
 from weft.runtime.actor import Send, Turn
@@ -30,6 +31,7 @@ from weft.runtime.messages import (
     Acquired,
     AcquireFailed,
     AdapterReply,
+    AdapterState,
     Begin,
     CatalogSeen,
     ClientGone,
@@ -47,6 +49,7 @@ from weft.runtime.messages import (
     StopFound,
     TokenLogprobs,
 )
+from weft.runtime.replicas import ALONE, Replica
 
 # Steps that the runners have been sent and have not answered: the one being computed, and the one
 # that follows it without a pause.
@@ -58,25 +61,30 @@ log = logging.getLogger("weft.scheduler")
 class Scheduler:
     """Reacts to messages, and sends a step whenever one may be sent.
 
-    ``runners`` are one model's, by rank: each gets every step, and the first one answers.
+    ``runners`` are one model's, by rank: each gets every step, and the first one answers. Of
+    several replicas each has a scheduler; a router chooses whose a request is, and is told of it.
 
     Invariants, checked by ``check``: a sequence has a row if it lives and runs, and those of what
     the parts own.
     """
 
-    def __init__(self, config: Config, *, runners: list[str]) -> None:
+    def __init__(self, config: Config, *, runners: list[str], replica: Replica = ALONE) -> None:
         self._config = config
+        self._replica = replica
         self._runners = runners
         self._ready: dict[str, RunnerReady] = {}  # by runner
         self._composer: Composer | None = None  # until every runner is ready
         self._retiring: dict[str, int] = {}  # adapters without a name: catalog version
         self._payers = Payers(config)
-        self._requests = Requests(queued_max=config.max_queued_requests, payers=self._payers)
+        self._requests = Requests(
+            queued_max=config.max_queued_requests, payers=self._payers, replica=replica
+        )
         self._in_flight: deque[Composed] = deque()
         self._steps_sent = 0
         self._steps_done = 0
         self._compute_us = 0
-        self._outbox = Outbox()
+        self._outbox = Outbox(replica)
+        self._notes = ProgressNotes() if replica.count > 1 else None
         self._metrics = Metrics(name for name in config.tenants if name != ANY_OTHER)
 
     @property
@@ -121,7 +129,7 @@ class Scheduler:
                 self._retiring[digest] = version
                 return []
             case AdapterReply():
-                return [Send("tokenizer", self._completed(message))]
+                return [Send(self._replica.door, self._completed(message))]
             case Acquired():
                 self._note_adapter(message)
                 return []
@@ -142,7 +150,7 @@ class Scheduler:
         sends = self._outbox.flush(room)
         if self._composer is not None and room - len(sends) >= STEPS_IN_FLIGHT:
             sends += self._send_step(self._composer, turn)
-        return sends + self._retire()
+        return sends + self._retire() + self._tell_progress(turn)
 
     def check(self) -> None:
         """Assert the invariants of everything that a request can hold."""
@@ -158,10 +166,18 @@ class Scheduler:
         composer = self._composer
         refused = self._requests.refusal(generate, now_ns, room=self._room_for(generate.tenant))
         if refused is not None:
-            self._metrics.rejected(generate)
+            # Who is told in the end, and who gets room elsewhere, is the router's to count.
+            self._metrics.rejected(generate if self._notes is None else None)
             log.info("rejected: %s", refused.code, extra={"request": generate.request_id})
-            return [Send("tokenizer", Reject(generate.client, refused))]
+            reject = Reject(generate.client, refused, generate.request_id)
+            return [Send(self._replica.door, reject)]
+        if self._notes is not None:
+            self._notes.accepted.append(generate.request_id)
         request = self._requests.add(generate, now_ns)
+        if request.adapters:
+            # Whether they lie in host memory is heard once they have been asked for.
+            is_there = self._resident >= {*request.adapters}
+            request.tier = "device" if is_there else "host"
         self._metrics.accepted(request)
         log.info(
             "accepted: %d prompt tokens, %d choices, model %s, %d requests",
@@ -215,6 +231,8 @@ class Scheduler:
         composer = self._composer
         assert composer is not None
         for sequence in composer.arrived(acquired):
+            if acquired.was_read and sequence.request.tier == "host":
+                sequence.request.tier = "disk"
             self._limit(sequence, composer)
 
     def _cancel(self, requests: list[Request]) -> None:
@@ -242,14 +260,16 @@ class Scheduler:
             self._composer.remove(sequence)
         self._requests.end(sequence)
         count = sequence.output_tokens if output_tokens is None else output_tokens
+        if self._notes is not None:
+            self._notes.ended.append(sequence.request.generate.request_id)
         end = End(
             sequence.number,
             reason,
             count,
             sequence.cached_tokens or 0,
             error,
-            sequence.first_step,
-            sequence.last_step,
+            self._shown(sequence.first_step),
+            self._shown(sequence.last_step),
         )
         self._outbox.end(end)
         request = sequence.request
@@ -260,6 +280,16 @@ class Scheduler:
             request.waits, f", {error}" if error else "",
             extra={"request": request.generate.request_id},
         )  # fmt: skip
+
+    def _shown(self, step: int | None) -> int | None:
+        """Return a step's number as clients see it: unlike that of any other replica's step."""
+        return None if step is None else self._replica.first_number + step
+
+    def _tell_progress(self, turn: Turn) -> list[Send]:
+        if self._notes is None or turn.room(self._replica.door) == 0:
+            return []
+        progress = self._notes.take(self._composer.slots if self._composer else None)
+        return [] if progress is None else [Send(self._replica.door, progress)]
 
     # ---- steps ----------------------------------------------------------------------------------
 
@@ -338,6 +368,8 @@ class Scheduler:
         tenant.counter += tenant.output_price
         for account in request.metered:
             account.spend(1, now_ns)
+        if self._notes is not None and request.metered:
+            self._notes.metered.append(generate.request_id)
         if request.first_token_ns is None:
             self._metrics.first_token(request, now_ns)
             log.debug(
@@ -376,24 +408,36 @@ class Scheduler:
         return sends
 
     def _completed(self, reply: AdapterReply) -> AdapterReply:
-        """Return an answer for a client with what the scheduler knows of each adapter."""
+        """Return an answer for a client with what the scheduler knows of each adapter added."""
         answer = reply.answer
         if isinstance(answer, Refused) or not answer.adapters:
             return reply
-        resident: Set[str] = self._composer.slots.resident if self._composer else frozenset()
+        resident = self._resident
         live = Counter(a for request in self._requests for a in request.adapters)
-        states = [
-            msgspec.structs.replace(
+
+        def complete(state: AdapterState) -> AdapterState:
+            if state.digest is None:
+                return state
+            counters = self._metrics.of(state.digest)
+            return msgspec.structs.replace(
                 state,
                 tier="device" if state.digest in resident else state.tier,
-                requests=live[state.digest],
-                requests_total=self._metrics.requests(state.digest),
+                requests=state.requests + live[state.digest],
+                requests_total=state.requests_total + counters.requests,
+                hits=together(state.hits, counters.hits),
+                queue_s_mean=mean(
+                    (state.queue_s_mean, state.requests_total),
+                    (counters.queue.mean_s, counters.requests),
+                ),
             )
-            if state.digest is not None
-            else state
-            for state in answer.adapters
-        ]
+
+        states = list(map(complete, answer.adapters))
         return AdapterReply(reply.client, msgspec.structs.replace(answer, adapters=states))
+
+    @property
+    def _resident(self) -> Set[str]:
+        """Adapters on the device."""
+        return self._composer.slots.resident if self._composer else frozenset()
 
     # ---- inspection -----------------------------------------------------------------------------
 
@@ -405,11 +449,15 @@ class Scheduler:
             self._outbox.inspection(inspection)
             return []
         self.check()
-        resident: Set[str] = self._composer.slots.resident if self._composer else frozenset()
-        sections = {**inspection.sections, "scheduler": self._counters()}
-        metrics = self._metrics.report(resident)
+        sections = {**inspection.sections, self._replica.scheduler: self._counters()}
+        metrics = self._metrics.report(self._resident, self._requests)
         tenants = self._metrics.report_tenants(self._payers.tenants.counter)
-        forward = Inspection(inspection.client, inspection.label, sections, metrics, tenants)
+        forward = msgspec.structs.replace(
+            inspection,
+            sections=sections,
+            adapters=summed(inspection.adapters, metrics),
+            tenants=summed(inspection.tenants, tenants),
+        )
         return [Send(self._runners[0], forward)]
 
     def _counters(self) -> dict[str, float]:

@@ -33,7 +33,7 @@ class Composer:
             self.pages, ready.page_tokens, caching=config.enable_prefix_caching
         )
         held_max = min(config.max_loaded_loras, config.max_cpu_loras or config.max_loaded_loras)
-        self.host = HostPins(held_max, config.host_memory_bytes)
+        self.host = HostPins(held_max, config.host_memory_bytes // config.data_parallel_size)
         assert ready.adapter_slots >= config.max_loras_per_batch
         self.slots = AdapterSlots(
             ready.adapter_slots,
@@ -135,6 +135,8 @@ class Composer:
             "pages_adapters": slots.pages_owned,
             "pages_adapters_idle": slots.pages_idle,
             "adapter_slots": slots.count,
+            "adapters_in_batch": len(slots.pinned),
+            "adapters_in_batch_max": self._config.max_loras_per_batch,
             "adapters_resident": len(slots.resident),
             "adapters_held": len(self.host),
             "adapter_pins": slots.pin_count,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from weft.runtime.messages import Refused
+
 # When whoever has too many requests under way should come back: one may have ended by then.
 CONCURRENCY_RETRY_S = 1.0
 
@@ -41,6 +43,13 @@ class Excess(NamedTuple):
 
     reason: str
     retry_after_s: float | None  # None: trying again would not help
+
+    def refused(self, label: str, whose: str) -> Refused:
+        """Return the message that tells the client; ``whose`` says whose limit it is."""
+        if self.retry_after_s is None:
+            return Refused(label, "invalid_value", f"n: {self.reason}", param="n")
+        text = f"a limit, {whose}: {self.reason}"
+        return Refused(label, "rate_limit_exceeded", text, retry_after_s=self.retry_after_s)
 
 
 def concurrency_excess(live: int, asked: int, limit: int | None) -> Excess | None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
 
-from weft.actors.scheduler.sequence import Request
+import msgspec
+
+from weft.actors.scheduler.sequence import TIERS, Request
+from weft.runtime.histogram import Histogram
 from weft.runtime.messages import (
     METRIC_BUCKETS_S,
     AdapterMetrics,
@@ -23,18 +28,9 @@ NAMES_MAX = 8
 TENANTS_MAX = 256
 
 
-@dataclass(slots=True)
-class Histogram:
-    """Counts of durations in METRIC_BUCKETS_S, and one more for those beyond the last."""
+Counted = TypeVar("Counted", AdapterMetrics, TenantMetrics)
 
-    counts: list[int] = field(default_factory=lambda: [0] * (len(METRIC_BUCKETS_S) + 1))
-    sum_s: float = 0.0
-
-    def add(self, duration_ns: int) -> None:
-        """Count one duration."""
-        seconds = duration_ns / 1e9
-        self.counts[bisect_left(METRIC_BUCKETS_S, seconds)] += 1
-        self.sum_s += seconds
+_histogram = partial(Histogram, METRIC_BUCKETS_S)
 
 
 @dataclass(slots=True)
@@ -46,8 +42,9 @@ class AdapterCounters:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
-    queue: Histogram = field(default_factory=Histogram)
-    first_token: Histogram = field(default_factory=Histogram)
+    queue: Histogram = field(default_factory=_histogram)
+    first_token: Histogram = field(default_factory=_histogram)
+    hits: list[int] = field(default_factory=lambda: [0] * len(TIERS))
 
 
 @dataclass(slots=True)
@@ -58,7 +55,7 @@ class TenantCounters:
     rejected: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
-    queue: Histogram = field(default_factory=Histogram)
+    queue: Histogram = field(default_factory=_histogram)
 
 
 class Metrics:
@@ -75,10 +72,11 @@ class Metrics:
         }
         self.rejections = 0
 
-    def rejected(self, generate: Generate) -> None:
-        """Count a request that will not be answered."""
+    def rejected(self, generate: Generate | None) -> None:
+        """Count a request that is not taken; None: it may yet be taken by somebody else."""
         self.rejections += 1
-        self._of_tenant(generate.tenant).rejected += 1
+        if generate is not None:
+            self._of_tenant(generate.tenant).rejected += 1
 
     def accepted(self, request: Request) -> None:
         """Count a request that will be answered."""
@@ -99,6 +97,8 @@ class Metrics:
         for counters in self._of(request):
             counters.queue.add(now_ns - request.accepted_ns)
             counters.cached_tokens += request.sequences[0].cached_tokens or 0
+            if request.tier is not None:
+                counters.hits[TIERS.index(request.tier)] += 1
         self._of_tenant(request.tenant.name).queue.add(now_ns - request.accepted_ns)
 
     def first_token(self, request: Request, now_ns: int) -> None:
@@ -113,17 +113,24 @@ class Metrics:
             counters.output_tokens += end.output_tokens
         self._of_tenant(request.tenant.name).output_tokens += end.output_tokens
 
-    def requests(self, digest: str) -> int:
-        """Return how many requests an adapter has had."""
-        counters = self._adapters.get(digest)
-        return counters.requests if counters else 0
+    def of(self, digest: str) -> AdapterCounters:
+        """Return an adapter's counters: zeros, if it has never been used."""
+        return self._adapters.get(digest) or AdapterCounters()
 
     def forget(self, digest: str) -> None:
         """Forget an adapter that has no name any more, so that there are no more than names."""
         self._adapters.pop(digest, None)
 
-    def report(self, resident: Set[str]) -> list[AdapterMetrics]:
-        """Return the counters of every adapter that was ever used."""
+    def report(self, resident: Set[str], requests: Iterable[Request] = ()) -> list[AdapterMetrics]:
+        """Return the counters of every adapter that was ever used.
+
+        ``resident`` are on the device now; ``requests`` are those that are not over.
+        """
+        running: Counter[str | None] = Counter()
+        waiting: Counter[str | None] = Counter()
+        for request in requests:
+            count = waiting if request.admitted_ns is None else running
+            count.update(request.adapters or (None,))
         return [
             AdapterMetrics(
                 digest=digest,
@@ -137,6 +144,9 @@ class Metrics:
                 first_token_s=list(counters.first_token.counts),
                 first_token_s_sum=counters.first_token.sum_s,
                 resident=digest is None or digest in resident,
+                hits=list(counters.hits),
+                running=running[digest],
+                waiting=waiting[digest],
             )
             for digest, counters in self._adapters.items()
         ]
@@ -173,3 +183,51 @@ class Metrics:
             self._adapters.setdefault(digest, AdapterCounters())
             for digest in request.adapters or (None,)
         ]
+
+
+def summed(first: list[Counted], second: list[Counted]) -> list[Counted]:
+    """Return what two schedulers have counted together, of each adapter or each tenant."""
+    together = {_key(each): each for each in first}
+    for each in second:
+        known = together.get(_key(each))
+        together[_key(each)] = each if known is None else _sum(known, each)
+    return list(together.values())
+
+
+def together(first: list[int], second: list[int]) -> list[int]:
+    """Return the sums of two lists of counts; an empty one counts nothing."""
+    if not (first and second):
+        return list(first or second)
+    return [one + other for one, other in zip(first, second, strict=True)]
+
+
+def mean(first: tuple[float | None, int], second: tuple[float | None, int]) -> float | None:
+    """Return the mean of two means of so many; None: of nothing."""
+    known = [(value, count) for value, count in (first, second) if value is not None and count]
+    total = sum(count for _, count in known)
+    return sum(value * count for value, count in known) / total if total else None
+
+
+def _key(counted: AdapterMetrics | TenantMetrics) -> str | None:
+    return counted.digest if isinstance(counted, AdapterMetrics) else counted.tenant
+
+
+def _sum(first: Counted, second: Counted) -> Counted:
+    pairs = zip(msgspec.structs.astuple(first), msgspec.structs.astuple(second), strict=True)
+    return type(first)(*(_added(*pair) for pair in pairs))
+
+
+def _added(first: Any, second: Any) -> Any:
+    """Return the sum of two fields' values: of names and keys, what is in either."""
+    match first:
+        case bool():
+            return first or second
+        case int() | float():
+            return first + second
+        case list() if all(isinstance(name, str) for name in (*first, *second)):
+            return list(dict.fromkeys((*first, *second)))[:NAMES_MAX]
+        case list():
+            return together(first, second)
+        case _:
+            assert first == second
+            return first

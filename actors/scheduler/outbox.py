@@ -6,12 +6,14 @@ from collections import deque
 
 from weft.runtime.actor import Send
 from weft.runtime.messages import Begin, End, Inspection, Message, Sampled, TokenLogprobs
+from weft.runtime.replicas import ALONE, Replica
 
 
 class Outbox:
     """Messages in their order, and ends, which travel with the next tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, replica: Replica = ALONE) -> None:
+        self._round_goes_to = "detokenizer" if replica.is_last else replica.door
         self._messages: deque[Message] = deque()
         self._ends: list[End] = []
 
@@ -29,7 +31,10 @@ class Outbox:
         self._ends.append(end)
 
     def inspection(self, inspection: Inspection) -> None:
-        """Pass an inspection on; the detokenizer then reports what is true after all ends."""
+        """Pass an inspection on; the detokenizer then reports what is true after all ends.
+
+        Of several schedulers the last one says it to the detokenizer, the others to the router.
+        """
         if self._ends:
             self._messages.append(self._sampled([], [], []))
         self._messages.append(inspection)
@@ -50,7 +55,9 @@ class Outbox:
         """Return what there is room for."""
         sends: list[Send] = []
         while self._messages and len(sends) < room:
-            sends.append(Send("detokenizer", self._messages.popleft()))
+            message = self._messages.popleft()
+            is_inspection = isinstance(message, Inspection)
+            sends.append(Send(self._round_goes_to if is_inspection else "detokenizer", message))
         if self._ends and len(sends) < room:
             sends.append(Send("detokenizer", self._sampled([], [], [])))
         return sends

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from weft.actors.scheduler.accounts import Payers
-from weft.actors.scheduler.limits import Excess
 from weft.actors.scheduler.sequence import Request, Sequence
 from weft.runtime.messages import Generate, Refused
+from weft.runtime.replicas import ALONE, Replica
 
 # A queue moves within a second.
 QUEUE_FULL_RETRY_S = 1.0
@@ -21,12 +21,13 @@ class Requests:
     without live ones is gone; accounts count the live sequences of their tenants and adapters.
     """
 
-    def __init__(self, *, queued_max: int, payers: Payers) -> None:
+    def __init__(self, *, queued_max: int, payers: Payers, replica: Replica = ALONE) -> None:
         self._queued_max = queued_max
         self._payers = payers
+        self._has_limits = replica.count == 1  # or the router has held them against all replicas
         self._requests: dict[tuple[str, str], Request] = {}  # by client and label
         self._sequences: dict[int, Sequence] = {}  # that live, by number
-        self._next_sequence = 1
+        self._next_sequence = replica.first_number + 1
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -62,12 +63,9 @@ class Requests:
             text = f"n: {generate.choices} is more than may wait here ({self._queued_max}); lower "
             text += "it, or have max_queued_requests raised"
             return Refused(label, "invalid_value", text, param="n")
-        tenant, adapters = self._payers.of(generate, now_ns)
-        named = ((account, f"of {account.name!r}") for account in adapters)
-        for account, whose in ((tenant, "yours"), *named):
-            excess = account.excess(generate, now_ns)
-            if excess is not None:
-                return _beyond_limits(label, excess, whose)
+        refused = self._payers.refusal(generate, now_ns) if self._has_limits else None
+        if refused is not None:
+            return refused
         if generate.choices > room:
             text = "too many requests are waiting already; try again later"
             return Refused(label, "queue_full", text, retry_after_s=QUEUE_FULL_RETRY_S)
@@ -75,13 +73,8 @@ class Requests:
 
     def add(self, generate: Generate, now_ns: int) -> Request:
         """Take a request that ``refusal`` has nothing against; its choices get numbers."""
-        tenant, adapters = self._payers.of(generate, now_ns)
-        self._payers.tenants.take(tenant, generate.choices)
-        for adapter in adapters:
-            self._payers.adapters.take(adapter, generate.choices)
+        tenant, adapters = self._payers.take(generate, now_ns)
         request = Request(generate, now_ns, tenant, adapters)
-        for account in request.metered:
-            account.spend(len(generate.prompt), now_ns)
         for choice in range(generate.choices):
             sequence = Sequence(
                 self._next_sequence, request, choice, list(generate.prompt), generate.max_tokens
@@ -98,9 +91,7 @@ class Requests:
         sequence.is_over = True
         del self._sequences[sequence.number]
         request = sequence.request
-        self._payers.tenants.give_back(request.tenant)
-        for adapter in request.limited:
-            self._payers.adapters.give_back(adapter)
+        self._payers.give_back(request.tenant, request.limited)
         if request.is_over:
             del self._requests[request.key]
 
@@ -115,10 +106,3 @@ class Requests:
         self._payers.tenants.check(Counter(request.tenant.name for request in requests))
         adapters = [adapter.name for request in requests for adapter in request.limited]
         self._payers.adapters.check(Counter(adapters))
-
-
-def _beyond_limits(label: str, excess: Excess, whose: str) -> Refused:
-    if excess.retry_after_s is None:
-        return Refused(label, "invalid_value", f"n: {excess.reason}", param="n")
-    text = f"a limit, {whose}: {excess.reason}"
-    return Refused(label, "rate_limit_exceeded", text, retry_after_s=excess.retry_after_s)

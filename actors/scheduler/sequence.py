@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
-from weft.actors.scheduler.accounts import Account
+from weft.actors.scheduler.accounts import Account, metered
 from weft.actors.scheduler.prefixes import Holding, Identity
 from weft.runtime.messages import Generate
 
@@ -51,6 +52,10 @@ class Sequence:
         return self.output_tokens + self.in_flight >= self.output_max
 
 
+Tier = Literal["device", "host", "disk"]
+TIERS: tuple[Tier, ...] = ("device", "host", "disk")
+
+
 @dataclass(eq=False, slots=True)
 class Request:
     """What a client asked for, from acceptance to the last end of its choices."""
@@ -62,14 +67,14 @@ class Request:
     sequences: list[Sequence] = field(default_factory=list)
     admitted_ns: int | None = None
     first_token_ns: int | None = None
+    tier: Tier | None = None  # where its farthest adapter lay when it came; None: it has none
     metered: list[Account] = field(init=False)  # who pays for tokens by the minute
     adapters: tuple[str, ...] = field(init=False)  # digests, each once; none: the base
     adapter_pages: dict[str, int] = field(default_factory=dict)  # of adapters, once it is known
     identity: Identity = field(init=False)  # of its KV
 
     def __post_init__(self) -> None:
-        accounts = [self.tenant, *self.limited]
-        self.metered = [a for a in accounts if a.limits.max_tokens_per_minute is not None]
+        self.metered = metered(self.tenant, self.limited)
         self.adapters = tuple(use.digest for use in self.generate.adapters)
         uses = tuple((use.digest, use.scale) for use in self.generate.adapters)
         self.identity = Identity(self.generate.salt, uses, self.generate.lora_start)

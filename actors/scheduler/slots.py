@@ -77,6 +77,11 @@ class AdapterSlots:
         return self._residents.keys()
 
     @property
+    def changes(self) -> int:
+        """How often an adapter has come or gone."""
+        return len(self._residents) + 2 * self.evictions
+
+    @property
     def pin_count(self) -> int:
         """Running sequences that use an adapter."""
         return sum(resident.pins for resident in self._pinned.values())

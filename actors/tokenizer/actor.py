@@ -83,6 +83,8 @@ class TokenizerManager:
         self._names = Names(self._base)
         self._compositions = Compositions(self._names, config)
         self._tenants = Tenants(config)
+        # Where requests go: to the scheduler, or to who chooses one of several.
+        self._door = "scheduler" if config.data_parallel_size == 1 else "router"
         self._inbox_max = config.max_queued_requests
         self._nonce = nonce
         self._generated = 0
@@ -129,15 +131,15 @@ class TokenizerManager:
     def advance(self, turn: Turn) -> list[Send]:
         """Encode what waits, as far as the scheduler has room."""
         sends: list[Send] = []
-        room = turn.room("scheduler")
+        room = turn.room(self._door)
         # An abort names a request that was generated before it: they leave in this order.
         while self._aborts and len(sends) < room:
             abort = next(iter(self._aborts))
             del self._aborts[abort]
-            sends.append(Send("scheduler", abort))
+            sends.append(Send(self._door, abort))
         # Behind every request that was resolved by an older catalog, before any by this one.
         if self._seen is not None and len(sends) < room:
-            sends.append(Send("scheduler", self._seen))
+            sends.append(Send(self._door, self._seen))
             self._seen = None
         if self._has_catalog:
             for _ in range(min(SUBMITS_PER_TURN_MAX, len(self._inbox))):
@@ -201,7 +203,7 @@ class TokenizerManager:
             raise Refusal("queue_full", text, retry_after_s=QUEUE_FULL_RETRY_S)
         tenants.check_priority(submit.priority)
         self._compositions.check(submit)
-        sampling.check(submit.sampling, self._model.vocab_size)
+        sampling.check(submit.sampling)
         self._prompts.check_size(submit)
 
     def _need_no_drain(self) -> None:
@@ -237,12 +239,11 @@ class TokenizerManager:
 
     def _operate(self, client: str, operation: AdapterOperation) -> None:
         """Pass an operation on adapters to the store."""
+        texts = [("label", operation.label), ("name", operation.name)]
+        if isinstance(operation, LoadAdapter):
+            texts += [("source", operation.source), ("digest", operation.digest)]
         try:
-            for param, text in (
-                ("label", operation.label),
-                ("name", operation.name),
-                ("source", operation.source if isinstance(operation, LoadAdapter) else None),
-            ):
+            for param, text in texts:
                 need(
                     len(text or "") <= LABEL_CHARACTERS_MAX,
                     param,
@@ -294,7 +295,7 @@ class TokenizerManager:
             self._refuse(asked.client, refusal.refused(asked.submit.label))
             return []
         self._generated += 1
-        return [Send("scheduler", generate)]
+        return [Send(self._door, generate)]
 
     def _generate(self, client: str, submit: Submit) -> Generate:
         """Return the request, complete. Raises ``Refusal``."""
@@ -302,7 +303,10 @@ class TokenizerManager:
         composition = self._compositions.resolve(submit)
         tenant = self._tenants.of(submit, composition.tenant)
         self._tenants.check_rank(tenant, composition.rank)
-        prompt = self._prompts.encode(submit)
+        # An adapter's own tokens, in text or as ids, are nobody else's.
+        vocab_size = self._model.vocab_size + composition.tokens_added
+        sampling.check_tokens(wanted, vocab_size)
+        prompt = self._prompts.encode(submit, vocab_size)
         lora_start = self._prompts.lora_start(submit, prompt, composition.invocation_tokens)
         stop_token_ids = sampling.stop_tokens(wanted, self._model.eos_token_ids)
         request_id = f"{self._nonce:016x}{self._generated:016x}"

@@ -25,6 +25,7 @@ class Composition(NamedTuple):
     uses: list[AdapterUse]  # by digest, ascending
     invocation_tokens: list[int]  # from whose last occurrence on they act; none: from the start
     rank: int  # the largest of theirs; 0 for the base
+    tokens_added: int  # that the adapter knows beyond the base's
     name: str  # as the client spells it
     tenant: str  # whose share it is if the request does not say: the names, whatever their scales
 
@@ -86,13 +87,13 @@ class Compositions:
             need(
                 entry.is_additive or (len(used) == 1 and lora.scale == 1),
                 param,
-                f"{_shown(lora)} is a DoRA adapter, which rescales what the base computes and is "
-                f"no sum; use it alone and with scale 1",
+                f"{_shown(lora)} rescales or replaces some of what the base has (DoRA, "
+                f"modules_to_save, tokens of its own) and is no sum; use it alone and with scale 1",
             )
             need(
                 not entry.invocation_tokens or len(used) == 1,
                 param,
-                f"{_shown(lora)} is activated by its invocation, and acts from there on; use it alone",
+                f"{_shown(lora)} acts from its invocation on, and others at once; use it alone",
             )
         invocations = [entry.invocation_tokens for _, entry in used.values()]
         name = submit.model or self._base_name
@@ -102,6 +103,7 @@ class Compositions:
                 for digest, (lora, _) in sorted(used.items())
             ],
             invocation_tokens=invocations[0] if invocations else [],
+            tokens_added=sum(entry.tokens_added for _, entry in used.values()),
             rank=max((entry.rank for _, entry in used.values()), default=0),
             name=name if submit.lora is None else spell(asked) or name,
             tenant=_PLUS.join(sorted(lora.name for lora, _ in used.values())) or self._base_name,

@@ -37,8 +37,11 @@ class PromptEncoder:
         elif submit.prompt is not None:
             self._check_tokens("prompt", len(submit.prompt))
 
-    def encode(self, submit: Submit) -> list[int]:
-        """Return the prompt's token ids, at least one. Raises ``Refusal``."""
+    def encode(self, submit: Submit, vocab_size: int) -> list[int]:
+        """Return the prompt's token ids, at least one, all below ``vocab_size``.
+
+        Raises ``Refusal``.
+        """
         if submit.messages is not None:
             ids = self._chat.encode_chat(submit.messages)
             need(bool(ids), "messages", "the chat template makes nothing of them")
@@ -48,13 +51,12 @@ class PromptEncoder:
         else:
             ids = submit.prompt or []
             need(bool(ids), "prompt", "it is empty; send at least one token")
-            limit = self._model.vocab_size
-            for token in ids:
-                need(
-                    0 <= token < limit,
-                    "prompt",
-                    f"{token} is no token of the model; ids are 0 .. {limit - 1}",
-                )
+        low, high = min(ids), max(ids)
+        need(
+            low >= 0 and high < vocab_size,
+            "prompt" if submit.messages is None else "messages",
+            f"{low if low < 0 else high} is no token of the model; ids are 0 .. {vocab_size - 1}",
+        )
         return ids
 
     def lora_start(self, submit: Submit, ids: list[int], invocation_tokens: list[int]) -> int:

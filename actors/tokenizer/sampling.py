@@ -17,7 +17,7 @@ LOGIT_BIASES_MAX = 1024
 REPETITION_PENALTIES = (0.01, 100.0)
 
 
-def check(sampling: Sampling, vocab_size: int) -> None:
+def check(sampling: Sampling) -> None:
     """Raise ``Refusal`` for the first value out of its range, naming it."""
     need(
         sampling.max_tokens is None or sampling.max_tokens >= 1,
@@ -52,8 +52,20 @@ def check(sampling: Sampling, vocab_size: int) -> None:
     _check_range("presence_penalty", sampling.presence_penalty, -2.0, 2.0)
     _check_range("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0)
     _check_range("repetition_penalty", sampling.repetition_penalty, *REPETITION_PENALTIES)
-    _check_stops(sampling, vocab_size)
-    _check_logits(sampling, vocab_size)
+    _check_stops(sampling)
+    _check_logits(sampling)
+
+
+def check_tokens(sampling: Sampling, vocab_size: int) -> None:
+    """Raise ``Refusal`` for the first token that is none of so many."""
+    named = {"stop_token_ids": sampling.stop_token_ids, "logit_bias": sampling.logit_bias}
+    for param, tokens in named.items():
+        for token in tokens:
+            need(
+                0 <= token < vocab_size,
+                param,
+                f"{token} is no token of the model; ids are 0 .. {vocab_size - 1}",
+            )
 
 
 def stop_tokens(sampling: Sampling, eos_token_ids: tuple[int, ...]) -> list[int]:
@@ -91,7 +103,7 @@ def _check_range(param: str, value: float | None, low: float, high: float) -> No
     need(value is None or low <= value <= high, param, f"{value} is not in {low:g} .. {high:g}")
 
 
-def _check_stops(sampling: Sampling, vocab_size: int) -> None:
+def _check_stops(sampling: Sampling) -> None:
     need(
         len(sampling.stop) <= STOPS_MAX,
         "stop",
@@ -109,15 +121,9 @@ def _check_stops(sampling: Sampling, vocab_size: int) -> None:
         "stop_token_ids",
         f"{len(sampling.stop_token_ids)} tokens; at most {STOP_TOKENS_MAX} are taken",
     )
-    for token in sampling.stop_token_ids:
-        need(
-            0 <= token < vocab_size,
-            "stop_token_ids",
-            f"{token} is no token of the model; ids are 0 .. {vocab_size - 1}",
-        )
 
 
-def _check_logits(sampling: Sampling, vocab_size: int) -> None:
+def _check_logits(sampling: Sampling) -> None:
     need(
         sampling.logprobs is None or 0 <= sampling.logprobs <= LOGPROBS_MAX,
         "logprobs",
@@ -129,9 +135,4 @@ def _check_logits(sampling: Sampling, vocab_size: int) -> None:
         f"{len(sampling.logit_bias)} tokens; at most {LOGIT_BIASES_MAX} are taken",
     )
     for token, bias in sampling.logit_bias.items():
-        need(
-            0 <= token < vocab_size,
-            "logit_bias",
-            f"{token} is no token of the model; ids are 0 .. {vocab_size - 1}",
-        )
         need(-100 <= bias <= 100, "logit_bias", f"{bias} for token {token} is not in -100 .. 100")

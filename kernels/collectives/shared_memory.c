@@ -18,6 +18,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "team.h"
+
 enum {
     SPIN_NS = 50000,     /* a sleep and a waking took 5000 to 100000, half of them up to 30000 */
     SPINS_PER_LOOK = 16, /* at the clock, which takes as long as a few spins */
@@ -179,6 +181,22 @@ int weft_all_reduce(group *g, float *x, int64_t count)
         add_up(g, x + at, floats);
     }
     return 0;
+}
+
+/* x: [rows, columns]; lost: of all that were computed since it was 0, the first that was not 0. */
+typedef struct {
+    group *group;
+    float *x;
+    int32_t *lost;
+    int64_t columns;
+} sum;
+
+/* All-reduce as an operation of a program: a single piece of work. */
+void weft_all_reduce_rows(team *t, const sum *s, int64_t rows)
+{
+    while (take(t, 1) >= 0)
+        if (!*s->lost)
+            *s->lost = weft_all_reduce(s->group, s->x, rows * s->columns);
 }
 
 /* Spread bytes of a matrix with rows of row_bytes over one whose rows are size times as long. */

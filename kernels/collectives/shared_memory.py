@@ -16,6 +16,8 @@ from torch import Tensor
 from weft.kernels.collectives.peers import Peers
 from weft.kernels.collectives.reference import RankLost
 from weft.kernels.native import build
+from weft.kernels.native.library import NUMBER, POINTER
+from weft.kernels.native.program import Operation, recording
 
 # Of one rank's part of a collective; more goes in pieces. Measured with two ranks and 2 to 8 MB:
 # 512 and 1024 KiB are best, 64 KiB takes half as long again, 4 MiB a quarter to a half more.
@@ -48,6 +50,12 @@ class _Group(ctypes.Structure):
     )
 
 
+class _Sum(ctypes.Structure):
+    """``sum`` in shared_memory.c."""
+
+    _fields_ = (*((name, POINTER) for name in ("group", "x", "lost")), ("columns", NUMBER))
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """Return the compiled collectives, None if there are none on this machine."""
@@ -58,6 +66,9 @@ def library() -> ctypes.CDLL | None:
         found.weft_gather.argtypes = [pointer, pointer, pointer, number, number]
         found.weft_broadcast.argtypes = [pointer, pointer, number]
     return found
+
+
+_sum = Operation(library, "weft_all_reduce_rows")
 
 
 class SharedMemory:
@@ -82,12 +93,20 @@ class SharedMemory:
             ctypes.addressof(self._fds), rank, size, 0,
         )  # fmt: skip
         self._address = ctypes.addressof(self._group)
+        self._lost = ctypes.c_int32(0)
 
     def all_reduce(self, x: Tensor) -> None:
         """Replace ``x``, float32, by the sum of every rank's, added in the order of the ranks."""
         assert x.dtype == torch.float32
         assert x.is_contiguous()
-        self._check(self._library.weft_all_reduce(self._address, x.data_ptr(), x.numel()))
+        program = recording()
+        if program is None:
+            self._check(self._library.weft_all_reduce(self._address, x.data_ptr(), x.numel()))
+            return
+        columns = x.numel() // len(x)
+        arguments = _Sum(self._address, x.data_ptr(), ctypes.addressof(self._lost), columns)
+        _sum(arguments, len(x), reads=[], writes=[x], work=0)
+        program.after_run(self._check_sums)
 
     def gather(self, x: Tensor) -> Tensor | None:
         """Return [rows, size * columns] on rank 0, None on the others."""
@@ -105,6 +124,9 @@ class SharedMemory:
         """Replace ``x`` by that of rank 0."""
         assert x.is_contiguous()
         self._check(self._library.weft_broadcast(self._address, x.data_ptr(), x.nbytes))
+
+    def _check_sums(self) -> None:
+        self._check(self._lost.value)
 
     def _check(self, lost: int) -> None:
         if lost > 0:

@@ -2,10 +2,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "team.h"
 #include "vector.h"
-
-/* Floats that take one thread as long as it takes to wake the others, some 20 us. */
-enum { WORTH_THREADS = 1 << 17 };
 
 static void narrow_all(uint16_t *out, const float *x, int64_t size)
 {
@@ -20,23 +18,27 @@ static void narrow_all(uint16_t *out, const float *x, int64_t size)
     }
 }
 
-/* Keys and values: [tokens, size], their tokens the strides apart. Pages, of bfloat16 if is_half:
- * [page_tokens, size], page_stride numbers apart. */
-void weft_kv_write(
-    char *k_pages, char *v_pages, const int64_t *slots, int64_t tokens, const float *keys,
-    const float *values, int64_t key_stride, int64_t value_stride, int64_t size,
-    int64_t page_stride, int64_t page_tokens, int64_t is_half)
+/* Keys and values: [rows, size], their rows the strides apart; slots: [rows]. Pages, of bfloat16 if
+ * is_half: [page_tokens, size], page_stride numbers apart. */
+typedef struct {
+    char *k_pages, *v_pages;
+    const int64_t *slots;
+    const float *keys, *values;
+    int64_t key_stride, value_stride, size, page_stride, page_tokens, is_half;
+} writing;
+
+void weft_kv_write(team *t, const writing *w, int64_t rows)
 {
-#pragma omp parallel for schedule(static) if (tokens * size > WORTH_THREADS)
-    for (int64_t t = 0; t < tokens; t++) {
-        const float *key = keys + t * key_stride, *value = values + t * value_stride;
-        int64_t place = slots[t] / page_tokens * page_stride + slots[t] % page_tokens * size;
-        if (is_half) {
-            narrow_all((uint16_t *)k_pages + place, key, size);
-            narrow_all((uint16_t *)v_pages + place, value, size);
+    for (EACH_ROW(row, t, rows)) {
+        const float *key = w->keys + row * w->key_stride, *value = w->values + row * w->value_stride;
+        int64_t place = w->slots[row] / w->page_tokens * w->page_stride
+                      + w->slots[row] % w->page_tokens * w->size;
+        if (w->is_half) {
+            narrow_all((uint16_t *)w->k_pages + place, key, w->size);
+            narrow_all((uint16_t *)w->v_pages + place, value, w->size);
         } else {
-            memcpy((float *)k_pages + place, key, size * sizeof(float));
-            memcpy((float *)v_pages + place, value, size * sizeof(float));
+            memcpy((float *)w->k_pages + place, key, w->size * sizeof(float));
+            memcpy((float *)w->v_pages + place, value, w->size * sizeof(float));
         }
     }
 }

@@ -5,10 +5,10 @@
  * ``in``; weights are widened on the way. So a sum is one chain over ``in``, first to last: its
  * bits depend neither on the other rows, nor on the tile, nor on the number of threads.
  */
-#include <omp.h>
 #include <stdint.h>
 #include <string.h>
 
+#include "team.h"
 #include "vector.h"
 
 /* Sums of ROWS by VECTORS, and what is added to them, fit into the 32 or 16 registers. */
@@ -29,10 +29,6 @@ enum { ROW_BLOCK = 10 * ROWS };
  * third to a half of the memory's speed. 2 to 16 KiB do about the same. */
 enum { AHEAD = 8192, LINE = 64 };
 
-/* Waking threads that sleep takes 20 to 30 us. So long takes the work of one thread on so many
- * weights, each counted once for every row, and as four rows more for reading it. */
-enum { WORTH_THREADS = 1 << 21 };
-
 /* Pieces of work for each thread: enough that none waits long for one that lost its core. */
 enum { PIECES_PER_THREAD = 8 };
 
@@ -47,6 +43,14 @@ typedef struct {
     const float *bias;
     const float *scales; /* of INT8: W = scale * what is stored */
 } layer;
+
+/* x: [rows, in], its rows x_stride apart; y: [rows, out]. */
+typedef struct {
+    const layer *layer;
+    const float *x;
+    float *y;
+    int64_t x_stride;
+} product;
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLLED _Pragma("GCC unroll 16")
@@ -176,39 +180,38 @@ static void multiply(
         }
 }
 
-/* x: [rows, in], its rows x_stride apart; y: [rows, out]. */
-void weft_linear(const layer *l, const float *x, int64_t x_stride, int64_t rows, float *y)
+void weft_linear(team *t, const product *p, int64_t rows)
 {
-    if (rows == 0)
-        return;
-    int64_t panels = blocks(l->out, PANEL);
-    if ((rows + 4) * l->in * l->out < WORTH_THREADS) {
-        multiply(l, 0, panels, rows, x, x_stride, y);
-        return;
-    }
-    int64_t row_blocks = blocks(rows, ROW_BLOCK);
-    int64_t pieces = smaller(panels, blocks(omp_get_max_threads() * PIECES_PER_THREAD, row_blocks));
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t piece = 0; piece < pieces * row_blocks; piece++) {
-        int64_t block = piece / pieces, part = piece % pieces;
+    const layer *l = p->layer;
+    const int64_t panels = blocks(l->out, PANEL), row_blocks = blocks(rows, ROW_BLOCK);
+    const int64_t wanted = blocks(t->threads * PIECES_PER_THREAD, row_blocks ? row_blocks : 1);
+    const int64_t parts = smaller(panels, wanted);
+    for (int64_t piece; (piece = take(t, parts * row_blocks)) >= 0;) {
+        int64_t block = piece / parts, part = piece % parts;
         int64_t first = block * rows / row_blocks, last = (block + 1) * rows / row_blocks;
-        multiply(l, part * panels / pieces, (part + 1) * panels / pieces, last - first,
-                 x + first * x_stride, x_stride, y + first * l->out);
+        multiply(l, part * panels / parts, (part + 1) * panels / parts, last - first,
+                 p->x + first * p->x_stride, p->x_stride, p->y + first * l->out);
     }
 }
 
-/* Lay out weights, [out, in] of size_bytes each, as ``panels``: room for whole panels. */
-void weft_linear_pack(
-    char *panels, const char *weights, int64_t in, int64_t out, int64_t size_bytes)
+/* Lay out weights, [rows, in] of size_bytes each, as ``panels``: room for whole panels. */
+typedef struct {
+    char *panels;
+    const char *weights;
+    int64_t in, size_bytes;
+} packing;
+
+void weft_linear_pack(team *t, const packing *p, int64_t rows)
 {
-#pragma omp parallel for schedule(static)
-    for (int64_t first = 0; first < out; first += PANEL) {
-        char *panel = panels + first * in * size_bytes;
-        memset(panel, 0, PANEL * in * size_bytes);
-        for (int64_t n = 0; n < smaller(out - first, PANEL); n++)
+    const int64_t in = p->in, size = p->size_bytes;
+    for (int64_t piece; (piece = take(t, blocks(rows, PANEL))) >= 0;) {
+        int64_t first = piece * PANEL;
+        char *panel = p->panels + first * in * size;
+        memset(panel, 0, PANEL * in * size);
+        for (int64_t n = 0; n < smaller(rows - first, PANEL); n++)
             for (int64_t k = 0; k < in; k++)
-                memcpy(panel + (k * PANEL + n) * size_bytes,
-                       weights + ((first + n) * in + k) * size_bytes, size_bytes);
+                memcpy(panel + (k * PANEL + n) * size, p->weights + ((first + n) * in + k) * size,
+                       size);
     }
 }
 

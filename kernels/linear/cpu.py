@@ -14,13 +14,11 @@ from torch import Tensor
 
 from weft.kernels.linear.int8 import quantize
 from weft.kernels.native.library import NUMBER, POINTER, beside
+from weft.kernels.native.program import Operation, empty
 
-library = beside(
-    __file__,
-    weft_linear=[None, POINTER, POINTER, NUMBER, NUMBER, POINTER],
-    weft_linear_pack=[None, POINTER, POINTER, NUMBER, NUMBER, NUMBER],
-    weft_linear_panel=[NUMBER],
-)
+library = beside(__file__, weft_linear_panel=[NUMBER])
+_multiply = Operation(library, "weft_linear")
+_pack = Operation(library, "weft_linear_pack")
 
 # As they are numbered in cpu.c.
 _STORAGES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
@@ -32,6 +30,21 @@ class _Layer(ctypes.Structure):
     _fields_ = [
         *((name, NUMBER) for name in ("storage", "inputs", "outputs")),
         *((name, POINTER) for name in ("panels", "bias", "scales")),
+    ]
+
+
+class _Product(ctypes.Structure):
+    """``product`` in cpu.c."""
+
+    _fields_ = [*((name, POINTER) for name in ("layer", "x", "y")), ("x_stride", NUMBER)]
+
+
+class _Packing(ctypes.Structure):
+    """``packing`` in cpu.c."""
+
+    _fields_ = [
+        *((name, POINTER) for name in ("panels", "weights")),
+        *((name, NUMBER) for name in ("inputs", "size_bytes")),
     ]
 
 
@@ -57,9 +70,8 @@ class PackedLinear:
         panel = kernel.weft_linear_panel()
         outputs = -(-self.out_features // panel) * panel
         panels = torch.empty(outputs * self.in_features, dtype=weight.dtype)
-        kernel.weft_linear_pack(
-            panels.data_ptr(), weight.data_ptr(), *weight.shape[::-1], weight.itemsize
-        )
+        packing = _Packing(panels.data_ptr(), weight.data_ptr(), self.in_features, weight.itemsize)
+        _pack(packing, len(weight), reads=[], writes=[panels], work=4 * weight.numel())
         filled = torch.zeros(2, outputs)
         if bias is not None:
             filled[0, : self.out_features] = bias
@@ -70,15 +82,16 @@ class PackedLinear:
             panels.data_ptr(), filled[0].data_ptr(), filled[1].data_ptr(),
         )  # fmt: skip
         self._kept = panels, filled
-        # Looked up once: a small layer takes microseconds.
         self._address = ctypes.addressof(self._layer)
-        self._multiply = kernel.weft_linear
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the layer. Rows of ``x`` may lie apart."""
         assert x.dtype == torch.float32
         assert x.stride(1) == 1
         rows = x.shape[0]
-        y = torch.empty(rows, self.out_features)
-        self._multiply(self._address, x.data_ptr(), x.stride(0), rows, y.data_ptr())
+        y = empty(rows, self.out_features)
+        # Reading weights takes as long as multiplying four rows by them.
+        work = (rows + 4) * self.in_features * self.out_features // 4
+        arguments = _Product(self._address, x.data_ptr(), y.data_ptr(), x.stride(0))
+        _multiply(arguments, rows, reads=[x], writes=[y], work=work)
         return y

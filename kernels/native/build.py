@@ -16,7 +16,7 @@ from pathlib import Path
 # on how the compiler unrolls. Nor is vectorising of loops that are not written with vectors: some
 # copies of a sum would then be contracted and others not.
 FLAGS = (
-    "-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno",
+    "-std=gnu11", "-O3", "-march=native", "-pthread", "-fPIC", "-shared", "-fno-math-errno",
     "-fno-tree-vectorize",
 )  # fmt: skip
 COMPILE_TIMEOUT_S = 120

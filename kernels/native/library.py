@@ -13,6 +13,16 @@ from weft.kernels.native import build
 POINTER, NUMBER, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
+@cache
+def runner() -> ctypes.CDLL | None:
+    """Return what runs operations (program.c), None if this machine cannot compile it."""
+    found = build.load(Path(__file__).with_name("program.c"))
+    if found is not None:
+        found.weft_run.argtypes = [POINTER, NUMBER, NUMBER]
+        found.weft_run.restype = None
+    return found
+
+
 def beside(module: str, **prototypes: list[Any]) -> Callable[[], ctypes.CDLL | None]:
     """Return what loads the ``cpu.c`` beside ``module`` (its ``__file__``), once.
 
@@ -23,6 +33,8 @@ def beside(module: str, **prototypes: list[Any]) -> Callable[[], ctypes.CDLL | N
     @cache
     def library() -> ctypes.CDLL | None:
         """Return the compiled kernel, None if there is none on this machine."""
+        if runner() is None:
+            return None
         found = build.load(Path(module).with_name("cpu.c"))
         if found is not None:
             for name, (result, *arguments) in prototypes.items():

@@ -4,9 +4,9 @@
  * the result does not change with the other rows, the tiling or the number of threads.
  */
 #include <math.h>
-#include <omp.h>
 #include <stdint.h>
 
+#include "team.h"
 #include "vector.h"
 
 /* Queries that are computed together, and vectors of sums that stay in registers. */
@@ -25,12 +25,18 @@ typedef float eight __attribute__((vector_size(KEYS * 4), aligned(4), may_alias)
 
 enum { LINE = 64 };
 
-/* Multiplications, of queries with keys, that take one thread as long as it takes to wake the
- * others, some 20 us. */
-enum { WORTH_THREADS = 1 << 19 };
-
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLLED _Pragma("GCC unroll 16")
+
+/* A step's rows. */
+typedef struct {
+    const int64_t *tiles;     /* [count, 3]: first token, tokens, entry */
+    const int64_t *positions; /* [tokens] */
+    const int64_t *pages;     /* [entries, pages_max] */
+    float *scores;            /* scratch: [threads, QUERIES, scores_stride] */
+    int64_t count, pages_max;
+    int64_t scores_stride;    /* the most keys that any tile sees, and KEYS more */
+} plan;
 
 /* What all pieces of work share. */
 typedef struct {
@@ -38,17 +44,12 @@ typedef struct {
     const float *q;          /* like out, tokens q_stride apart */
     const char *k;           /* pages of [page_tokens, kv_heads, size], and so is v */
     const char *v;
-    const int64_t *tiles;    /* [tiles, 3]: first token, tokens, entry */
-    const int64_t *positions; /* [tokens] */
-    const int64_t *pages;    /* [entries, pages_max] */
-    int64_t q_stride, pages_max;
+    const plan *plan;
+    int64_t q_stride;
     int64_t page_stride;     /* numbers from one page to the next */
     int64_t page_tokens, heads, kv_heads, size;
     int64_t window;          /* keys that a query sees, itself included; 0: all before it */
     int64_t is_half;         /* pages hold bfloat16, not float32 */
-    int64_t threads;
-    int64_t scores_stride;   /* the most keys that any tile sees, and KEYS more */
-    float *scores;           /* scratch: [threads, QUERIES, scores_stride] */
     float scale;
 } work;
 
@@ -253,11 +254,12 @@ static weigh_function *const weigh_functions[2][QUERIES] = {
 /* One tile of tokens with all heads that share the keys of one. */
 static void attend(const work *w, const int64_t *tile, int64_t kv_head, float *scores)
 {
-    const int64_t stride = w->scores_stride;
+    const plan *p = w->plan;
+    const int64_t stride = p->scores_stride;
     int64_t fold = w->heads / w->kv_heads, queries = tile[1] * fold;
-    const int64_t *pages = w->pages + tile[2] * w->pages_max;
-    int64_t last = w->positions[tile[0] + tile[1] - 1];
-    int64_t first = w->positions[tile[0]] - w->window + 1;
+    const int64_t *pages = p->pages + tile[2] * p->pages_max;
+    int64_t last = p->positions[tile[0] + tile[1] - 1];
+    int64_t first = p->positions[tile[0]] - w->window + 1;
     if (w->window == 0 || first < 0)
         first = 0;
     for (int64_t begin = 0; begin < queries; begin += QUERIES) {
@@ -275,7 +277,7 @@ static void attend(const work *w, const int64_t *tile, int64_t kv_head, float *s
         else
             score(0, w, q, count, pages, kv_head, first, last, scores, stride);
         for (int64_t i = 0; i < count; i++) {
-            int64_t position = w->positions[tile[0] + (begin + i) / fold];
+            int64_t position = p->positions[tile[0] + (begin + i) / fold];
             int64_t own = w->window ? position - w->window + 1 : first;
             factors[i] = softmax(scores + i * stride, own > first ? own - first : 0,
                                  position + 1 - first, last + 1 - first);
@@ -285,13 +287,10 @@ static void attend(const work *w, const int64_t *tile, int64_t kv_head, float *s
     }
 }
 
-/* keys: those that all tokens see, together. */
-void weft_paged_attention(const work *w, int64_t tiles, int64_t keys)
+void weft_paged_attention(team *t, const work *w, int64_t rows)
 {
-    int64_t pieces = tiles * w->kv_heads;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(w->threads)                              \
-    if (keys * w->heads * w->size > WORTH_THREADS)
-    for (int64_t piece = 0; piece < pieces; piece++)
-        attend(w, w->tiles + 3 * (piece / w->kv_heads), piece % w->kv_heads,
-               w->scores + omp_get_thread_num() * QUERIES * w->scores_stride);
+    const plan *p = w->plan;
+    float *scores = p->scores + t->thread * QUERIES * p->scores_stride;
+    for (int64_t piece; (piece = take(t, p->count * w->kv_heads)) >= 0;)
+        attend(w, p->tiles + 3 * (piece / w->kv_heads), piece % w->kv_heads, scores);
 }

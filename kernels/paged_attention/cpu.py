@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weft.kernels.native.library import FLOAT, NUMBER, POINTER, beside
+from weft.kernels.native.program import Operation, empty
 
 Ints = NDArray[np.int64]
 
@@ -23,24 +24,33 @@ TILE_TOKENS = 4
 QUERIES, KEYS = 8, 8
 
 
+class _Plan(ctypes.Structure):
+    """``plan`` in cpu.c."""
+
+    _fields_ = [
+        *((name, POINTER) for name in ("tiles", "positions", "pages", "scores")),
+        *((name, NUMBER) for name in ("count", "pages_max", "scores_stride")),
+    ]
+
+
 class _Work(ctypes.Structure):
     """``work`` in cpu.c."""
 
     _fields_ = [
-        *((name, POINTER) for name in ("out", "q", "k", "v", "tiles", "positions", "pages")),
+        *((name, POINTER) for name in ("out", "q", "k", "v", "plan")),
         *(
             (name, NUMBER)
             for name in (
-                "q_stride", "pages_max", "page_stride", "page_tokens", "heads", "kv_heads", "size",
-                "window", "is_half", "threads", "scores_stride",
+                "q_stride", "page_stride", "page_tokens", "heads", "kv_heads", "size", "window",
+                "is_half",
             )
         ),
-        ("scores", POINTER),
         ("scale", FLOAT),
     ]  # fmt: skip
 
 
-library = beside(__file__, weft_paged_attention=[None, ctypes.POINTER(_Work), NUMBER, NUMBER])
+library = beside(__file__)
+_attend = Operation(library, "weft_paged_attention")
 
 
 def serves(head_dim: int, device: torch.device) -> bool:
@@ -53,6 +63,12 @@ class Plan:
 
     def __init__(self, page_table: Ints, starts: Ints, positions: Ints) -> None:
         """Arguments as for the reference, in host memory; no row is empty."""
+        self._plan = _Plan()
+        self._scores = torch.empty(0)
+        self.lay_out(page_table, starts, positions)
+
+    def lay_out(self, page_table: Ints, starts: Ints, positions: Ints) -> None:
+        """Become the plan of another step. What a program has recorded of this one follows it."""
         counts = np.diff(starts)
         tiles_of = -(-counts // TILE_TOKENS)
         entries = np.repeat(np.arange(len(counts)), tiles_of)
@@ -63,9 +79,15 @@ class Plan:
         self._positions = np.ascontiguousarray(positions)
         self._pages = np.ascontiguousarray(page_table)
         self._keys = int(positions.sum()) + len(positions)
-        self._threads = torch.get_num_threads()
-        self._scores_stride = int(positions.max()) + 1 + KEYS
-        self._scores = torch.empty(self._threads * QUERIES * self._scores_stride)
+        stride = int(positions.max()) + 1 + KEYS
+        size = torch.get_num_threads() * QUERIES * stride
+        if len(self._scores) < size:
+            self._scores = torch.empty(size)
+        plan = self._plan
+        plan.tiles, plan.positions = self._tiles.ctypes.data, self._positions.ctypes.data
+        plan.pages, plan.pages_max = self._pages.ctypes.data, self._pages.shape[1]
+        plan.scores, plan.scores_stride = self._scores.data_ptr(), stride
+        plan.count = len(self._tiles)
 
     def attend(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, *, scale: float, window: int | None
@@ -79,18 +101,16 @@ class Plan:
         assert q.stride()[1:] == (q.shape[2], 1)
         assert k_cache.dtype == v_cache.dtype
         assert k_cache.dtype in (torch.float32, torch.bfloat16)
+        tokens, heads, _ = q.shape
         _, page_tokens, kv_heads, size = k_cache.shape
         assert k_cache.stride() == v_cache.stride()
         assert k_cache.stride()[1:] == (kv_heads * size, size, 1)
-        out = torch.empty(q.shape)
-        work = _Work(
+        out = empty(*q.shape)
+        arguments = _Work(
             out.data_ptr(), q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(),
-            self._tiles.ctypes.data, self._positions.ctypes.data, self._pages.ctypes.data,
-            q.stride(0), self._pages.shape[1], k_cache.stride(0), page_tokens, q.shape[1], kv_heads,
-            size, window or 0, k_cache.dtype == torch.bfloat16, self._threads, self._scores_stride,
-            self._scores.data_ptr(), scale,
+            ctypes.addressof(self._plan), q.stride(0), k_cache.stride(0), page_tokens, heads,
+            kv_heads, size, window or 0, k_cache.dtype == torch.bfloat16, scale,
         )  # fmt: skip
-        kernel = library()
-        assert kernel is not None
-        kernel.weft_paged_attention(ctypes.byref(work), len(self._tiles), self._keys)
+        work = self._keys * heads * size
+        _attend(arguments, tokens, reads=[q, k_cache, v_cache], writes=[out], work=work)
         return out

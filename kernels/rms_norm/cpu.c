@@ -5,10 +5,8 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "team.h"
 #include "vector.h"
-
-/* Floats that take one thread as long as it takes to wake the others, some 20 us. */
-enum { WORTH_THREADS = 1 << 17 };
 
 /* Sums under way at once: each waits some cycles for its last addition. */
 enum { SUMS = 4 };
@@ -44,28 +42,23 @@ static void scale(float *out, const float *x, const float *weight, float factor,
         out[i] = x[i] * factor * weight[i];
 }
 
-/* out: [tokens, heads, size]; x: its tokens and heads lie the strides apart. */
-void weft_rms_norm(
-    float *out, const float *x, const float *weight, float epsilon, int64_t tokens, int64_t heads,
-    int64_t size, int64_t token_stride, int64_t head_stride)
-{
-#pragma omp parallel for schedule(static) if (tokens * heads * size > WORTH_THREADS)
-    for (int64_t row = 0; row < tokens * heads; row++) {
-        const float *own = x + row / heads * token_stride + row % heads * head_stride;
-        /* Nothing is written without a delta. */
-        float sum = squares((float *)own, NULL, size);
-        scale(out + row * size, own, weight, 1 / sqrtf(sum / size + epsilon), size);
-    }
-}
+/* out: [rows, heads, size]; x: its rows and heads lie the strides apart. */
+typedef struct {
+    float *out, *x;
+    const float *delta, *weight; /* delta: NULL, or added to x before, like which it lies */
+    int64_t heads, size, row_stride, head_stride;
+    float epsilon;
+} norm;
 
-/* x += delta before. All: [rows, size]. */
-void weft_add_rms_norm(
-    float *out, float *x, const float *delta, const float *weight, float epsilon, int64_t rows,
-    int64_t size)
+void weft_rms_norm(team *t, const norm *n, int64_t rows)
 {
-#pragma omp parallel for schedule(static) if (rows * size > WORTH_THREADS)
-    for (int64_t first = 0; first < rows * size; first += size) {
-        float sum = squares(x + first, delta + first, size);
-        scale(out + first, x + first, weight, 1 / sqrtf(sum / size + epsilon), size);
-    }
+    for (EACH_ROW(row, t, rows))
+        for (int64_t h = 0; h < n->heads; h++) {
+            const int64_t place = row * n->row_stride + h * n->head_stride;
+            float *x = n->x + place;
+            float sum = n->delta ? squares(x, n->delta + place, n->size)
+                                 : squares(x, NULL, n->size);
+            scale(n->out + (row * n->heads + h) * n->size, x, n->weight,
+                  1 / sqrtf(sum / n->size + n->epsilon), n->size);
+        }
 }

@@ -1,10 +1,8 @@
 /* rotary_ in float32: each pair (i, i + half) of a head turned by its position's angle. */
 #include <stdint.h>
 
+#include "team.h"
 #include "vector.h"
-
-/* Floats that take one thread as long as it takes to wake the others, some 20 us. */
-enum { WORTH_THREADS = 1 << 17 };
 
 static void rotate(float *first, const float *cos, const float *sin, int64_t half)
 {
@@ -22,14 +20,21 @@ static void rotate(float *first, const float *cos, const float *sin, int64_t hal
     }
 }
 
-/* x: [tokens, heads, 2 * half], tokens and heads the strides apart; cos, sin: [context, half]. */
-void weft_rotary(
-    float *x, const float *cos, const float *sin, const int64_t *positions, int64_t tokens,
-    int64_t heads, int64_t half, int64_t token_stride, int64_t head_stride)
+/* x: [rows, heads, 2 * half], rows and heads the strides apart; cos, sin: [context, half];
+ * positions: [rows]. */
+typedef struct {
+    float *x;
+    const float *cos, *sin;
+    const int64_t *positions;
+    int64_t heads, half, row_stride, head_stride;
+} rotation;
+
+void weft_rotary(team *t, const rotation *r, int64_t rows)
 {
-#pragma omp parallel for schedule(static) if (tokens * heads * half > WORTH_THREADS)
-    for (int64_t t = 0; t < tokens; t++)
-        for (int64_t h = 0; h < heads; h++)
-            rotate(x + t * token_stride + h * head_stride, cos + positions[t] * half,
-                   sin + positions[t] * half, half);
+    for (EACH_ROW(row, t, rows)) {
+        const int64_t angle = r->positions[row] * r->half;
+        for (int64_t h = 0; h < r->heads; h++)
+            rotate(r->x + row * r->row_stride + h * r->head_stride, r->cos + angle,
+                   r->sin + angle, r->half);
+    }
 }

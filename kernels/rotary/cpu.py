@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
 from weft.kernels.native.library import NUMBER, POINTER, beside
+from weft.kernels.native.program import Operation
 
-library = beside(__file__, weft_rotary=[None, *[POINTER] * 4, *[NUMBER] * 5])
+
+class _Rotation(ctypes.Structure):
+    """``rotation`` in cpu.c."""
+
+    _fields_ = [
+        *((name, POINTER) for name in ("x", "cos", "sin", "positions")),
+        *((name, NUMBER) for name in ("heads", "half", "row_stride", "head_stride")),
+    ]
+
+
+library = beside(__file__)
+_rotate = Operation(library, "weft_rotary")
 
 
 def rotary_(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
@@ -18,9 +32,8 @@ def rotary_(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
     assert cos.is_contiguous()
     assert sin.is_contiguous()
     tokens, heads, size = x.shape
-    kernel = library()
-    assert kernel is not None
-    kernel.weft_rotary(
+    arguments = _Rotation(
         x.data_ptr(), cos.data_ptr(), sin.data_ptr(), positions.data_ptr(),
-        tokens, heads, size // 2, x.stride(0), x.stride(1),
+        heads, size // 2, x.stride(0), x.stride(1),
     )  # fmt: skip
+    _rotate(arguments, tokens, reads=[], writes=[x], work=2 * x.numel())

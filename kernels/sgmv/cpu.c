@@ -1,5 +1,5 @@
-/* sgmv for weights in pages: y[rows] += weight scale (x[rows] A^T) B^T for each segment's own adapter,
- * and then y = factor y + weight offset where the adapter has that.
+/* sgmv for weights in pages: y[rows] += weight scale (x[rows] A^T) B^T for each segment's own
+ * adapter, and then y = factor y + weight offset where the adapter has that.
  *
  * granules.py says where weights lie. They are float32 or bfloat16, everything else is float32. A
  * sum's order does not depend on the other rows of the batch, on the tile it is computed in, or on
@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "team.h"
 #include "vector.h"
 
 enum { RANKS = 8, COLUMNS = 128, PARTS_MAX = 3 };
@@ -19,6 +20,9 @@ enum { AFFINE_FLOATS = 2 * COLUMNS, AFFINE_BLOCKS = 2 };
 
 /* Rows that pass through the cache together, and blocks of columns, in one piece of work. */
 enum { TOKEN_BLOCK = 64, COLUMN_BLOCKS = 2 };
+
+/* Pieces of work that a thread takes at once. */
+enum { TAKEN = 4 };
 
 /* Granules that are asked for before they are needed: reading one takes less time than its way
  * from memory. */
@@ -37,7 +41,8 @@ typedef struct {
     const char *arena;
     const int32_t *pages, *groups, *a_start, *b_start, *affine_start;
     const float *scales;
-    int64_t layer_bytes, pages_max, page_granules, layers, sites, is_half;
+    float *v; /* what shrink gives: room for the ranks of every row, [rows, v_stride] */
+    int64_t layer_bytes, pages_max, page_granules, layers, sites, is_half, v_stride;
 } adapters;
 
 /* One site: the columns of its inputs, and of each part's output. */
@@ -147,10 +152,16 @@ INLINE void shrink_tile(
             }
         }
     }
+    const int64_t whole = in / WIDTH * WIDTH;
+    vec tile[WIDTH] = {{0}};
+    UNROLL for (int t = 0; t < T; t++)
+        UNROLL for (int r = 0; r < R; r++)
+            tile[t * R + r] = sums[t][r];
+    const vec added = sums_of_lanes(tile);
     UNROLL for (int t = 0; t < T; t++)
         UNROLL for (int r = 0; r < R; r++) {
-            float sum = sum_lanes(sums[t][r]);
-            for (int64_t k = in / WIDTH * WIDTH; k < in; k++)
+            float sum = added[t * R + r];
+            for (int64_t k = whole; k < in; k++)
                 sum += x[t * x_stride + k]
                      * read_one(last, (first + r) * COLUMNS + k % COLUMNS, is_half);
             v[t * v_stride + first + r] = sum;
@@ -320,51 +331,80 @@ static void expand_piece(
     }
 }
 
-/* The rows of the batch: those of segment i are starts[i] .. starts[i + 1] and use slots[i], whose
- * updates are multiplied by weights[i]. v has room for the ranks of every row: [rows, v_stride];
- * pieces for 2 * (segments + 1) numbers. */
+/* The rows of a step: those of segment i are starts[i] .. starts[i + 1] and use slots[i], whose
+ * updates are multiplied by weights[i]. */
 typedef struct {
-    float *y;
-    const float *x;
-    float *v;
     const int64_t *starts, *slots;
     const float *weights;
-    int64_t *pieces;
-    int64_t y_stride, x_stride, v_stride, segments, layer, site;
-} batch;
+    int64_t count;
+} segments;
 
-void weft_sgmv(const adapters *a, const shape *s, const batch *b)
+/* One site of one layer. */
+typedef struct {
+    const adapters *adapters;
+    const segments *segments;
+    float *y;
+    const float *x;
+    int64_t y_stride, x_stride, layer, site;
+    shape shape;
+} update;
+
+/* Pieces of work are counted over all segments. A thread's only grow, so it finds the segment of
+ * each by going on from that of the one before. */
+typedef struct {
+    int64_t segment, row, rows;
+    int64_t first, end; /* the segment's pieces */
+    weights weights;
+} cursor;
+
+INLINE void go_on(cursor *c, const update *u, const int is_expand)
 {
-    int64_t *shrinks = b->pieces, *expands = b->pieces + b->segments + 1;
-    shrinks[0] = expands[0] = 0;
-    for (int64_t i = 0; i < b->segments; i++) {
-        weights w = find(a, b->layer, b->site, b->slots[i], b->weights[i]);
-        int64_t tokens = b->starts[i + 1] - b->starts[i];
-        shrinks[i + 1] = shrinks[i] + shrink_pieces(&w, tokens);
-        expands[i + 1] = expands[i] + expand_pieces(&w, s, tokens);
-    }
-#pragma omp parallel if (expands[b->segments] > 1)
-    {
-        int64_t i = 0;
-#pragma omp for schedule(dynamic, 4)
-        for (int64_t piece = 0; piece < shrinks[b->segments]; piece++) {
-            while (piece >= shrinks[i + 1]) i++;
-            while (piece < shrinks[i]) i--;
-            weights w = find(a, b->layer, b->site, b->slots[i], b->weights[i]);
-            int64_t first = b->starts[i], tokens = b->starts[i + 1] - first;
-            shrink_piece(&w, a->is_half, piece - shrinks[i], tokens, b->x + first * b->x_stride,
-                         b->x_stride, s->in, b->v + first * b->v_stride, b->v_stride);
+    const segments *s = u->segments;
+    c->row = s->starts[++c->segment];
+    c->rows = s->starts[c->segment + 1] - c->row;
+    c->weights = find(
+        u->adapters, u->layer, u->site, s->slots[c->segment], s->weights[c->segment]);
+    c->first = c->end;
+    c->end += is_expand ? expand_pieces(&c->weights, &u->shape, c->rows)
+                        : shrink_pieces(&c->weights, c->rows);
+}
+
+INLINE int64_t all_pieces(const update *u, const int is_expand)
+{
+    cursor c = {.segment = -1};
+    while (c.segment + 1 < u->segments->count)
+        go_on(&c, u, is_expand);
+    return c.end;
+}
+
+/* v = x A^T. */
+void weft_sgmv_shrink(team *t, const update *u, int64_t rows)
+{
+    const adapters *a = u->adapters;
+    const int64_t all = all_pieces(u, 0);
+    cursor c = {.segment = -1};
+    for (int64_t part; (part = take(t, blocks(all, TAKEN))) >= 0;)
+        for (int64_t piece = part * TAKEN; piece < smaller(all, (part + 1) * TAKEN); piece++) {
+            while (piece >= c.end)
+                go_on(&c, u, 0);
+            shrink_piece(&c.weights, a->is_half, piece - c.first, c.rows,
+                         u->x + c.row * u->x_stride, u->x_stride, u->shape.in,
+                         a->v + c.row * a->v_stride, a->v_stride);
         }
-        i = 0;
-#pragma omp for schedule(dynamic, 4)
-        for (int64_t piece = 0; piece < expands[b->segments]; piece++) {
-            while (piece >= expands[i + 1]) i++;
-            while (piece < expands[i]) i--;
-            weights w = find(a, b->layer, b->site, b->slots[i], b->weights[i]);
-            int64_t first = b->starts[i], tokens = b->starts[i + 1] - first;
-            expand_piece(&w, s, a->is_half, piece - expands[i], tokens,
-                         b->v + first * b->v_stride, b->v_stride, b->y + first * b->y_stride,
-                         b->y_stride);
+}
+
+/* y += scale v B^T, and what comes last. */
+void weft_sgmv_expand(team *t, const update *u, int64_t rows)
+{
+    const adapters *a = u->adapters;
+    const int64_t all = all_pieces(u, 1);
+    cursor c = {.segment = -1};
+    for (int64_t part; (part = take(t, blocks(all, TAKEN))) >= 0;)
+        for (int64_t piece = part * TAKEN; piece < smaller(all, (part + 1) * TAKEN); piece++) {
+            while (piece >= c.end)
+                go_on(&c, u, 1);
+            expand_piece(&c.weights, &u->shape, a->is_half, piece - c.first, c.rows,
+                         a->v + c.row * a->v_stride, a->v_stride, u->y + c.row * u->y_stride,
+                         u->y_stride);
         }
-    }
 }

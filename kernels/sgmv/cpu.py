@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from weft.kernels.native.library import NUMBER, POINTER, beside
+from weft.kernels.native.program import Operation
 from weft.kernels.sgmv.granules import PARTS_MAX, Tables
 from weft.kernels.sgmv.segments import Segments
 
@@ -19,36 +20,33 @@ class _Adapters(ctypes.Structure):
     _fields_ = [
         *(
             (name, POINTER)
-            for name in ("arena", "pages", "groups", "a_start", "b_start", "affine_start", "scales")
+            for name in (
+                "arena", "pages", "groups", "a_start", "b_start", "affine_start", "scales", "v",
+            )
         ),
         *(
             (name, NUMBER)
-            for name in ("layer_bytes", "pages_max", "page_granules", "layers", "sites", "is_half")
+            for name in (
+                "layer_bytes", "pages_max", "page_granules", "layers", "sites", "is_half",
+                "v_stride",
+            )
         ),
     ]  # fmt: skip
 
 
-class _Shape(ctypes.Structure):
-    """``shape`` in cpu.c."""
-
-    _fields_ = [("inputs", NUMBER), ("parts", NUMBER), ("out", NUMBER * PARTS_MAX)]
-
-
-class _Batch(ctypes.Structure):
-    """``batch`` in cpu.c."""
+class _Update(ctypes.Structure):
+    """``update`` in cpu.c."""
 
     _fields_ = [
-        *((name, POINTER) for name in ("y", "x", "v", "starts", "slots", "weights", "pieces")),
-        *(
-            (name, NUMBER)
-            for name in ("y_stride", "x_stride", "v_stride", "segments", "layer", "site")
-        ),
-    ]  # fmt: skip
+        *((name, POINTER) for name in ("adapters", "segments", "y", "x")),
+        *((name, NUMBER) for name in ("y_stride", "x_stride", "layer", "site", "inputs", "parts")),
+        ("out", NUMBER * PARTS_MAX),
+    ]
 
 
-library = beside(
-    __file__, weft_sgmv=[None, *(ctypes.POINTER(kind) for kind in (_Adapters, _Shape, _Batch))]
-)
+library = beside(__file__)
+_shrink = Operation(library, "weft_sgmv_shrink")
+_expand = Operation(library, "weft_sgmv_expand")
 
 
 class PagedLora:
@@ -64,27 +62,36 @@ class PagedLora:
         self._adapters = _Adapters(
             arena.data_ptr(), tables.pages.ctypes.data, tables.groups.ctypes.data,
             tables.a_start.ctypes.data, tables.b_start.ctypes.data,
-            tables.affine_start.ctypes.data, tables.scales.ctypes.data,
+            tables.affine_start.ctypes.data, tables.scales.ctypes.data, None,
             arena[0].nbytes, tables.pages.shape[1], arena.shape[2], layers, sites,
             arena.dtype == torch.bfloat16,
         )  # fmt: skip
-        self._shapes = [_Shape(0, len(site), (NUMBER * PARTS_MAX)(*site)) for site in widths]
+        self._address = ctypes.addressof(self._adapters)
+        self._widths = [(NUMBER * PARTS_MAX)(*site) for site in widths]
+        self._parts = [len(site) for site in widths]
+        self._v = torch.empty(1)
+
+    def reserve(self, rows: int) -> None:
+        """Make room for what shrink gives for so many rows with the adapters that there are now."""
+        ranks = self._tables.ranks_max
+        if len(self._v) < rows * ranks:
+            self._v = torch.empty(rows * ranks)
+        self._adapters.v, self._adapters.v_stride = self._v.data_ptr(), ranks
 
     def add(self, y: Tensor, x: Tensor, layer: int, site: int, segments: Segments) -> None:
-        """Add the updates of all segments: y [T, out], x [T, in], float32, rows contiguous."""
+        """Add the updates of all segments: y [T, out], x [T, in], float32, rows contiguous.
+
+        A program that records this is to ``reserve`` before each run.
+        """
         assert x.dtype == y.dtype == torch.float32
         assert x.stride(1) == y.stride(1) == 1
-        stride = self._tables.ranks_max
-        if stride == 0:
-            return
-        kernel = library()
-        assert kernel is not None
-        shape = self._shapes[site]
-        shape.inputs = x.shape[1]
-        batch = _Batch(
-            y.data_ptr(), x.data_ptr(), segments.scratch(len(x) * stride),
-            segments.starts_address, segments.slots_address, segments.weights_address,
-            segments.pieces_address,
-            y.stride(0), x.stride(0), stride, len(segments), layer, site,
+        self.reserve(len(x))
+        inputs = x.shape[1]
+        arguments = _Update(
+            self._address, segments.address, y.data_ptr(), x.data_ptr(), y.stride(0), x.stride(0),
+            layer, site, inputs, self._parts[site], self._widths[site],
         )  # fmt: skip
-        kernel.weft_sgmv(self._adapters, shape, batch)
+        # As if there were no adapter without one of eight ranks for each module.
+        work = 8 * len(x) * (inputs + y.shape[1])
+        _shrink(arguments, len(x), reads=[x], writes=[self._v], work=work)
+        _expand(arguments, len(x), reads=[self._v], writes=[y], work=work)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from weft.kernels.sgmv.granules import Tables
+from weft.kernels.sgmv.granules import Tables, sent
 from weft.kernels.sgmv.plan import Ints
 
 
@@ -30,16 +32,28 @@ class DeviceTables:
         _, layers, sites, _ = self.groups.shape
         return layers * sites
 
-    def update(self, slot: int) -> None:
-        """Take over what has changed for a slot. No step may run that reads it."""
+    def stage(self, slot: int) -> Callable[[], None]:
+        """Take over for plans what has changed for a slot; return what brings it to the device.
+
+        That is as it is now, and goes to the current stream. No step may run that reads the slot.
+        """
         host = self._host
         self.groups_most[slot] = host.groups[slot].sum(axis=-1).max(axis=0)
-        self.pages[slot] = torch.from_numpy(host.pages[slot])
-        self.groups[slot] = torch.from_numpy(host.groups[slot])
-        self.a_start[slot] = torch.from_numpy(host.a_start[slot])
-        self.b_start[slot] = torch.from_numpy(host.b_start[slot])
-        self.affine_start[slot] = torch.from_numpy(host.affine_start[slot])
-        self.scales[slot] = torch.from_numpy(host.scales[slot])
+        pairs = (
+            (self.pages, host.pages),
+            (self.groups, host.groups),
+            (self.a_start, host.a_start),
+            (self.b_start, host.b_start),
+            (self.affine_start, host.affine_start),
+            (self.scales, host.scales),
+        )
+        news = [(there[slot], torch.from_numpy(here[slot].copy())) for there, here in pairs]
+
+        def send() -> None:
+            for there, here in news:
+                there.copy_(sent(here, there.device), non_blocking=True)
+
+        return send
 
 
 def _copy(array: Ints, device: torch.device) -> Tensor:

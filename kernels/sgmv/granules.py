@@ -96,12 +96,25 @@ def typed(arena: Tensor, dtype: torch.dtype) -> Tensor:
 def write(arena: Tensor, layer: int, pages: Sequence[int], granules: Tensor) -> None:
     """Put an adapter's granules of one layer, [granules, 8, 128], into its pages.
 
-    ``arena`` is as ``typed`` returns it. What is left of the last page becomes zero.
+    ``arena`` is as ``typed`` returns it. What is left of the last page becomes zero. On a GPU it is
+    work for the current stream, and the host does not wait.
     """
     per_page = arena.shape[2]
     used = list(pages[: -(-len(granules) // per_page)])
     whole = F.pad(granules, (0, 0, 0, 0, 0, len(used) * per_page - len(granules)))
-    arena[layer, used] = whole.view(len(used), *arena.shape[2:]).to(arena.device)
+    whole = whole.view(len(used), *arena.shape[2:])
+    if arena.is_cuda:
+        index = sent(torch.tensor(used), arena.device)
+        arena[layer].index_copy_(0, index, sent(whole, arena.device))
+    else:
+        arena[layer, used] = whole
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a host's tensor on a device. A GPU copies it when its current stream comes to it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Tables:

@@ -7,6 +7,7 @@ granules each time.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,43 +15,51 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from weft.kernels.native.library import NUMBER, POINTER
 from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Tables, unpack, unpack_affine
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
+class _Addresses(ctypes.Structure):
+    """``segments`` in cpu.c."""
+
+    _fields_ = [*((name, POINTER) for name in ("starts", "slots", "weights")), ("count", NUMBER)]
+
+
 class Segments:
-    """One step's rows, sorted by adapter: made once, used at every site of every layer."""
+    """One step's rows, sorted by adapter: used at every site of every layer."""
 
     def __init__(
+        self,
+        starts: Sequence[int] | Ints = (0,),
+        slots: Sequence[int] | Ints = (),
+        weights: Sequence[float] | Floats | None = None,
+    ) -> None:
+        """As for ``reference.sgmv``; no slot is negative."""
+        self._addresses = _Addresses()
+        self.address = ctypes.addressof(self._addresses)
+        self.lay_out(starts, slots, weights)
+
+    def lay_out(
         self,
         starts: Sequence[int] | Ints,
         slots: Sequence[int] | Ints,
         weights: Sequence[float] | Floats | None = None,
     ) -> None:
-        """As for ``reference.sgmv``; no slot is negative."""
+        """Become those of another step. What a program has recorded with these follows them."""
         self.starts: Ints = np.array(starts, dtype=np.int64)
         self.slots: Ints = np.array(slots, dtype=np.int64)
         self.weights: Floats = np.ones(len(slots), dtype=np.float32)
         if weights is not None:
             self.weights[:] = weights
-        # For kernels in C: addresses, taken once, of these arrays and of room for their own.
-        self._pieces: Ints = np.empty(2 * (len(slots) + 1), dtype=np.int64)
-        self._scratch = torch.empty(0)
-        self.starts_address = self.starts.ctypes.data
-        self.slots_address = self.slots.ctypes.data
-        self.weights_address = self.weights.ctypes.data
-        self.pieces_address = self._pieces.ctypes.data
+        found = self._addresses
+        found.starts, found.slots = self.starts.ctypes.data, self.slots.ctypes.data
+        found.weights, found.count = self.weights.ctypes.data, len(slots)
 
     def __len__(self) -> int:
         return len(self.slots)
-
-    def scratch(self, size: int) -> int:
-        """Return the address of room for so many floats; it is the same room every time."""
-        if len(self._scratch) < size:
-            self._scratch = torch.empty(size)
-        return self._scratch.data_ptr()
 
 
 def in_turns(starts: Ints, slots: Ints, weights: Floats) -> list[Segments]:
@@ -78,6 +87,9 @@ class PagedLora:
         self._page_granules = arena.shape[2]
         self._tables = tables
         self._widths = widths
+
+    def reserve(self, rows: int) -> None:
+        """Do nothing: memory is taken as it is needed."""
 
     def add(self, y: Tensor, x: Tensor, layer: int, site: int, segments: Segments) -> None:
         """Add the updates of all segments: y [T, out of the site], x [T, in]."""

@@ -6,7 +6,7 @@ spills, widths of loads), not by measurement.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -149,7 +149,11 @@ class PagedLora:
 
     def update(self, slot: int) -> None:
         """Take over what has changed in the tables. No step may run that reads the slot."""
-        self._tables.update(slot)
+        self.stage(slot)()
+
+    def stage(self, slot: int) -> Callable[[], None]:
+        """Take it over for plans; return what brings it to the device, as it is now."""
+        return self._tables.stage(slot)
 
     def add(self, y: Tensor, x: Tensor, layer: int, site: int, plan: Plan) -> None:
         """Add the updates of a planned batch: y [T, out of the site], x [T, in]."""

@@ -1,10 +1,8 @@
 /* silu_mul in float32: out[t] = silu(gate[t]) * up[t], where gate_up[t] holds both. */
 #include <stdint.h>
 
+#include "team.h"
 #include "vector.h"
-
-/* Floats that take one thread as long as it takes to wake the others, some 20 us. */
-enum { WORTH_THREADS = 1 << 16 };
 
 static inline vec silu(vec x)
 {
@@ -16,22 +14,27 @@ static inline vec silu(vec x)
     return x * (top / (one + small));
 }
 
-void weft_silu_mul(
-    float *out, const float *gate_up, int64_t stride, int64_t tokens, int64_t columns)
+/* out: [rows, columns]; gate_up: rows the stride apart. */
+typedef struct {
+    float *out;
+    const float *gate_up;
+    int64_t stride, columns;
+} product;
+
+void weft_silu_mul(team *t, const product *p, int64_t rows)
 {
-#pragma omp parallel for schedule(static) if (tokens * columns > WORTH_THREADS)
-    for (int64_t t = 0; t < tokens; t++) {
-        const float *gate = gate_up + t * stride, *up = gate + columns;
-        float *row = out + t * columns;
+    for (EACH_ROW(r, t, rows)) {
+        const float *gate = p->gate_up + r * p->stride, *up = gate + p->columns;
+        float *row = p->out + r * p->columns;
         int64_t c = 0;
-        for (; c + WIDTH <= columns; c += WIDTH)
+        for (; c + WIDTH <= p->columns; c += WIDTH)
             *(vec *)(row + c) = silu(load(gate + c)) * load(up + c);
-        if (c < columns) {
+        if (c < p->columns) {
             vec rest = {0};
-            for (int64_t i = c; i < columns; i++)
+            for (int64_t i = c; i < p->columns; i++)
                 rest[i - c] = gate[i];
             rest = silu(rest);
-            for (int64_t i = c; i < columns; i++)
+            for (int64_t i = c; i < p->columns; i++)
                 row[i] = rest[i - c] * up[i];
         }
     }

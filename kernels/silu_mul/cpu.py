@@ -6,12 +6,26 @@ ones are left over depends on how it splits the batch among threads.
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
 from weft.kernels.native.library import NUMBER, POINTER, beside
+from weft.kernels.native.program import Operation, empty
 
-library = beside(__file__, weft_silu_mul=[None, *[POINTER] * 2, *[NUMBER] * 3])
+
+class _Product(ctypes.Structure):
+    """``product`` in cpu.c."""
+
+    _fields_ = [
+        *((name, POINTER) for name in ("out", "gate_up")),
+        *((name, NUMBER) for name in ("stride", "columns")),
+    ]
+
+
+library = beside(__file__)
+_multiply = Operation(library, "weft_silu_mul")
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -19,8 +33,8 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     assert gate_up.dtype == torch.float32
     assert gate_up.stride(1) == 1
     tokens, columns = len(gate_up), gate_up.shape[1] // 2
-    out = torch.empty(tokens, columns)
-    kernel = library()
-    assert kernel is not None
-    kernel.weft_silu_mul(out.data_ptr(), gate_up.data_ptr(), gate_up.stride(0), tokens, columns)
+    out = empty(tokens, columns)
+    arguments = _Product(out.data_ptr(), gate_up.data_ptr(), gate_up.stride(0), columns)
+    work = 8 * tokens * columns
+    _multiply(arguments, tokens, reads=[gate_up], writes=[out], work=work)
     return out

@@ -98,10 +98,19 @@ class Client:
         return self._ask(self._connection.session.list_models)
 
     def load_adapter(
-        self, name: str, source: str, *, replace: bool = False, pinned: bool | None = None
+        self,
+        name: str,
+        source: str,
+        *,
+        replace: bool = False,
+        pinned: bool | None = None,
+        digest: str | None = None,
     ) -> Changed:
-        """Let a name mean the adapter of a folder. Raises ``Refused`` with the reason."""
-        return self._operate("LoadAdapter", name, source, replace, pinned)
+        """Let a name mean the adapter of a folder, a hub id or a URL. Raises ``Refused``.
+
+        ``digest`` is what its content must have.
+        """
+        return self._operate("LoadAdapter", name, source, replace, pinned, digest)
 
     def unload_adapter(self, name: str) -> Changed:
         """Forget a name, and wait until nothing is left of what only it meant."""

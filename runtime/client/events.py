@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
@@ -109,13 +110,16 @@ class Adapter(NamedTuple):
     digest: str | None  # None: not read yet, or refused
     root: str  # where it came from
     rank: int | None
-    size_bytes: int | None  # in host memory
+    size_bytes: int | None  # that it takes in host memory
     tier: str  # where it is nearest to being used: "device", "host" or "disk"
     pinned: bool
     requests: int  # queued or running with its content
     requests_total: int
     created_s: int  # unix time
     refused: str | None = None  # why it cannot be used, if so
+    # Requests by where it lay when they came: on the device, in host memory, on disk.
+    hits: Sequence[int] = ()
+    queue_s_mean: float | None = None  # from acceptance to the first step
 
 
 class Changed(NamedTuple):
@@ -132,3 +136,4 @@ class Report(NamedTuple):
     sections: dict[str, dict[str, float]]  # process -> counter -> value
     adapters: list[dict[str, Any]]  # one for the base and each adapter in use, see INGRESS.md
     tenants: list[dict[str, Any]] = []  # noqa: RUF012 - never changed
+    loads: list[dict[str, Any]] = []  # noqa: RUF012 - of each process that loads adapters

@@ -29,12 +29,13 @@ _NOBODY = Asker()
 
 _METRICS_FIELDS = (
     "digest", "names", "requests", "prompt_tokens", "cached_tokens", "output_tokens", "queue_s",
-    "queue_s_sum", "first_token_s", "first_token_s_sum", "resident",
+    "queue_s_sum", "first_token_s", "first_token_s_sum", "resident", "hits", "running", "waiting",
 )  # fmt: skip
 _TENANT_FIELDS = (
     "tenant", "requests", "rejected", "prompt_tokens", "output_tokens", "queue_s", "queue_s_sum",
     "counter",
 )  # fmt: skip
+_LOAD_FIELDS = ("process", "tier", "seconds", "seconds_sum")
 
 
 class Request:
@@ -259,12 +260,13 @@ class Session:
             question.settle(Changed(outcome, [Adapter(*adapter) for adapter in adapters]))
 
     def _report(self, fields: Fields) -> None:
-        label, sections, adapters, tenants = [*fields, []][:4]
+        label, sections, adapters, tenants, loads = [*fields, [], []][:5]
         question = self._questions.pop(label, None)
         if question is not None:
             of_adapters = [dict(zip(_METRICS_FIELDS, values, strict=False)) for values in adapters]
             of_tenants = [dict(zip(_TENANT_FIELDS, values, strict=False)) for values in tenants]
-            question.settle(Report(sections, of_adapters, of_tenants))
+            of_loads = [dict(zip(_LOAD_FIELDS, values, strict=False)) for values in loads]
+            question.settle(Report(sections, of_adapters, of_tenants, of_loads))
 
     def _accepted(self, fields: Fields) -> None:
         label, request_id, first_sequence, choices, prompt_tokens = fields

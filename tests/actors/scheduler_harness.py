@@ -65,6 +65,7 @@ class Harness:
         self.pinned_in_host: dict[str, int] = {}
         self.withheld: list[Acquire] = []
         self.holds_acquires = False
+        self.in_host: set[str] = set()  # adapters that the store need not read
         self.receive("runner0", self.engine.ready())
 
     def receive(self, source, message) -> None:
@@ -171,4 +172,6 @@ class Harness:
         self.pinned_in_host[digest] = self.pinned_in_host.get(digest, 0) + 1
         assert self.pinned_in_host[digest] == 1
         path, granules = self.paths.get(digest, f"/{digest}"), self.granules.get(digest, 1)
-        self.receive("adapters", Acquired(digest, path, 8, 1, granules))
+        was_read = digest not in self.in_host
+        self.in_host.add(digest)
+        self.receive("adapters", Acquired(digest, path, 8, 1, granules, was_read))

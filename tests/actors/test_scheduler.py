@@ -348,6 +348,40 @@ def test_an_inspection_collects_counters_on_its_way():
     assert sum(metrics.queue_s) == sum(metrics.first_token_s) == 1
 
 
+def hits_of(harness):
+    """By adapter: requests that found it on the device, in host memory, on disk."""
+    metrics = harness.scheduler._metrics.report(frozenset())
+    return {adapter.digest: adapter.hits for adapter in metrics}
+
+
+def test_a_request_is_counted_by_where_its_adapter_lay():
+    harness = Harness(max_loras_per_batch=1, max_loaded_loras=1)
+    for number, name in enumerate(("x", "x", "y", "x", None)):
+        harness.generate(f"r{number}", prompt(5, number), adapter=name, max_tokens=4)
+        harness.run()
+    assert hits_of(harness) == {"x": [1, 1, 1], "y": [0, 0, 1], None: [0, 0, 0]}
+
+
+def test_all_who_wait_for_what_is_read_are_counted_as_waiting_for_the_disk():
+    harness = Harness()
+    harness.holds_acquires = True
+    for number in range(3):
+        harness.generate(f"r{number}", prompt(5, number), adapter="x", max_tokens=4)
+    harness.advance()
+    harness.acquired("x")
+    harness.run()
+    assert hits_of(harness) == {"x": [0, 0, 3]}
+
+
+def test_requests_that_run_and_that_wait_are_told_apart():
+    harness = Harness(max_num_seqs=2)
+    for number in range(3):
+        harness.generate(f"r{number}", prompt(5, number), max_tokens=4)
+    harness.advance()
+    report = harness.scheduler._metrics.report(frozenset(), harness.scheduler._requests)
+    assert [(base.running, base.waiting) for base in report] == [(2, 1)]
+
+
 def test_an_answer_to_no_step_is_a_bug():
     with pytest.raises(AssertionError, match="none was sent"):
         Harness().receive("runner0", StepDone(0, []))

@@ -12,7 +12,17 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.bench import kernels, latency, log_lines, pool, ranks, steps, tenants, throughput
+from tests.bench import (
+    kernels,
+    latency,
+    log_lines,
+    pool,
+    ranks,
+    replicas,
+    steps,
+    tenants,
+    throughput,
+)
 from tests.bench.gpu import decode, device, sweep
 from tests.bench.load import Load
 from tests.bench.many import cold, curve
@@ -87,6 +97,17 @@ def _tables(section, options):
                 )
         case "pool":
             yield from pool.tables()
+        case "replicas":
+            yield (
+                f"{replicas.REQUESTS} requests for {replicas.CATALOGUE} adapters, of which a "
+                f"device holds {replicas.DEVICE_ADAPTERS}: counted, without a model",
+                replicas.adapters_table(),
+            )
+            yield (
+                f"{replicas.REQUESTS} requests for the base, whose prompts begin with one of "
+                f"{replicas.BEGINNINGS} times {replicas.BEGINNING_TOKENS} tokens: counted",
+                replicas.beginnings_table(),
+            )
         case "adapters":
             yield from _adapters(options)
         case "tenants":

@@ -12,7 +12,8 @@ from tests.bench.peers import compare
 from tests.bench.peers.install import FOLDER
 
 SECTIONS = (
-    "throughput", "latency", "steps", "logging", "kernels", "pool", "ranks", "adapters", "tenants",
+    "throughput", "latency", "steps", "logging", "kernels", "pool", "ranks", "replicas", "adapters",
+    "tenants",
 )  # fmt: skip
 # They need what is not part of this project, or another machine.
 OTHERS = ("peers", "lora", "decode", "gpu")

@@ -167,12 +167,15 @@ def test_questions_get_their_own_answers(weft):
     counts = [0] * (len(METRIC_BUCKETS_S) + 1)
     metrics = messages.AdapterMetrics("d", ["a"], 1, 2, 3, 4, counts, 0.5, counts, 0.25, True)
     tenant = messages.TenantMetrics("ann", 1, 2, 3, 4, counts, 0.5, 11.0)
-    weft.say(messages.Report(inspected.label, {"scheduler": {"rows": 1.0}}, [metrics], [tenant]))
+    load = messages.LoadMetrics("adapters", "host", counts, 0.5)
+    sections = {"scheduler": {"rows": 1.0}}
+    weft.say(messages.Report(inspected.label, sections, [metrics], [tenant], [load]))
     entry = messages.ModelEntry("m", "/m", None, None, None, 1, 2048)
     weft.say(messages.Models(listed.label, [entry]), "tokenizer")
     assert models.take() == [Model("m", "/m", None, None, None, 1, 2048)]
-    sections, [adapter], [found] = report.take()
-    assert sections == {"scheduler": {"rows": 1.0}}
+    told, [adapter], [found], [loaded] = report.take()
+    assert told == sections
+    assert loaded == {name: getattr(load, name) for name in load.__struct_fields__}
     assert adapter == {name: getattr(metrics, name) for name in metrics.__struct_fields__}
     assert found == {name: getattr(tenant, name) for name in tenant.__struct_fields__}
 

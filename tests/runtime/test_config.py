@@ -27,6 +27,7 @@ def test_a_file_with_a_model_is_enough(folder):
 
 def test_paths_are_relative_to_the_file(folder, monkeypatch):
     monkeypatch.chdir("/")
+    (folder / "x").mkdir()
     config = load(
         write(folder, "model: base\nadapters: {a: x/a, b: /y/b}\nchat_template: t.jinja\n")
     )

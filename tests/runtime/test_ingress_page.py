@@ -25,6 +25,7 @@ PARTS = {
     messages.TextLogprobs,
     messages.AdapterMetrics,
     messages.TenantMetrics,
+    messages.LoadMetrics,
 }
 MAPS = {
     "Lora": messages.Lora,
@@ -119,14 +120,16 @@ def test_the_page_has_the_defaults_of_sampling():
 
 
 def test_the_page_has_the_edges_of_the_histograms():
-    edges = re.search(r"counts up to ([\d., ]+) s", PAGE)[1]
-    assert tuple(map(float, edges.split(", "))) == METRIC_BUCKETS_S
+    for kind, buckets in (("time to", METRIC_BUCKETS_S), ("of them", messages.LOAD_BUCKETS_S)):
+        edges = re.search(kind + r".*: counts up to ([\d., ]+) s", PAGE)[1]
+        assert tuple(map(float, edges.split(", "))) == buckets
 
 
 def test_the_client_has_the_protocols_numbers():
     assert codec.PROTOCOL_VERSION == wire.PROTOCOL_VERSION
     assert codec.FRAME_BYTES_MAX == wire.FRAME_BYTES_MAX
     assert list(session._METRICS_FIELDS) == [name for name, _ in fields(messages.AdapterMetrics)]
+    assert list(session._LOAD_FIELDS) == [name for name, _ in fields(messages.LoadMetrics)]
     assert list(session._TENANT_FIELDS) == [name for name, _ in fields(messages.TenantMetrics)]
     assert list(events.Model._fields) == list(messages.ModelEntry.__struct_fields__)
     assert list(events.Adapter._fields) == list(messages.AdapterState.__struct_fields__)

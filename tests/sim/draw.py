@@ -11,8 +11,8 @@ from weft.runtime.messages import ChatMessage, Lora, Sampling, Submit
 MODELS = (None, "base", *ADAPTERS, "alias", "gone", "broken", "unknown")
 ACTIVATED = ("act0", "act0", "act1", "act0:0.5", "a1+act0")
 SUMS = (
-    "a0:0.5", "a0", "alias:2", "a0+a1", "a1+a0", "a2:0.5+a4", "a2+a4:0.5", "a1+a2:-1+a3", "a0+alias",
-    "a1+gone",
+    "a0:0.5", "a0", "alias:2", "a0+a1", "a1+a0", "a2:0.5+a4", "a2+a4:0.5", "a1+a2:-1+a3",
+    "a0+alias", "a1+gone",
 )  # fmt: skip
 PROMPTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -54,7 +54,7 @@ def play(seed, model, folder):
 def setting(seed):
     """Sizes small enough for everything to run short now and then, and clients of all kinds."""
     rng = random.Random(f"setting {seed}")
-    drawn = Setting(_options(rng) | {"ranks": 1 + seed % 3})
+    drawn = Setting(_options(rng) | {"ranks": 1 + seed % 3, "replicas": 1 + seed // 3 % 2})
     for index in range(rng.randint(2, 5)):
         name = f"client{index}"
         drawn.plans[name] = [plan(rng, f"r{number}") for number in range(rng.randint(1, 7))]

@@ -10,7 +10,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from weft.actors.runner.engine import Done
-from weft.runtime.messages import AdapterLoad, Join, RunnerReady, Step, StepDone, TokenLogprobs
+from weft.runtime.histogram import Histogram
+from weft.runtime.messages import (
+    LOAD_BUCKETS_S,
+    AdapterLoad,
+    Join,
+    RunnerReady,
+    Step,
+    StepDone,
+    TokenLogprobs,
+)
 
 VOCABULARY = 1000
 EOS = 2
@@ -157,6 +166,10 @@ class FakeEngine:
 
     def counters(self) -> dict[str, float]:
         return {"rows": len(self._rows)}
+
+    @property
+    def loads(self) -> Histogram:
+        return Histogram(LOAD_BUCKETS_S)
 
     def _adapters(self, row: Row) -> Adapters:
         """The adapters whose weights lie where the row's slots say."""

@@ -8,7 +8,7 @@ import safetensors.numpy
 
 from weft.actors.adapters.actor import AdapterStore
 from weft.actors.adapters.base import BaseShapes
-from weft.actors.adapters.errors import BadAdapter
+from weft.actors.adapters.errors import BadAdapter, GivenUp
 from weft.actors.adapters.files import FileError, LocalFiles
 from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Content, Facts, Loaded
 from weft.actors.adapters.reading import read
@@ -56,6 +56,7 @@ class DirectLoader:
 
     def __init__(self, config, base, files, folder="/run/adapters"):
         self.is_slow = False
+        self.faults = {}  # source -> exceptions that its next readings end in
         self._config = config
         self._base = base
         self._files = files
@@ -78,13 +79,33 @@ class DirectLoader:
     def wait(self):
         assert self._done
 
+    def cancel(self, ticket):
+        for loaded in self._done:
+            if loaded.ticket == ticket:
+                if isinstance(loaded.result, Content) and loaded.result.file is not None:
+                    self._files.remove(loaded.result.file)
+                self._done[self._done.index(loaded)] = Loaded(ticket, GivenUp())
+                return True
+        return False
+
+    def counters(self):
+        return {}
+
     def close(self):
         self._done.clear()
 
     def _read(self, source, file):
         base, config = self._base, self._config
+        if self.faults.get(source):
+            return self.faults[source].pop(0)
         try:
-            found = read(self._files, source, base, rank_max=config.max_lora_rank)
+            found = read(
+                self._files,
+                source,
+                base,
+                rank_max=config.max_lora_rank,
+                whole_bytes_max=config.whole_modules_bytes_max,
+            )
             parts = found.file()
             if file is not None:
                 self._files.write(file, parts)
@@ -93,10 +114,10 @@ class DirectLoader:
         granules = found.granules(base, base.shards(config.tensor_parallel_size))
         size_bytes = sum(len(part) for part in parts)
         facts = Facts(
-            found.digest, found.rank, size_bytes, granules, found.is_additive,
+            found.digest, found.rank, size_bytes, granules, found.tokens_added, found.is_additive,
             list(found.invocation_tokens),
         )  # fmt: skip
-        return Content(facts, file)
+        return Content(facts, file, source)
 
 
 class DiskFiles(LocalFiles):

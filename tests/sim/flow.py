@@ -10,10 +10,12 @@ from tests.sim.oracle import Oracle
 from weft.actors.adapters.actor import AdapterStore
 from weft.actors.detokenizer.actor import Detokenizer
 from weft.actors.detokenizer.vocabulary import Vocabulary
+from weft.actors.router.actor import Router
 from weft.actors.runner.actor import Runner
 from weft.actors.scheduler.actor import Scheduler
 from weft.actors.tokenizer.actor import TokenizerManager
 from weft.runtime.config import Config
+from weft.runtime.replicas import replica_of
 from weft.runtime.simulate import World
 from weft.runtime.topology import CLIENT, with_runners
 
@@ -56,10 +58,11 @@ class Flow:
 
     def __init__(
         self, seed, model, folder, *, pages=96, page_granules=2, window_max=None, ranks=1,
-        lora_ranks=RANKS, **options,
+        replicas=1, lora_ranks=RANKS, **options,
     ):  # fmt: skip
         """``model`` is the TextModel of ``folder``; ``window_max`` narrows every link.
 
+        Each of the ``replicas`` has ``pages`` pages.
         ``lora_ranks`` are those of the adapters that can be used, by name.
         Ranks beyond the first compute the same tokens, and nobody waits for them.
         """
@@ -77,6 +80,7 @@ class Flow:
         self.config = Config(
             model=str(folder),
             served_model_name="base",
+            data_parallel_size=replicas,
             adapters={name: f"/{name}" for name in names},
             **(values | options),
         )
@@ -89,15 +93,22 @@ class Flow:
             folders[f"/{name}"] = adapter_folder(number, alora_invocation_tokens=tokens)
         folders["/broken"] = adapter_folder(8, use_qalora=True)
         self.files = MemoryFiles(folders)
-        self._topology = _narrowed(with_runners(ranks), window_max)
+        self._topology = _narrowed(with_runners(ranks, replicas=replicas), window_max)
         self.world = World(seed, topology=self._topology)
         self.clients = {}  # that are there
         self.left = {}  # that have left
         self.tokenizer = TokenizerManager(self.config, model, nonce=seed, started_s=0)
-        self.scheduler = Scheduler(self.config, runners=self._topology.group)
-        self.detokenizer = Detokenizer(Vocabulary(model.backend))
+        self.schedulers = {
+            role: Scheduler(self.config, runners=group, replica=replica_of(role, replicas))
+            for role, group in self._topology.groups.items()
+        }
+        roles = list(self.schedulers)
+        self.scheduler = self.schedulers[roles[0]]
+        self.detokenizer = Detokenizer(Vocabulary(model.backend), schedulers=roles)
         loader = DirectLoader(self.config, BASE, self.files)
-        self.store = AdapterStore(self.config, self.files, loader, "/run", started_s=0)
+        self.store = AdapterStore(
+            self.config, self.files, loader, "/run", started_s=0, schedulers=roles
+        )
         self.files.folders["/gone"] = {}
         sizes = {
             "page_tokens": self.config.block_size,
@@ -106,16 +117,23 @@ class Flow:
             "page_granules": page_granules,
             "vocabulary": model.vocab_size,
         }
-        self.engine = LoadingEngine(self.files, pages=pages, **sizes)
-        others = [FakeEngine(pages=pages + rank, rank=rank, **sizes) for rank in range(1, ranks)]
+        self.engines = {
+            role: LoadingEngine(self.files, pages=pages, **sizes)
+            if rank == 0
+            else FakeEngine(pages=pages + rank, rank=rank, **sizes)
+            for group in self._topology.groups.values()
+            for rank, role in enumerate(group)
+        }
+        self.engine = next(iter(self.engines.values()))
         self.actors = {
             "tokenizer": self.tokenizer,
-            "scheduler": self.scheduler,
+            **({"router": Router(self.config)} if replicas > 1 else {}),
+            **self.schedulers,
             "detokenizer": self.detokenizer,
             "adapters": self.store,
             **{
-                role: Runner(engine, role=role)
-                for role, engine in zip(self._topology.group, [self.engine, *others], strict=True)
+                role: Runner(engine, role=role, scheduler=replica_of(role, replicas).scheduler)
+                for role, engine in self.engines.items()
             },
         }
         self.oracle = Oracle(
@@ -185,14 +203,17 @@ class Flow:
         assert all(map(self._is_idle, self.actors))
         sections = self.sections()
         assert sections.keys() == self.actors.keys()
-        scheduler, store = sections["scheduler"], sections["adapters"]
-        for name in (
-            "requests", "sequences", "waiting", "rows_running", "pages_sequences", "adapter_pins",
-            "adapters_held",
-        ):  # fmt: skip
-            assert scheduler[name] == 0, name
-        idle = sum(scheduler[f"pages_{name}"] for name in ("free", "cached", "adapters_idle"))
-        assert idle == scheduler["pages"]
+        store = sections["adapters"]
+        for scheduler in map(sections.get, self.schedulers):
+            for name in (
+                "requests", "sequences", "waiting", "rows_running", "pages_sequences",
+                "adapter_pins", "adapters_held",
+            ):  # fmt: skip
+                assert scheduler[name] == 0, name
+            idle = sum(scheduler[f"pages_{name}"] for name in ("free", "cached", "adapters_idle"))
+            assert idle == scheduler["pages"]
+        router = sections.get("router", {})
+        assert not any(router[name] for name in router if not name.endswith("_total")), router
         assert store["pinned"] == store["waiting"] == 0
         assert len(self.files.written) == store["loaded"]
         places = self.config.max_cpu_loras
@@ -203,7 +224,7 @@ class Flow:
         assert sections["tokenizer"]["waiting"] == sections["tokenizer"]["replies_unread"] == 0
         for name in ("sequences", "clients", "characters_unsent"):
             assert sections["detokenizer"][name] == 0, name
-        for role in self._topology.group:
+        for role in self.engines:
             assert sections[role]["rows"] == 0
         for mailbox in self._mailboxes.values():
             assert mailbox.endpoint.faults.keys() <= HARMLESS_FAULTS, mailbox.endpoint.last_fault

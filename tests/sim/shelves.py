@@ -167,9 +167,10 @@ class Shelves:
         }
         assert len(self.flow.store._leaving) == 0
         ours = set(self.digests.values())
-        on_device = set(self.flow.scheduler._composer.slots.resident) & ours
+        composers = [scheduler._composer for scheduler in self.flow.schedulers.values()]
+        on_device = {digest for composer in composers for digest in composer.slots.resident} & ours
         in_host = {path.split("/")[-1].split(".")[0] for path in self.flow.files.written} & ours
-        cached = set(self.flow.scheduler._composer.cache._branches) & ours
+        cached = {each for composer in composers for each in composer.cache._branches} & ours
         assert on_device <= wanted
         assert in_host <= wanted
         assert cached <= wanted

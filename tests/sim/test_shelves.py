@@ -5,8 +5,10 @@ from collections import Counter
 import pytest
 
 from tests.sim.shelves import CONTENTS, NAMES, Shelves
+from weft.actors.adapters.actor import AdapterStore
 from weft.actors.adapters.leaving import Leaving
-from weft.runtime.messages import Retire, Sampling, Submit, UnloadAdapter
+from weft.actors.router.ledger import Ledger
+from weft.runtime.messages import Acquire, Release, Retire, Sampling, Submit, UnloadAdapter
 
 TIGHT = {"pages": 24, "max_loras_per_batch": 2, "max_loaded_loras": 3}
 
@@ -25,14 +27,15 @@ def walk(seed, model, folder, steps, **options):
     return shelves
 
 
-def walk_all(model, folder):
+def walk_all(model, folder, **options):
     for seed in range(20):
-        walk(seed, model, folder, 150)
+        walk(seed, model, folder, 150, **options)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_every_name_means_what_was_last_answered(seed, model, folder):
-    walk(seed, model, folder, 150, ranks=1 + seed % 2, **(BYTES if seed % 3 else PLACES))
+    bounds = BYTES if seed % 3 else PLACES
+    walk(seed, model, folder, 150, ranks=1 + seed % 2, replicas=1 + seed // 2 % 2, **bounds)
 
 
 def test_host_memory_keeps_within_its_bytes_though_much_is_pinned(model, folder):
@@ -53,6 +56,19 @@ def test_ten_thousand_operations_leave_every_name_right(seed, model, folder):
     seen = {"loaded", "replaced", "already_loaded", "unloaded", "pinned", "unpinned"}
     assert seen <= shelves.counts.keys()
     assert shelves.flow.sections()["scheduler"]["adapter_evictions_total"] > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(200, 210))
+def test_ten_thousand_operations_leave_every_name_right_at_two_replicas(seed, model, folder):
+    bounds = BYTES if seed % 2 else PLACES
+    shelves = walk(seed, model, folder, 1000, replicas=2, clients=3, **bounds)
+    seen = {"loaded", "replaced", "already_loaded", "unloaded", "pinned", "unpinned"}
+    assert seen <= shelves.counts.keys()
+    sections = shelves.flow.sections()
+    for scheduler in shelves.flow.schedulers:
+        assert sections[scheduler]["adapter_evictions_total"] > 10
+    assert min(sections["router"][f"replica{r}_requests_total"] for r in range(2)) > 50
 
 
 def test_content_is_gone_only_once_nobody_uses_it(model, folder):
@@ -124,6 +140,51 @@ def test_a_broken_rule_of_leaving_is_caught(break_rule, monkeypatch, model, fold
     break_rule(monkeypatch)
     with pytest.raises((AssertionError, TimeoutError, KeyError)):
         walk_all(model, folder)
+
+
+def one_schedulers_retirement_is_enough(monkeypatch):
+    retired = Leaving.retired
+
+    def hasty(self, scheduler, digest, version):
+        if digest in self._left:
+            self._left[digest].holders = {scheduler}
+        return retired(self, scheduler, digest, version)
+
+    monkeypatch.setattr(Leaving, "retired", hasty)
+
+
+def catalogs_overtake_requests_that_look_for_a_replica(monkeypatch):
+    monkeypatch.setattr(Ledger, "oldest_pending", None)
+
+
+def one_scheduler_holds_every_pin(monkeypatch):
+    receive = AdapterStore.receive
+
+    def confused(self, source, message, now_ns):
+        is_pin = isinstance(message, Acquire | Release)
+        return receive(self, self._schedulers[0] if is_pin else source, message, now_ns)
+
+    monkeypatch.setattr(AdapterStore, "receive", confused)
+
+
+@pytest.mark.parametrize(
+    ("break_rule", "options"),
+    [
+        (one_schedulers_retirement_is_enough, {}),
+        (
+            catalogs_overtake_requests_that_look_for_a_replica,
+            {"max_queued_requests": 2, "max_num_seqs": 1},
+        ),
+        (one_scheduler_holds_every_pin, {}),
+    ],
+    ids=lambda rule: getattr(rule, "__name__", ""),
+)
+def test_a_broken_rule_of_several_schedulers_is_caught(
+    break_rule, options, monkeypatch, model, folder
+):
+    break_rule(monkeypatch)
+    with pytest.raises((AssertionError, TimeoutError, KeyError)):
+        walk_all(model, folder, replicas=2, **options)
 
 
 def test_contents_are_as_many_as_the_model_says(model, folder):

@@ -24,7 +24,7 @@ TABLE = Topology(
     processes=(
         Process("door", "lets the world in", "tests.system.pipeline:serve", is_actor=False),
         Process("front", "passes questions on", BUILD),
-        Process("worker", "answers them", BUILD, computes=True),
+        Process("worker", "answers them", BUILD, group="workers"),
     ),
     edges=(
         Edge(CLIENT, "front", (ListModels,), (Models,), 8, 8),

@@ -12,6 +12,9 @@ import httpx
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 20.0
+SCHEDULER_HOLDS = (
+    "requests", "sequences", "waiting", "rows_running", "pages_sequences", "adapter_pins",
+)  # fmt: skip
 RUNNER_HOLDS = ("rows", "page_references", "adapter_slots_used")
 
 
@@ -108,24 +111,21 @@ class Server(Run):
     def held(self):
         """Everything that is there only while a request is."""
         sections = self.state()["sections"]
-        scheduler, detokenizer = sections["scheduler"], sections["detokenizer"]
-        names = (
-            "requests",
-            "sequences",
-            "waiting",
-            "rows_running",
-            "pages_sequences",
-            "adapter_pins",
-        )
-        held = {name: scheduler[name] for name in names}
+        detokenizer = sections["detokenizer"]
+        schedulers = {role: held for role, held in sections.items() if "scheduler" in role}
         idle = ("pages_free", "pages_cached", "pages_adapters_idle")
-        held["pages lost"] = scheduler["pages"] - sum(scheduler[name] for name in idle)
+        held = {}
+        for role, scheduler in schedulers.items():
+            held |= {f"{role}'s {name}": scheduler[name] for name in SCHEDULER_HOLDS}
+            lost = scheduler["pages"] - sum(scheduler[name] for name in idle)
+            held[f"{role}'s pages lost"] = lost
+            # What is on its way to a device is pinned in host memory, and nothing else is.
+            held[f"{role}'s host pins"] = scheduler["adapters_held"]
         held |= {name: detokenizer[name] for name in ("sequences", "characters_unsent")}
         for role in filter(lambda role: role.startswith("runner"), sections):
             held |= {f"{role}'s {name}": sections[role][name] for name in RUNNER_HOLDS}
         held["encoding"] = sections["tokenizer"]["waiting"]
         held["loading"] = sections["adapters"]["waiting"]
-        # What is on its way to a device is pinned in host memory, and nothing else is.
-        held["host pins"] = scheduler["adapters_held"]
-        held["host pins lost"] = sections["adapters"]["pinned"] - scheduler["adapters_held"]
+        pins = sum(scheduler["adapters_held"] for scheduler in schedulers.values())
+        held["host pins lost"] = max(0, sections["adapters"]["pinned"] - pins)
         return held

@@ -1,6 +1,7 @@
 """Adapters that come and go over HTTP and ZeroMQ, in the bodies of every client."""
 
 import contextlib
+import json
 import random
 import shutil
 import subprocess
@@ -166,12 +167,16 @@ def test_the_command_line_shows_and_changes_a_running_weft(server, shelf):
     code, shown = run("load", "sums", str(shelf / "math"), "--pin")
     assert (code, shown.split(",")[0]) == (0, "sums: loaded")
     code, shown = run()
+    shown, told = shown.split("\n\n")
     header, *rows = [line.split() for line in shown.splitlines()]
     assert (code, header[:3]) == (0, ["NAME", "VERSION", "DIGEST"])
     [sums] = [row for row in rows if row[0] == "sums"]
     [math] = [row for row in rows if row[0] == "math"]
     assert sums[2] == math[2]  # one content
-    assert sums[4:8] == ["host", "yes", "0", "0"]
+    assert sums[5:9] == ["host", "yes", "0", "0"]
+    assert ", 1 in host memory," in told or ", 2 in host memory," in told
+    [only] = json.loads(run("list", "--json", "--match", "su*")[1])
+    assert (only["name"], only["tier"], only["hits"]) == ("sums", "host", [0, 0, 0])
     assert run("load", "sums", str(shelf / "sql"))[0] != 0
     assert run("load", "sums", str(shelf / "sql"), "--replace")[1].startswith("sums: replaced")
     assert run("unpin", "sums")[1].startswith("sums: unpinned")

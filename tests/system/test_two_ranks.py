@@ -32,7 +32,7 @@ def test_two_runners_answer_as_one_does(pair, held_out):
     pair.assert_all_is_back()
     sections = pair.state()["sections"]
     assert {"runner0", "runner1"} < sections.keys()
-    assert not (pair.run_dir / "collectives").exists()  # memory that only they have
+    assert not (pair.run_dir / "scheduler" / "collectives").exists()  # memory that only they have
     pair.stop()
     assert pair.end()[0] == 0, pair.log.read_text()
     pair.assert_nothing_is_left()

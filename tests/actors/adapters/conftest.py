@@ -59,7 +59,7 @@ def read(base_folder):
     def build(folder):
         config = peft_config.parse((folder / "adapter_config.json").read_bytes())
         found = safetensors.parse((folder / "adapter_model.safetensors").read_bytes())
-        return adapter.build(config, found, base, rank_max=64)
+        return adapter.build(config, found, base, rank_max=64, whole_bytes_max=2**20)
 
     return build
 

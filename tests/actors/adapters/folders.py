@@ -53,8 +53,8 @@ def folder(config=None, weights=None):
     }
 
 
-def build(files, *, rank_max=64):
+def build(files, *, rank_max=64, whole_bytes_max=2**20):
     """What the store makes of a folder's files. Raises ``BadAdapter``."""
     config = peft_config.parse(files["adapter_config.json"])
     found = safetensors.parse(files["adapter_model.safetensors"])
-    return adapter.build(config, found, BASE, rank_max=rank_max)
+    return adapter.build(config, found, BASE, rank_max=rank_max, whole_bytes_max=whole_bytes_max)

@@ -1,3 +1,4 @@
+import msgspec
 import numpy as np
 import pytest
 
@@ -61,13 +62,13 @@ def test_however_long_the_names_in_a_file_are_what_is_said_of_it_is_short():
 
 def test_an_acquired_adapter_lies_in_its_file_until_it_is_released(shelf, digests):
     [acquired] = shelf.acquire(digests["a"])
-    assert acquired == Acquired(
-        digests["a"], f"/run/adapters/{digests['a']}.safetensors", 4, acquired.size_bytes, 2
-    )
+    path = f"/run/adapters/{digests['a']}.safetensors"
+    assert acquired == Acquired(digests["a"], path, 4, acquired.size_bytes, 2, was_read=True)
     assert len(shelf.files.written[acquired.path]) == acquired.size_bytes
     shelf.hear(Release(digests["a"]))
     assert shelf.files.written  # kept for the next one
-    assert shelf.acquire(digests["a"]) == [acquired]
+    again = [msgspec.structs.replace(acquired, was_read=False)]
+    assert shelf.acquire(digests["a"]) == again
 
 
 def test_the_least_recently_used_leaves_first(shelf, digests):

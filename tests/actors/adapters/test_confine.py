@@ -95,3 +95,56 @@ for _ in range(4):
     spend(0.6)
 """
     assert run(statements, tmp_path)[0] == 0
+
+
+WRITING_INTO_ONE = """
+import os, socket, sys
+from pathlib import Path
+from weft.actors.adapters import confine
+inside = Path(sys.argv[1], "inside")
+listener = socket.create_server(("127.0.0.1", 0))
+port = listener.getsockname()[1]
+confine.write_only_into(inside, file_bytes=1 << 20)
+"""
+
+
+def run_writing(statements, folder):
+    (folder / "inside" / "deeper").mkdir(parents=True)
+    (folder / "old").write_bytes(b"old")
+    found = subprocess.run(
+        [sys.executable, "-c", f"{WRITING_INTO_ONE}\n{statements}", str(folder)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return found.returncode, found.stderr
+
+
+@pytest.mark.parametrize(
+    ("statement", "error"),
+    [
+        ("open(sys.argv[1] + '/new', 'w')", "PermissionError"),
+        ("open(sys.argv[1] + '/old', 'a')", "PermissionError"),
+        ("os.unlink(sys.argv[1] + '/old')", "PermissionError"),
+        ("os.rename(sys.argv[1] + '/old', inside / 'stolen')", "PermissionError"),
+        ("(inside / 'large').write_bytes(bytes((1 << 20) + 1))", "OSError"),
+    ],
+)
+def test_who_may_write_into_one_folder_can_write_nowhere_else(tmp_path, statement, error):
+    if error == "PermissionError" and landlock_version() < 3:
+        pytest.skip("this kernel's Landlock does not know it")
+    code, said = run_writing(statement, tmp_path)
+    assert code == 1
+    assert error in said.splitlines()[-1]
+    assert (tmp_path / "old").read_bytes() == b"old"
+
+
+def test_who_may_write_into_one_folder_can_do_there_what_it_wants_and_reach_others(tmp_path):
+    statements = """
+(inside / "file").write_bytes(bytes(1 << 20))
+(inside / "file").rename(inside / "deeper" / "file")
+(inside / "deeper").rename(inside / "other")
+assert open(sys.argv[1] + "/old").read() == "old"
+open(os.devnull, "w").write("x")
+socket.create_connection(("127.0.0.1", port)).close()
+"""
+    assert run_writing(statements, tmp_path) == (0, "")
+    assert (tmp_path / "inside" / "other" / "file").stat().st_size == 1 << 20

@@ -22,7 +22,9 @@ MUTATIONS = 500
 def expected(path):
     """What this process makes of a folder: the file's bytes, or a reason."""
     try:
-        return b"".join(read(LocalFiles(), str(path), BASE, rank_max=64).file())
+        return b"".join(
+            read(LocalFiles(), str(path), BASE, rank_max=64, whole_bytes_max=2**20).file()
+        )
     except (BadAdapter, FileError) as error:
         return str(error)
 

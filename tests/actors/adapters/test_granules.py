@@ -4,6 +4,7 @@ import torch
 from tests.actors.adapters.folders import BASE, build, folder, tensor_name, tensors
 from weft.actors.adapters import granules
 from weft.actors.adapters.base import MODULES, BaseShapes, LinearShape
+from weft.actors.runner.own import Reader, Writer
 from weft.kernels.sgmv.granules import Affine, Module, Tables
 
 QWEN_7B = BaseShapes(
@@ -126,3 +127,47 @@ def test_a_device_lays_out_as_many_granules_as_were_counted(modules, size, rank)
     ]
     laid = Tables(slots=1, layers=1, sites=4, pages_max=1).lay_out(0, 0, sites, torch.float32)
     assert len(laid) == granules.of_layer(sizes, base, [shard])
+
+
+class Tensors(dict):
+    """An adapter's file, in memory."""
+
+    def get_tensor(self, name):
+        return self[name]
+
+    def get_slice(self, name):
+        return self[name]
+
+
+@pytest.mark.parametrize(("size", "rank"), [(1, 0), (2, 0), (2, 1), (4, 3)])
+@pytest.mark.parametrize("rows", [1, 9, 600])
+def test_what_is_spread_fills_as_many_granules_as_were_counted(rows, size, rank):
+    """On the rank with most: a page of one granule more would be somebody else's."""
+    base = BaseShapes(
+        num_hidden_layers=3,
+        hidden_size=136,
+        intermediate_size=520,
+        num_attention_heads=4,
+        head_dim=24,
+        vocab_size=500,
+        model_type="qwen3",
+    )
+    file = Tensors({name: torch.randn(width) for name, width in base.norms().items()})
+    scales = {}
+    for module in ("embed_tokens", "lm_head"):
+        shape = base.shape(module)
+        file[f"{module}.A"], scales[module] = torch.randn(12, shape.inputs), 1.0
+        file[f"{module}.B"] = torch.randn(shape.outputs, 12)
+        file[f"{module}.ids"] = torch.arange(rows, dtype=torch.int32)
+        file[f"{module}.rows"] = torch.randn(rows, 136)
+    norms = {136: 7, 24: 6}
+    spread = granules.Spread(12, 12, rows, rows, norms)
+    count = granules.most_of_any_layer([], spread, base, base.shards(size))
+    arena = torch.full((3, count, 1, 8, 128), float("nan"))
+    shard = base.shards(size)[rank] if size > 1 else None
+    own = Reader(500, shard, rank, size).load(file, scales, Writer(arena, range(count), 0))
+    used = 3 * count - arena.isnan().all(dim=-1).all(dim=-1).sum()
+    assert used <= spread.granules(base, base.shards(size)) <= 3 * count
+    if size == 1:
+        assert used == spread.granules(base, base.shards(1))
+    assert own.head_rows.here.size <= own.head_rows.each

@@ -1,12 +1,14 @@
 """The cache against a list: what stays, what goes next, and what is counted."""
 
 import random
+from collections import Counter
 
 import pytest
 
 from weft.actors.adapters.cache import Bounds, HostCache, Resident
 
 WIDE = 10**9
+ONE, OTHER = HOLDERS = "scheduler0", "scheduler1"
 
 
 def entries(count, policy="lru"):
@@ -35,8 +37,8 @@ def put(cache, digest, size_bytes=10):
 
 
 def use(cache, digest):
-    assert cache.pin(digest) is not None
-    cache.unpin(digest)
+    assert cache.pin(digest, ONE) is not None
+    cache.unpin(digest, ONE)
     cache.check()
 
 
@@ -55,10 +57,10 @@ def test_a_release_is_a_use():
     cache = entries(3)
     for digest in "abc":
         put(cache, digest)
-    cache.pin("a")
+    cache.pin("a", ONE)
     use(cache, "b")
     use(cache, "c")
-    cache.unpin("a")
+    cache.unpin("a", ONE)
     assert [put(cache, digest) for digest in "xyz"] == [["b"], ["c"], ["a"]]
 
 
@@ -66,23 +68,23 @@ def test_a_release_is_a_use():
 def test_who_is_pinned_is_passed_over_and_keeps_its_place(policy):
     cache = entries(2, policy)
     put(cache, "a")
-    cache.pin("a")
+    cache.pin("a", ONE)
     put(cache, "b")
     assert put(cache, "c") == ["b"]
     assert cache.pinned == 1
-    assert cache.pin("a") == resident("a")
+    assert cache.pin("a", ONE) == resident("a")
 
 
 def test_a_pin_is_counted_as_often_as_it_is_taken():
     cache = entries(1)
     put(cache, "a")
     for _ in range(3):
-        cache.pin("a")
+        cache.pin("a", ONE)
     for _ in range(2):
-        cache.unpin("a")
+        cache.unpin("a", ONE)
         cache.check()
     assert put(cache, "b") is None
-    cache.unpin("a")
+    cache.unpin("a", ONE)
     assert put(cache, "b") == ["a"]
     assert cache.pinned == 0
 
@@ -91,11 +93,27 @@ def test_all_pins_can_be_taken_away_at_once():
     cache = entries(2)
     for digest in "ab":
         put(cache, digest)
-        cache.pin(digest)
-    assert cache.unpin_all() == []
+        cache.pin(digest, ONE)
+    assert cache.unpin_all(ONE) == []
     cache.check()
     assert (cache.pinned, len(cache)) == (0, 2)
-    cache.unpin("a")  # late, and nobody's
+    cache.unpin("a", ONE)  # late, and nobody's
+    cache.check()
+
+
+def test_each_holder_has_pins_of_its_own():
+    cache = entries(1)
+    put(cache, "a")
+    cache.pin("a", ONE)
+    cache.pin("a", OTHER)
+    cache.unpin("a", ONE)
+    cache.unpin("a", ONE)  # once too often: the other's stays
+    assert cache.is_pinned("a")
+    cache.pin("a", ONE)
+    cache.unpin_all(OTHER)
+    assert cache.is_pinned("a")
+    cache.unpin("a", ONE)
+    assert not cache.is_pinned("a")
     cache.check()
 
 
@@ -110,7 +128,7 @@ def test_several_small_ones_go_for_a_large_one_and_no_more_than_must():
 def test_what_stays_leaves_no_room_for_more_than_there_is():
     cache = room(100)
     put(cache, "pinned", 40)
-    cache.pin("pinned")
+    cache.pin("pinned", ONE)
     cache.keep("kept")
     put(cache, "kept", 30)
     put(cache, "other", 20)
@@ -147,10 +165,10 @@ def test_who_is_no_longer_kept_while_everybody_is_in_use_goes_when_it_can():
     cache.keep("a")
     for digest in "ab":
         put(cache, digest)
-        cache.pin(digest)
+        cache.pin(digest, ONE)
     assert cache.let_go("a") == []
     cache.check()
-    assert [victim.digest for victim in cache.unpin("a")] == ["a"]
+    assert [victim.digest for victim in cache.unpin("a", ONE)] == ["a"]
 
 
 @pytest.mark.parametrize("policy", ["lru", "fifo"])
@@ -167,9 +185,9 @@ def test_who_is_spared_goes_after_all_others():
     for digest in "abc":
         put(cache, digest)
     cache.spare("a")
-    cache.pin("c")
+    cache.pin("c", ONE)
     assert [put(cache, digest) for digest in "xy"] == [["b"], ["x"]]
-    cache.pin("y")
+    cache.pin("y", ONE)
     assert put(cache, "z") == ["a"]
 
 
@@ -200,7 +218,7 @@ def test_more_than_there_is_room_for_is_a_bug():
 def test_check_finds_a_pin_of_nobody():
     cache = entries(1)
     put(cache, "a")
-    cache.pin("a")
+    cache.pin("a", ONE)
     cache._bytes -= cache._residents.pop("a").size_bytes
     with pytest.raises(AssertionError):
         cache.check()
@@ -214,9 +232,13 @@ class Line:
 
     def __init__(self, bounds, policy):
         self.bounds, self.policy = bounds, policy
-        self.line, self.pins = [], {}
+        self.line, self.pins = [], Counter()  # by digest and holder
         self.kept, self.spared = set(), set()
         self.evictions = 0
+
+    @property
+    def pinned(self):
+        return {digest for digest, _ in +self.pins}
 
     def touch(self, digest):
         if self.policy == "lru":
@@ -227,7 +249,7 @@ class Line:
         """Return who goes, now that ``extra`` is to come."""
         gone = []
         while self._is_over(extra):
-            free = [d for d in self.line if not self.pins.get(d) and d not in self.kept]
+            free = [d for d in self.line if d not in self.pinned | self.kept]
             if not free:
                 break
             gone.append(min(free, key=lambda d: d in self.spared))
@@ -236,7 +258,7 @@ class Line:
         return gone
 
     def fits(self, digest):
-        stay = [d for d in self.line if self.pins.get(d) or d in self.kept] + [digest]
+        stay = [d for d in self.line if d in self.pinned | self.kept] + [digest]
         places = sum(d not in self.kept for d in stay)
         limit = self.bounds.entries
         is_placed = limit is None or digest in self.kept or places <= limit
@@ -267,14 +289,16 @@ class Walk:
         assert [victim.digest for victim in victims] == self.line.shrink()
 
     def lost(self, _):
-        self.line.pins.clear()
-        self.gone(self.cache.unpin_all())
+        holder = self.rng.choice(HOLDERS)
+        for pin in [pin for pin in self.line.pins if pin[1] == holder]:
+            del self.line.pins[pin]
+        self.gone(self.cache.unpin_all(holder))
 
     def pin(self, digest):
-        line = self.line
-        assert (self.cache.pin(digest) is not None) == (digest in line.line)
+        line, holder = self.line, self.rng.choice(HOLDERS)
+        assert (self.cache.pin(digest, holder) is not None) == (digest in line.line)
         if digest in line.line:
-            line.pins[digest] = line.pins.get(digest, 0) + 1
+            line.pins[digest, holder] += 1
             line.touch(digest)
         elif line.fits(digest):
             assert put(self.cache, digest, SIZES[digest]) == line.shrink(digest)
@@ -283,10 +307,11 @@ class Walk:
             assert put(self.cache, digest, SIZES[digest]) is None
 
     def unpin(self, digest):
-        if self.line.pins.get(digest):
-            self.line.pins[digest] -= 1
+        holder = self.rng.choice(HOLDERS)
+        if self.line.pins[digest, holder]:
+            self.line.pins[digest, holder] -= 1
             self.line.touch(digest)
-        self.gone(self.cache.unpin(digest))
+        self.gone(self.cache.unpin(digest, holder))
 
     def keep(self, digest):
         """The store keeps no more than half of the bytes."""
@@ -315,7 +340,6 @@ def test_any_order_of_events_agrees_with_a_list(policy, seed):
     for _ in range(500):
         walk.act()
         cache.check()
-        pinned = sum(count > 0 for count in line.pins.values())
-        assert (len(cache), cache.pinned) == (len(line.line), pinned)
+        assert (len(cache), cache.pinned) == (len(line.line), len(line.pinned))
         assert cache.evictions == line.evictions
         assert cache.size_bytes == sum(SIZES[d] for d in line.line)

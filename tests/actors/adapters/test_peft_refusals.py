@@ -19,27 +19,37 @@ PLAIN = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"]}
 LORA = {
     "bias-all": ({"bias": "all"}, r"bias: 'all' .*train it with bias none"),
     "bias-lora": ({"bias": "lora_only"}, r"bias: 'lora_only' .*train it with bias none"),
-    "whole-modules": (
-        {"modules_to_save": ["lm_head"]},
-        r"modules_to_save: \['lm_head'\] .*without whole modules",
+    "whole-layers": (
+        {"modules_to_save": ["mlp"]},
+        r"modules_to_save: 'mlp' means model.layers.0.mlp; norms, .* train the others with LoRA",
+    ),
+    "whole-linear": (
+        {"modules_to_save": ["norm", "down_proj"]},
+        r"modules_to_save: 'down_proj' means model.layers.0.mlp.down_proj; norms, ",
+    ),
+    "head-dora": (
+        {"target_modules": ["q_proj", "lm_head"], "use_dora": True},
+        r"use_dora: not supported on lm_head; .*leave lm_head out of target_modules",
+    ),
+    "embedding-dora": (
+        {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},
+        r"use_dora: not supported on embed_tokens; ",
+    ),
+    "head-bias": (
+        {"target_modules": ["q_proj", "lm_head"], "lora_bias": True},
+        r"lora_bias: not supported on lm_head; ",
     ),
     "repeated-layers": (
         {"layer_replication": [(0, 2), (1, 2)]},
         r"layer_replication: .*train the adapter without it",
     ),
-    "tokens": ({"trainable_token_indices": [1, 2]}, r"trainable_token_indices: \[1, 2\] .*without"),
-    "activated": ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens: \[5\] .*without it"),
+    "activated-whole": (
+        {"alora_invocation_tokens": [5], "modules_to_save": ["norm"]},
+        r"alora_invocation_tokens: .* modules_to_save, which does not wait for an invocation; ",
+    ),
     "pissa": ({"init_lora_weights": "pissa"}, r"init_lora_weights: 'pissa' .*convert the adapter"),
     "fast-pissa": ({"init_lora_weights": "pissa_niter_4"}, r"'pissa_niter_4' .*convert the adapt"),
     "olora": ({"init_lora_weights": "olora"}, r"init_lora_weights: 'olora' .*convert the adapter"),
-    "embedding": (
-        {"target_modules": ["q_proj", "embed_tokens"]},
-        r"embed_tokens.*not supported; an adapter may change q_proj, ",
-    ),
-    "output": (
-        {"target_modules": ["q_proj", "lm_head"]},
-        r"lm_head.*not supported; an adapter may change q_proj, ",
-    ),
 }
 
 OTHER_TYPES = {
@@ -60,14 +70,14 @@ OTHER_TYPES = {
 
 # Fields of PEFT's LoRA that leave the sum of the base and scale B A as it is.
 HARMLESS = {
-    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config",
-    "inference_mode", "lora_dropout", "megatron_core", "peft_version",
-    "qalora_group_size", "revision", "runtime_config",
+    "auto_mapping", "base_model_name_or_path", "eva_config", "inference_mode", "lora_dropout",
+    "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config",
 }  # fmt: skip
 COMPUTED = {
     "peft_type", "task_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
     "target_modules", "init_lora_weights", "bias", "exclude_modules", "layers_to_transform",
-    "layers_pattern", "use_dora", "lora_bias",
+    "layers_pattern", "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices",
+    "ensure_weight_tying", "alora_invocation_tokens",
 }  # fmt: skip
 FIELDS = {field.name for field in dataclasses.fields(LoraConfig)}
 
@@ -99,7 +109,10 @@ def test_a_field_that_may_change_the_result_is_refused_if_it_says_anything(field
         build(folder({field: value}))
 
 
-EMPTY_TOO = {"exclude_modules", "layers_to_transform", "layers_pattern"}
+EMPTY_TOO = {
+    "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
+    "trainable_token_indices", "alora_invocation_tokens",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("field", [*sorted(FIELDS - COMPUTED | EMPTY_TOO), "of_a_later_version"])

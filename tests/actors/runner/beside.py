@@ -1,5 +1,6 @@
 """A device that works beside the host, played by the host: it does nothing before it must."""
 
+import copy
 from collections import deque
 
 import torch
@@ -8,6 +9,7 @@ from tests.actors.scheduler_harness import Harness
 from weft.actors.runner import backend, operations
 from weft.actors.runner.ahead import AheadMeans
 from weft.actors.runner.engine import STEPS_MAX
+from weft.actors.runner.lora import HostLora
 
 CPU = torch.device("cpu")
 
@@ -31,11 +33,22 @@ class LateStream:
     def mark(self):
         return LateMark(self, self._given)
 
+    def wait_for(self, mark):
+        self.run(mark.wait)
+
     def work_until(self, place):
         with torch.inference_mode():
             while self.done < place:
                 self._waiting.popleft()()
                 self.done += 1
+
+
+class SoonStream(LateStream):
+    """Does work as soon as it may: when it is given."""
+
+    def run(self, work):
+        super().run(work)
+        self.work_until(self._given)
 
 
 class LateMark:
@@ -70,15 +83,38 @@ def replay(compute, batch):
     return again
 
 
-def on_host(record=call, stream=None):
+class PlayedLora(HostLora):
+    """A kernel for CPUs whose tables are the device's: they change when copies come to it."""
+
+    def __init__(self, arena, tables, widths):
+        self._host, self._device = tables, copy.deepcopy(tables)
+        super().__init__(arena, self._device, widths)
+
+    def stage(self, slot):
+        arrays = {name: value for name, value in vars(self._host).items() if name != "ranks_max"}
+        news = {name: array[slot].copy() for name, array in arrays.items()}
+        self._device.ranks_max = max(self._device.ranks_max, self._host.ranks_max)
+
+        def send():
+            for name, row in news.items():
+                getattr(self._device, name)[slot] = row
+
+        return send
+
+
+def _played(arena, tables, widths, *, limits, compute_dtype):
+    return PlayedLora(arena, tables, widths)
+
+
+def on_host(record=call, stream=None, copies=None):
     """Kernels for CPUs, driven as a GPU's are."""
-    means = AheadMeans(stream or LateStream(), record and (lambda: record))
-    return backend.host(operations.choose(CPU, int8=False), means)
+    means = AheadMeans(stream or LateStream(), copies or LateStream(), record and (lambda: record))
+    return backend.host(operations.choose(CPU, int8=False), means)._replace(lora=_played)
 
 
 def interpreted(record=replay, stream=None):
     """A GPU's kernels, in Triton's interpreter."""
-    means = AheadMeans(stream or LateStream(), record and (lambda: record))
+    means = AheadMeans(stream or LateStream(), LateStream(), record and (lambda: record))
     return backend.in_triton(operations.in_triton(CPU, processors=2), 2, means)
 
 

@@ -18,7 +18,7 @@ from weft.actors.runner import architecture
 from weft.actors.runner.torch_engine import TorchEngine
 from weft.runtime.messages import Chunk, Join, Step
 
-DEFAULTS = {"max_num_seqs": 40, "max_num_batched_tokens": 64, "block_size": 4}
+DEFAULTS = {"max_num_seqs": 40, "max_num_batched_tokens": 512, "block_size": 4}
 
 
 def engine_of(model, *, backend=None, **options):

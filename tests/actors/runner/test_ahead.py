@@ -6,12 +6,19 @@ import msgspec
 import pytest
 import torch
 
-from tests.actors.runner.beside import AheadHarness, LateStream, call, interpreted, on_host
+from tests.actors.runner.beside import (
+    AheadHarness,
+    LateStream,
+    SoonStream,
+    call,
+    interpreted,
+    on_host,
+)
 from tests.actors.runner.engines import engine_of, harness_of, prefill, prompts_of, save_several
 from tests.actors.scheduler_harness import GREEDY
 from tests.checkpoints import ARCHITECTURES, save_model
 from weft.actors.runner import warmup
-from weft.runtime.messages import Step
+from weft.runtime.messages import AdapterLoad, Chunk, Join, Step
 
 RANDOM = msgspec.structs.replace(GREEDY, temperature=0.8)
 # What a row may ask for; some draw by what they have drawn before.
@@ -71,14 +78,64 @@ def test_preempted_ones_get_the_tokens_of_steps_that_wait(model, paths):
     assert ahead.scheduler._counters()["preemptions_total"] > 0
 
 
-def test_adapters_that_take_each_others_pages_give_the_tokens_of_steps_that_wait(model, paths):
+# Adapters of which one is on the device at a time, so that each takes the pages of the one before.
+ONE = {"max_loras_per_batch": 1, "max_loaded_loras": 1}
+TURNS = {"count": 12, "adapters": ["few", "wide", "narrow"]}
+
+
+@pytest.mark.parametrize("copies", [LateStream, SoonStream])
+def test_adapters_that_take_each_others_pages_give_the_tokens_of_steps_that_wait(
+    model, paths, copies
+):
     """A load comes while the step before, which reads what it overwrites, has not begun."""
-    options = {"max_loras_per_batch": 1, "max_loaded_loras": 1}
-    requests = {"count": 12, "adapters": ["few", "wide", "narrow"]}
-    expected = served(harness_of(model, paths, **options), **requests)
-    ahead = ahead_of(model, paths, **options)
-    assert served(ahead, **requests) == expected
+    expected = served(harness_of(model, paths, **ONE), **TURNS)
+    ahead = ahead_of(model, paths, backend=lambda: on_host(copies=copies()), **ONE)
+    assert served(ahead, **TURNS) == expected
     assert sum(len(step.loads) for step in ahead.sent_steps) > 3
+
+
+class HastyStream(LateStream):
+    """Waits for no other."""
+
+    def wait_for(self, mark):
+        pass
+
+
+class HastyCopies(SoonStream):
+    def wait_for(self, mark):
+        pass
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [{"stream": HastyStream}, {"copies": HastyCopies}],
+    ids=["steps-before-their-adapters", "adapters-over-those-in-use"],
+)
+def test_streams_that_do_not_wait_for_each_other_give_other_tokens(model, paths, streams):
+    expected = served(harness_of(model, paths, **ONE), **TURNS)
+    made = {name: make() for name, make in streams.items()}
+    hasty = ahead_of(model, paths, backend=lambda: on_host(**made), **ONE)
+    assert served(hasty, **TURNS) != expected
+
+
+def test_a_load_waits_for_no_step_and_no_step_without_it_waits_for_a_load(model, paths):
+    stream, copies = LateStream(), LateStream()
+    engine = begun(
+        model, stream, [[1, 2], [4]], copies=copies, max_loras_per_batch=1, max_loaded_loras=1
+    )
+    one = engine.launch(Step(1))
+    pages = list(range(20, 40))
+    two = engine.launch(Step(2, [AdapterLoad(0, "wide", paths["wide"], pages)]))
+    assert not one.is_done
+    assert one.collect().tokens
+    assert two.collect().tokens
+    engine.launch(Step(3, leaves=[0, 1])).collect()
+    assert copies.done == 0
+    join = Join(0, 0, 0, [10], GREEDY, 0, 1, None)
+    four = engine.launch(Step(4, joins=[join], chunks=[Chunk(0, 0, [5, 6], True)]))
+    assert copies.done == 0  # the host does not wait either
+    four.collect()
+    assert copies.waiting == 0
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -95,9 +152,9 @@ def test_two_ranks_decode_the_same_ahead(model, paths):
     assert served(two, **requests) == expected
 
 
-def begun(model, stream, prompts, *, sampling=GREEDY, record=call, **options):
+def begun(model, stream, prompts, *, sampling=GREEDY, record=call, copies=None, **options):
     """An engine whose rows have had their prompts and now decode."""
-    engine = engine_of(model, backend=lambda: on_host(record, stream), **options)
+    engine = engine_of(model, backend=lambda: on_host(record, stream, copies), **options)
     prefill(engine, prompts, sampling=sampling)
     return engine
 

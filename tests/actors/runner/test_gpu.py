@@ -42,6 +42,15 @@ def test_greedy_tokens_are_those_of_a_cpu(tmp_path, paths, name):
     assert served(harness_of(tmp_path, adapters, **GPU), **requests) == expected
 
 
+def test_adapters_that_take_each_others_pages_give_the_tokens_of_a_cpu(tmp_path, paths):
+    """They are copied on a stream of their own, while steps that read the pages may be computed."""
+    adapters = paths("llama")
+    options = {"max_loras_per_batch": 1, "max_loaded_loras": 1}
+    requests = REQUESTS | {"kinds": [GREEDY]}
+    expected = served(harness_of(tmp_path, adapters, device="cpu", **options), **requests)
+    assert served(harness_of(tmp_path, adapters, **GPU, **options), **requests) == expected
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_graphs_give_the_tokens_of_eager_steps(tmp_path, paths, dtype):
     """Of rows of every kind, that come and go: each decode step is a graph, or none is."""

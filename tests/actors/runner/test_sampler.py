@@ -37,9 +37,9 @@ def logits_of(rows, *, vocabulary=VOCABULARY, seed=0):
     return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-def sampler_of(*each, output=(), choice=0, vocabulary=VOCABULARY):
+def sampler_of(*each, output=(), choice=0):
     """A sampler in which row i follows ``each[i]``, after PROMPT and ``output``."""
-    sampler = Sampler(vocabulary)
+    sampler = Sampler()
     for row, sampling in enumerate(each):
         history = [*PROMPT, *output] if sampling.needs_history else None
         sampler.join(join(row, sampling, choice=choice, history=history))
@@ -48,7 +48,7 @@ def sampler_of(*each, output=(), choice=0, vocabulary=VOCABULARY):
 
 def sample(each, logits, *, output=(), choice=0):
     """Draw one token for each row of ``logits``."""
-    made = sampler_of(*each, output=output, choice=choice, vocabulary=logits.shape[1])
+    made = sampler_of(*each, output=output, choice=choice)
     position = len(PROMPT) + len(output)
     return made.sample(logits.clone(), range(len(each)), [position] * len(each))
 
@@ -71,7 +71,7 @@ def test_a_token_depends_on_seed_choice_and_position_and_on_nothing_else():
     logits = torch.zeros(1, 5000)
 
     def token(*, seed=7, choice=0, output=0, row=0):
-        made = Sampler(5000)
+        made = Sampler()
         made.join(join(row, rules(RANDOM, seed=seed), choice=choice))
         return int(made.sample(logits.clone(), [row], [len(PROMPT) + output]).tokens[0])
 
@@ -278,7 +278,7 @@ def test_a_row_that_left_leaves_nothing_to_the_next_one():
 
 def test_a_history_longer_than_its_first_room_is_kept():
     sampling = rules(presence_penalty=2.0)
-    made = Sampler(1000)
+    made = Sampler()
     made.join(join(0, sampling, prompt_tokens=1, history=[999]))
     # One of 300 tokens a little less likely than the last: each is drawn once, in order.
     logits = torch.full((1, 1000), -50.0)

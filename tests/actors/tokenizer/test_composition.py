@@ -102,8 +102,8 @@ def test_a_list_names_adapters_with_any_characters(compositions):
         ({"lora": [("sql", math.inf)]}, "invalid_value", "lora", "no scale"),
         ({"lora": [("sql", -1001.0)]}, "invalid_value", "lora", "within 1000 of 0"),
         ({"model": "sql:1001"}, "invalid_value", "model", "within 1000 of 0"),
-        ({"model": "dora+sql"}, "invalid_value", "model", "'dora' is a DoRA adapter"),
-        ({"lora": [("dora", 0.5)]}, "invalid_value", "lora", "'dora' is a DoRA adapter"),
+        ({"model": "dora+sql"}, "invalid_value", "model", "'dora' rescales or replaces"),
+        ({"lora": [("dora", 0.5)]}, "invalid_value", "lora", "'dora' rescales or replaces"),
     ],
     ids=str,
 )

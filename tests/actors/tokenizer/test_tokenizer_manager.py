@@ -115,6 +115,19 @@ def test_an_unknown_model_is_not_found(desk):
     assert "did you mean 'sql'" in refused.message
 
 
+def test_tokens_that_an_adapter_has_added_are_its_own(desk, model):
+    first = model.vocab_size
+    desk.hear(Catalog([AdapterEntry("grown", "/g", "d2", 8, 5, tokens_added=2)]), source="adapters")
+    assert desk.advance() == [Send("scheduler", CatalogSeen(1))]
+    own = {"stop_token_ids": [first], "logit_bias": {first + 1: 2.0}}
+    assert desk.answer([first, first + 1], model="grown", **own).prompt == [first, first + 1]
+    for asked in ({"prompt": [first]}, {"stop_token_ids": [first]}, {"logit_bias": {first: 1.0}}):
+        param = next(iter(asked))
+        assert desk.refusal(**asked).param == desk.refusal(model="sql", **asked).param == param
+    refused = desk.refusal([first + 2], model="grown")
+    assert f"{first + 2} is no token of the model; ids are 0 .. {first + 1}" in refused.message
+
+
 def test_a_refused_adapter_says_why(desk):
     refused = desk.refusal(model="bad")
     assert refused.code == "adapter_refused"
@@ -310,7 +323,7 @@ def test_models_are_listed_without_the_refused(desk):
 
 def test_a_schedulers_rejection_reaches_the_client(desk):
     refused = Refused("a", "queue_full", "full", None, 2.0)
-    desk.hear(Reject("bob", refused), source="scheduler")
+    desk.hear(Reject("bob", refused, "c0" * 16), source="scheduler")
     assert desk.advance() == [Send("bob", refused)]
 
 

@@ -1,0 +1,1 @@
+"""Chooses each request's scheduler, where there are several."""

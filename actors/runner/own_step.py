@@ -1,0 +1,161 @@
+"""A step's rows of adapters that have more than updates of layers: see ``own.py``.
+
+Such a step is computed eagerly, these rows one adapter after the other, and whatever is computed of
+the base for them is replaced. The other rows stay as they are, bit for bit on a CPU. The ranks of
+a group call everything in the same order, for they have the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from weft.actors.runner.operations import Operations
+from weft.actors.runner.own import Own
+from weft.actors.shards import Span
+from weft.kernels.collectives.reference import Collectives
+from weft.kernels.paged_matrix.reference import columns_at, rows_at
+from weft.kernels.sgmv.segments import Segments
+
+Ints = NDArray[np.int64]
+
+# Logits are widened by so many at once: kernels on a GPU are compiled for each vocabulary.
+_TOKENS_AT_ONCE = 1024
+
+# Brings indices of a step to the device.
+Put = Callable[[Ints], Tensor]
+
+
+class Segment(NamedTuple):
+    """One adapter's rows, which may have others too."""
+
+    own: Own
+    weight: float  # of its updates
+    rows: slice  # of the step's tokens
+    sampled: Tensor  # [r] int64, which of the sampled rows are of it
+
+
+class OwnStep:
+    """What the adapters of one step have of their own."""
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        operations: Operations,
+        group: Collectives,
+        compute_dtype: torch.dtype,
+    ) -> None:
+        self._segments = segments
+        self._do = operations
+        self._group = group
+        self._dtype = compute_dtype
+
+    def tokens(self, rows: int, vocabulary: int) -> list[int]:
+        """Return how many tokens each of so many sampled rows may draw."""
+        found = [vocabulary] * rows
+        for segment in self._segments:
+            for row in segment.sampled.tolist():
+                found[row] = segment.own.tokens
+        return found
+
+    def embed(self, x: Tensor, tokens: Tensor, here: Span) -> None:
+        """Change the embedded tokens, x [T, hidden]; the sum of all ranks' is what is meant.
+
+        tokens: [T] int64; ``here``: those that this rank embeds.
+        """
+        for segment in self._segments:
+            update, rows = segment.own.embedding, segment.own.embedding_rows
+            own, ids = x[segment.rows], tokens[segment.rows]
+            if update is not None and here.size:
+                index = ids - here.start
+                is_here = (index >= 0) & (index < here.size)
+                v = columns_at(update.a, index.where(is_here, 0)).to(x.dtype)
+                v.masked_fill_(~is_here[:, None], 0.0)
+                own += segment.weight * update.scale * self._do.times(update.b, v)
+            if rows is not None:
+                index = torch.searchsorted(rows.ids, ids).clamp_(max=len(rows.ids) - 1)
+                is_own = rows.ids[index] == ids
+                index -= rows.here.start
+                is_here = is_own & (index >= 0) & (index < rows.here.size)
+                own.masked_fill_(is_own[:, None], 0.0)
+                if rows.here.size:
+                    found = rows_at(rows.matrix, index.where(is_here, 0)).to(x.dtype)
+                    own += found.masked_fill_(~is_here[:, None], 0.0)
+
+    def norm(self, normed: Tensor, x: Tensor, name: str, epsilon: float) -> None:
+        """Replace what a norm makes of x, [T, size] or [T, heads, size], where it is an own one."""
+        for segment, norms in zip(self._segments, self._norms, strict=True):
+            weight = norms.get(name)
+            if weight is not None:
+                normed[segment.rows] = self._do.rms_norm(x[segment.rows], weight, epsilon)
+
+    def update_head(self, logits: Tensor, x: Tensor) -> None:
+        """Add to this rank's logits [R, its tokens and more] of sampled rows x [R, hidden]."""
+        for segment in self._segments:
+            update, sampled = segment.own.head, segment.sampled
+            if update is not None and update.b.columns and len(sampled):
+                v = self._do.times_transposed(update.a, x[sampled])
+                found = self._do.times(update.b, v)
+                logits[sampled, : update.b.columns] += segment.weight * update.scale * found
+
+    def replace_head(self, logits: Tensor | None, x: Tensor) -> Tensor | None:
+        """Return the logits [R, vocabulary] with those of own rows, and of tokens that are added.
+
+        These are -inf for all other rows. None on all ranks but the first, as ``logits`` are.
+        """
+        if logits is not None:
+            more = max(segment.own.tokens for segment in self._segments) - logits.shape[1]
+            wider = -(-more // _TOKENS_AT_ONCE) * _TOKENS_AT_ONCE
+            logits = F.pad(logits, (0, max(0, wider)), value=float("-inf"))
+        for segment in self._segments:
+            rows, sampled = segment.own.head_rows, segment.sampled
+            if rows is None or not len(sampled):
+                continue
+            part = x.new_zeros(len(sampled), rows.each)
+            if rows.here.size:
+                part[:, : rows.here.size] = self._do.times_transposed(rows.matrix, x[sampled])
+            found = self._group.gather(part.float())
+            if logits is not None and found is not None:
+                logits[sampled[:, None], rows.ids] = found[:, : len(rows.ids)]
+        return logits
+
+    @cached_property
+    def _norms(self) -> list[dict[str, Tensor]]:
+        """Of each segment, weights by name."""
+        found: list[dict[str, Tensor]] = [{} for _ in self._segments]
+        for norms, segment in zip(found, self._segments, strict=True):
+            for matrix, names in segment.own.norms:
+                rows = torch.arange(len(names), device=matrix.granules.device)
+                norms.update(zip(names, rows_at(matrix, rows).to(self._dtype), strict=True))
+        return found
+
+
+def of_step(
+    owns: Sequence[Own | None],
+    segments: Segments,
+    sampled: Ints,
+    put: Put,
+) -> list[Segment]:
+    """Return the segments of adapters that have something of their own.
+
+    Args:
+        owns: of each segment's adapter.
+        segments: the step's, or some of them.
+        sampled: [R], the rows that are sampled.
+        put: brings their indices to the device.
+    """
+    found = []
+    for i, own in enumerate(owns):
+        if own is not None:
+            first, last = segments.starts[i : i + 2].tolist()
+            among = np.flatnonzero((sampled >= first) & (sampled < last))
+            weight = float(segments.weights[i])
+            found.append(Segment(own, weight, slice(first, last), put(among)))
+    return found

@@ -1,0 +1,79 @@
+"""The decoder's layers on a CPU as one program: what a CUDA graph is on a GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weft.actors.runner.arena import Arena
+from weft.actors.runner.limits import Limits
+from weft.actors.runner.lora import HostLora
+from weft.actors.runner.model import Batch, Model
+from weft.actors.runner.rows import HostBatch
+from weft.kernels.collectives.reference import Alone, Collectives
+from weft.kernels.collectives.shared_memory import SharedMemory
+from weft.kernels.native.program import Program
+from weft.kernels.paged_attention import cpu as attention
+from weft.kernels.sgmv.segments import Segments
+
+
+def is_possible(model: Model, group: Collectives) -> bool:
+    """Whether everything between the first layer and the last is C on this machine."""
+    operations, a = model.operations, model.architecture
+    is_c = operations.in_c and attention.serves(a.head_dim, operations.device)
+    return is_c and isinstance(group, Alone | SharedMemory)
+
+
+class Recorded:
+    """Computes what ``Model.forward`` computes, the same bits, without Python between operations.
+
+    Everything is C, recorded for as many tokens as a step may have and run for as many as it has.
+    """
+
+    def __init__(self, model: Model, arena: Arena, lora: HostLora, limits: Limits) -> None:
+        """For a model with which it ``is_possible``."""
+        self._model = model
+        self._lora = lora
+        self._tokens, self._positions, self._kv_slots = torch.zeros(
+            3, limits.tokens, dtype=torch.int64
+        )
+        self._sampled = torch.zeros(limits.rows, dtype=torch.int64)
+        nothing = np.zeros(1, dtype=np.int64)
+        self._attention = attention.Plan(nothing[:, None], np.arange(2), nothing)
+        self._segments = Segments()
+        batch = Batch(
+            tokens=self._tokens,
+            positions=self._positions,
+            kv_slots=self._kv_slots,
+            attention=self._attention,
+            update=lora.update_of(self._segments),
+            sampled=self._sampled,
+        )
+        # Of several ranks, each has a part of the table, which C does not look into.
+        self._embedded: Tensor | None = None
+        if model.architecture.shard is not None:
+            self._embedded = torch.empty(limits.tokens, model.architecture.hidden)
+        self._program = Program("tokens", "sampled")
+        with self._program.record("tokens"):
+            x = self._model.embed(self._tokens) if self._embedded is None else self._embedded
+            normed = model.layers(x, batch, arena.kv)
+        with self._program.record("sampled"):
+            self._logits = model.head(model.operations.take_rows(normed, self._sampled))
+
+    def forward(self, host: HostBatch) -> Tensor | None:
+        """Return the logits of a step's sampled tokens."""
+        tensor = torch.from_numpy
+        count, sampled = len(host.tokens), len(host.sampled)
+        if self._embedded is None:
+            self._tokens[:count] = tensor(host.tokens)
+        else:
+            self._embedded[:count] = self._model.embed(tensor(host.tokens))
+        self._positions[:count] = tensor(host.positions)
+        self._kv_slots[:count] = tensor(host.kv_slots)
+        self._sampled[:sampled] = tensor(host.sampled)
+        self._attention.lay_out(host.page_table, host.starts, host.positions)
+        self._segments.lay_out(host.lora_starts, host.lora_slots[:, 0], host.lora_weights[:, 0])
+        self._lora.reserve(count)
+        self._program.run(tokens=count, sampled=sampled)
+        return self._model.gathered(self._logits[:sampled])

@@ -1,0 +1,1 @@
+"""Products with matrices, and rows of them, that lie in granules of the arena."""

@@ -1,0 +1,1 @@
+"""Rows of a matrix: embeddings, and the tokens that are sampled from."""
