@@ -196,7 +196,10 @@ def greedy(
         else:
             if adapter is not None:
                 scales = {adapter: 1.0} if isinstance(adapter, str) else adapter
-                model.base_model.set_adapter(list(scales))
+                if len(scales) == 1:
+                    model.set_adapter(*scales)  # which activated LoRA asks for its invocation
+                else:
+                    model.base_model.set_adapter(list(scales))
                 for layer in model.modules():
                     if isinstance(layer, LoraLayer):
                         for name, scale in scales.items():

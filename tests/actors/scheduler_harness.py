@@ -13,6 +13,7 @@ from weft.runtime.messages import (
     Acquired,
     AdapterUse,
     Begin,
+    DeviceRoom,
     End,
     Generate,
     Inspection,
@@ -154,6 +155,8 @@ class Harness:
                         self.ends[end.sequence] = end
                 case Reject():
                     self.rejected.append(message)
+                case DeviceRoom():
+                    self.device_room = message
                 case Acquire(digest) if self.holds_acquires:
                     self.withheld.append(message)
                 case Acquire(digest):
