@@ -39,6 +39,7 @@ from weft.runtime.messages import (
     FinishReason,
     Generate,
     Inspection,
+    KeepOnDevice,
     Refused,
     Reject,
     Retire,
@@ -125,6 +126,10 @@ class Scheduler:
                 return []
             case CatalogSeen():
                 return [Send("adapters", message)]  # behind it, all older requests are here
+            case KeepOnDevice(digests):
+                assert self._composer is not None
+                self._composer.slots.stay(digests)
+                return []
             case Retire(digest, version):
                 self._retiring[digest] = version
                 return []
@@ -137,8 +142,7 @@ class Scheduler:
                 self._lose_adapter(digest, reason)
                 return []
             case RunnerReady():
-                self._take_runner(source, message)
-                return []
+                return self._take_runner(source, message)
             case Inspection():
                 return self._inspect(source, message)
             case _:
@@ -296,14 +300,15 @@ class Scheduler:
 
     # ---- steps ----------------------------------------------------------------------------------
 
-    def _take_runner(self, source: str, ready: RunnerReady) -> None:
+    def _take_runner(self, source: str, ready: RunnerReady) -> list[Send]:
         assert source not in self._ready, f"{source} started twice"
         self._ready[source] = ready
         if len(self._ready) < len(self._runners):
-            return
+            return []
         self._composer = Composer(self._config, agreed([self._ready[r] for r in self._runners]))
         for sequence in list(self._requests.sequences):
             self._enqueue(sequence, self._composer)
+        return [Send("adapters", self._composer.room_to_stay)]
 
     def _send_step(self, composer: Composer, turn: Turn) -> list[Send]:
         sends = []

@@ -12,6 +12,7 @@ from weft.runtime.messages import (
     Acquire,
     Acquired,
     Begin,
+    DeviceRoom,
     End,
     Generate,
     Inspection,
@@ -147,6 +148,8 @@ class Harness:
                         self.ends[end.sequence] = end
                 case Reject():
                     self.rejected.append(message)
+                case DeviceRoom():
+                    self.device_room = message
                 case Acquire(digest) if self.holds_acquires:
                     self.withheld.append(message)
                 case Acquire(digest):
