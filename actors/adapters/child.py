@@ -118,7 +118,8 @@ def _answer(job: Job, setup: Setup, base_text: BaseText, files: Iterable[BinaryI
             sum(len(part) for part in parts),
             adapter.granules(setup.base, shards),
             adapter.tokens_added,
-            adapter.is_whole,
+            adapter.is_additive,
+            list(adapter.invocation_tokens),
             said,
         )
     except (BadAdapter, FileError) as error:

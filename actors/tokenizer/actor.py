@@ -9,6 +9,7 @@ from typing import assert_never
 from weft.actors.tokenizer import sampling, tenants
 from weft.actors.tokenizer.adapter_texts import AdapterTexts
 from weft.actors.tokenizer.apart import Apart, Asked, Prepared
+from weft.actors.tokenizer.composition import Composition, Compositions
 from weft.actors.tokenizer.names import Names
 from weft.actors.tokenizer.prompt import PromptEncoder
 from weft.actors.tokenizer.refusal import DRAINING_RETRY_S, QUEUE_FULL_RETRY_S, Refusal, need
@@ -20,7 +21,6 @@ from weft.runtime.actor import Send, Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import (
     Abort,
-    AdapterEntry,
     AdapterOperation,
     AdapterReply,
     AdapterRequest,
@@ -89,6 +89,7 @@ class TokenizerManager:
             max_model_len=model.max_model_len,
         )
         self._names = Names(self._base)
+        self._compositions = Compositions(self._names, config)
         self._tenants = Tenants(config)
         # Where requests go: to the scheduler, or to who chooses one of several.
         self._door = "scheduler" if config.data_parallel_size == 1 else "router"
@@ -156,7 +157,7 @@ class TokenizerManager:
                 if len(sends) == room:
                     break
                 if (prepared := self._apart.take()) is not None:
-                    sends += self._finish(prepared)
+                    sends += self._answer(prepared.asked, prepared)
                 elif self._inbox:
                     sends += self._answer(self._inbox.popleft())
         for _ in range(min(len(self._requests), turn.room("adapters"))):
@@ -208,6 +209,7 @@ class TokenizerManager:
             ("model", submit.model),
             ("user", submit.user),
             ("tenant", submit.tenant),
+            *(("lora", lora.name) for lora in submit.lora or []),
         ):
             need(
                 len(text or "") <= LABEL_CHARACTERS_MAX,
@@ -219,6 +221,7 @@ class TokenizerManager:
             text = f"{self._inbox_max} requests wait already; try again later"
             raise Refusal("queue_full", text, retry_after_s=QUEUE_FULL_RETRY_S)
         tenants.check_priority(submit.priority)
+        self._compositions.check(submit)
         sampling.check(submit.sampling)
         self._texts.base.check_size(submit)
 
@@ -305,60 +308,54 @@ class TokenizerManager:
         self._refused += 1
         self._replies.put(client, refused)
 
-    def _answer(self, asked: Asked) -> list[Send]:
-        """Resolve a request, and encode it unless it has to be read or rendered for first."""
+    def _answer(self, asked: Asked, prepared: Prepared | None = None) -> list[Send]:
+        """Resolve a request, and encode it unless it has to be read or rendered for first.
+
+        ``prepared`` is what has been rendered for it; in vain, if its names mean something else.
+        """
         client, submit = asked
-        if submit.model is not None and self._names.is_unread(submit.model):
-            self._park(asked, submit.model)
-            return []
         try:
-            entry = self._names.entry(submit.model)
+            if (name := self._compositions.unread(submit)) is not None:
+                self._park(asked, name)
+                return []
+            composition = self._compositions.resolve(submit)
+            entry = composition.first
             prompts = self._texts.of(entry)
-            job = prompts.job(submit)
-            if job is None:
-                return self._generate(asked, entry, prompts, prompts.encode(submit))
+            if prepared is not None and prepared.entry is entry:
+                prompt = prompts.encode(submit, prepared.text())
+            elif entry is not None and (job := prompts.job(submit)) is not None:
+                self._apart.begin(asked, entry, job)
+                return []
+            else:
+                prompt = prompts.encode(submit)
+            return [Send(self._door, self._generate(asked, composition, prompts, prompt))]
         except Refusal as refusal:
             self._refuse(client, refusal.refused(submit.label))
-            return []
-        assert entry is not None, "the base's own template is rendered here"
-        self._apart.begin(asked, entry, job)
-        return []
-
-    def _finish(self, prepared: Prepared) -> list[Send]:
-        """Encode a request whose chat has been rendered, if its name means what it meant then."""
-        asked, entry, _ = prepared
-        if not self._names.is_current(entry):
-            return self._answer(asked)
-        try:
-            prompts = self._texts.of(entry)
-            prompt = prompts.encode(asked.submit, prepared.text())
-            return self._generate(asked, entry, prompts, prompt)
-        except Refusal as refusal:
-            self._refuse(asked.client, refusal.refused(asked.submit.label))
             return []
 
     def _generate(
         self,
         asked: Asked,
-        entry: AdapterEntry | None,
+        composition: Composition,
         prompts: PromptEncoder,
         prompt: list[int],
-    ) -> list[Send]:
+    ) -> Generate:
         """Return the request, complete. Raises ``Refusal``."""
         client, submit = asked
         wanted, model = submit.sampling, prompts.model
         sampling.check_tokens(wanted, model.vocab_size)
-        tenant = self._tenants.of(submit, self._base.name)
-        self._tenants.check_rank(tenant, entry.rank if entry else 0)
+        tenant = self._tenants.of(submit, composition.tenant)
+        self._tenants.check_rank(tenant, composition.rank)
+        lora_start = prompts.lora_start(submit, prompt, composition.invocation_tokens)
         stop_token_ids = sampling.stop_tokens(wanted, model.eos_token_ids)
         request_id = f"{self._nonce:016x}{self._generated:016x}"
         generate = Generate(
             request_id=request_id,
             client=client,
             label=submit.label,
-            model=submit.model or self._base.name,
+            model=composition.name,
             prompt=prompt,
-            adapter=entry.digest if entry else None,
+            adapters=composition.uses,
             salt="",
             max_tokens=prompts.output_tokens_max(wanted, len(prompt)),
             choices=wanted.n,
@@ -374,10 +371,11 @@ class TokenizerManager:
             skip_special_tokens=wanted.skip_special_tokens,
             tenant=tenant,
             priority=submit.priority,
+            lora_start=lora_start,
             added_tokens=list(model.added_tokens),
         )
         self._generated += 1
-        return [Send(self._door, generate)]
+        return generate
 
 
 def _seed(request_id: str) -> int:

@@ -24,28 +24,23 @@ class Names:
             self._adapters.pop(name, None)
         self._adapters |= {adapter.name: adapter for adapter in adapters}
 
-    def is_unread(self, model: str | None) -> bool:
+    def is_unread(self, name: str) -> bool:
         """Whether a name stands for an adapter that has to be read before it can be resolved."""
-        adapter = self._adapters.get(model or "")
+        adapter = self._adapters.get(name)
         return adapter is not None and adapter.is_unread
 
-    def is_current(self, entry: AdapterEntry) -> bool:
-        """Whether a name still means what this entry says."""
-        return self._adapters.get(entry.name) is entry
+    def has(self, name: str) -> bool:
+        """Whether a name is an adapter's, even one that cannot be used."""
+        return name in self._adapters
 
-    def entry(self, model: str | None) -> AdapterEntry | None:
-        """Return what a name stands for, None for the base. Raises ``Refusal``."""
-        if model is None or model == self._base.name:
-            return None
-        adapter = self._adapters.get(model)
+    def adapter(self, name: str, param: str) -> AdapterEntry:
+        """Return an adapter that has been read. Raises ``Refusal`` about the field ``param``."""
+        adapter = self._adapters.get(name)
         if adapter is None:
-            raise Refusal("model_not_found", self._unknown(model), "model")
+            raise Refusal("model_not_found", self._unknown(name), param)
         if adapter.refused is not None:
-            raise Refusal(
-                "adapter_refused",
-                f"the adapter {model!r} cannot be used: {adapter.refused}",
-                "model",
-            )
+            text = f"the adapter {name!r} cannot be used: {adapter.refused}"
+            raise Refusal("adapter_refused", text, param)
         return adapter
 
     def entries(self) -> list[ModelEntry]:

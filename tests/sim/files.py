@@ -119,14 +119,9 @@ class DirectLoader:
         granules = found.granules(base, base.shards(config.tensor_parallel_size))
         size_bytes = sum(len(part) for part in parts)
         facts = Facts(
-            found.digest,
-            found.rank,
-            size_bytes,
-            granules,
-            found.tokens_added,
-            found.is_whole,
-            said,
-        )
+            found.digest, found.rank, size_bytes, granules, found.tokens_added, found.is_additive,
+            list(found.invocation_tokens), said,
+        )  # fmt: skip
         return Content(facts, file, source)
 
 
