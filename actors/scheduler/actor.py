@@ -239,6 +239,7 @@ class Scheduler:
                 stop=generate.stop,
                 include_stop=generate.include_stop,
                 skip_special_tokens=generate.skip_special_tokens,
+                added_tokens=generate.added_tokens,
             )
         )
         for sequence in request.sequences:

@@ -3,6 +3,7 @@ import dataclasses
 import msgspec
 import pytest
 
+from tests.sim.renderer import DirectRenderer
 from weft.actors.tokenizer import replies
 from weft.actors.tokenizer.actor import LABEL_CHARACTERS_MAX, SUBMITS_PER_TURN_MAX, TokenizerManager
 from weft.actors.tokenizer.prompt import CHARACTERS_PER_TOKEN_MAX
@@ -36,12 +37,17 @@ CATALOG = Catalog(
 )
 
 
+def manager(model, renderer, *, nonce=NONCE, **options):
+    config = Config(model="/models/base", **options)
+    return TokenizerManager(config, model, renderer, nonce=nonce, started_s=5)
+
+
 class Desk:
     """A tokenizer manager whose catalog has arrived, with room on every link."""
 
     def __init__(self, model, *, queue=16, **options):
-        config = Config(model="/models/base", max_queued_requests=queue, **options)
-        self.actor = TokenizerManager(config, model, nonce=NONCE, started_s=5)
+        self.renderer = DirectRenderer()
+        self.actor = manager(model, self.renderer, max_queued_requests=queue, **options)
         self.room = {"scheduler": 100, "adapters": 10, "ann": 100, "bob": 100}
         self.hear(CATALOG, source="adapters")
         assert self.advance() == [Send("scheduler", CatalogSeen(1))]
@@ -242,7 +248,7 @@ def test_seeds_are_the_clients_or_drawn_one_for_each_request(desk):
 
 def test_two_lives_draw_different_seeds_and_ids(model):
     one, two = Desk(model), Desk(model)
-    two.actor = TokenizerManager(Config(model="/models/base"), model, nonce=1, started_s=5)
+    two.actor = manager(model, DirectRenderer(), nonce=1)
     two.hear(CATALOG)
     two.advance()
     a, b = one.answer(), two.answer()
@@ -252,7 +258,7 @@ def test_two_lives_draw_different_seeds_and_ids(model):
 
 def test_requests_wait_for_the_catalog(model):
     desk = Desk(model)
-    desk.actor = TokenizerManager(Config(model="/models/base"), model, nonce=1, started_s=5)
+    desk.actor = manager(model, DirectRenderer(), nonce=1)
     desk.submit(model="sql")
     assert desk.advance() == []
     desk.hear(CATALOG, source="adapters")
