@@ -140,7 +140,7 @@ def _request(rng, number, beginning, adapter):
     prompt = beginning + _tokens(rng, rng.randint(*PROMPT_TOKENS))
     return Generate(
         f"{number:032x}", "c", str(number), adapter or "base", prompt,
-        [AdapterUse(adapter)] if adapter else [], "",
+        [AdapterUse(adapter, 1.0, adapter)] if adapter else [], "",
         rng.randint(*OUTPUT_TOKENS), 1, [], ANYTHING, tenant="t",
     )  # fmt: skip
 
