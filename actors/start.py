@@ -72,9 +72,11 @@ def _adapters(config: Config, run_dir: Path, wakes: select.epoll) -> Actor[Any]:
     from weft.actors.adapters.base import BaseShapes
     from weft.actors.adapters.files import LocalFiles
     from weft.actors.adapters.loader import Loader
+    from weft.actors.adapters.place import fitted
     from weft.actors.adapters.sandbox import SandboxedLoader
     from weft.actors.adapters.sources.build import with_sources
 
+    config = fitted(config, run_dir)
     base, now_s = BaseShapes.load(config.model), int(time.time())
     folders = SandboxedLoader(config, base, run_dir / "adapters", wakes)
     loader: Loader = folders

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -35,9 +35,10 @@ class NamedAdapterBody(AdapterBody):
 
 
 class PinBody(_Body):
-    """Whether an adapter stays in host memory."""
+    """Whether an adapter stays in host memory, and on the device as well."""
 
     pinned: bool = True
+    tier: Literal["host", "device"] = "host"
 
 
 class VllmLoad(_Body):
@@ -92,9 +93,11 @@ async def add_adapter(body: NamedAdapterBody, request: Request) -> Json:
 
 @router.post("/v1/adapters/{name:path}/pin")
 async def pin_adapter(name: str, request: Request, body: PinBody | None = None) -> Json:
-    """Keep an adapter in host memory, or no longer."""
-    pinned = body is None or body.pinned
-    return _changed(await _client(request).pin_adapter(name, pinned=pinned))
+    """Keep an adapter in host memory, and perhaps on the device; or no longer."""
+    body = body or PinBody()
+    on_device = body.tier == "device"
+    changed = await _client(request).pin_adapter(name, pinned=body.pinned, on_device=on_device)
+    return _changed(changed)
 
 
 @router.post("/v1/adapters/{name:path}/prefetch")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os.path
+import os
 from typing import Any
 
 from weft.runtime import sources
@@ -31,9 +31,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     load.add_argument("--digest", metavar="SHA256", help="that its content must have")
     load.add_argument("--replace", action="store_true", help="though it means another one now")
     load.add_argument("--pin", action="store_true", help="keep it in host memory")
+    pin = actions.add_parser("pin", help="keep an adapter in host memory")
+    pin.add_argument("name", metavar="NAME")
+    pin.add_argument("--device", action="store_true", help="and on the device")
     for action, text in (
         ("unload", "forget a name, and wait until its memory is free"),
-        ("pin", "keep an adapter in host memory"),
         ("unpin", "let an adapter leave host memory"),
         ("prefetch", "read an adapter into host memory"),
     ):
@@ -58,15 +60,17 @@ def _done(client: Client, options: argparse.Namespace) -> str:
             pinned = True if options.pin else None
             changed = client.load_adapter(
                 options.name,
-                _located(options.source),
+                sources.located(options.source, os.getcwd()),
                 replace=options.replace,
                 pinned=pinned,
                 digest=options.digest,
             )
         case "unload":
             changed = client.unload_adapter(options.name)
-        case "pin" | "unpin":
-            changed = client.pin_adapter(options.name, pinned=options.action == "pin")
+        case "pin":
+            changed = client.pin_adapter(options.name, on_device=options.device)
+        case "unpin":
+            changed = client.pin_adapter(options.name, pinned=False)
         case "prefetch":
             changed = client.prefetch_adapter(options.name)
         case _:
@@ -103,13 +107,6 @@ def _listed(client: Client, options: argparse.Namespace) -> str:
         chosen = view.page(view.chosen(adapters))
         return json.dumps([adapter._asdict() for adapter in chosen], indent=1)
     return f"{table(adapters, view)}\n\n{summary(adapters, client.inspect())}"
-
-
-def _located(source: str) -> str:
-    """Return a source that does not depend on the current directory."""
-    place, _ = sources.split_digest(source)
-    is_elsewhere = sources.is_remote(place) or sources.hub_id(place, os.curdir) is not None
-    return source if is_elsewhere else os.path.abspath(source)
 
 
 def _told(name: str, changed: Changed) -> str:

@@ -126,7 +126,7 @@ def _row(adapter: Adapter) -> tuple[str, ...]:
         "-" if adapter.rank is None else str(adapter.rank),
         "-" if adapter.size_bytes is None else _size(adapter.size_bytes),
         tier(adapter),
-        "yes" if adapter.pinned else "no",
+        "device" if adapter.pinned_on_device else "yes" if adapter.pinned else "no",
         str(adapter.requests),
         str(adapter.requests_total),
         "/".join(map(str, adapter.hits)) or "-",

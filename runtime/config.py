@@ -271,11 +271,7 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
 def _located(name: str, source: str, folder: Path) -> str:
     """Return a source that does not depend on where the configuration's file lies."""
     try:
-        place, digest = sources.split_digest(source)
-        found = sources.parse(place)
-        if isinstance(found, str):
-            found = sources.hub_id(found, str(folder)) or str(folder / found)
-        return sources.with_digest(str(found), digest)
+        return sources.located(source, str(folder))
     except sources.BadSource as error:
         raise ConfigError(f"adapters: {name}: {source!r}: {error}") from None
 

@@ -144,11 +144,15 @@ class UnloadAdapter(Message, frozen=True):
 
 
 class PinAdapter(Message, frozen=True):
-    """Client to tokenizer: keep an adapter in host memory whatever comes, or no longer."""
+    """Client to tokenizer: keep an adapter in host memory whatever comes, or no longer.
+
+    With ``on_device`` it is brought to the device as well and stays there, beside what runs.
+    """
 
     label: str
     name: str
     pinned: bool
+    on_device: bool = False
 
 
 class PrefetchAdapter(Message, frozen=True):
@@ -219,6 +223,7 @@ class AdapterState(Part, frozen=True):
     # Requests by where it lay when they came: on the device, in host memory, on disk.
     hits: list[int] = []
     queue_s_mean: float | None = None  # from acceptance to the first step; None: nothing ran yet
+    pinned_on_device: bool = False  # it is to stay on the device as well
 
 
 class AdapterAnswer(Message, frozen=True):
@@ -446,6 +451,26 @@ class Release(Message, frozen=True):
     """Scheduler to adapters: unpin. One for each ``Acquired``."""
 
     digest: str
+
+
+class DeviceRoom(Message, frozen=True):
+    """Scheduler to adapters: what adapters may take on the device that nobody uses now.
+
+    The rest is left to what runs, so that a batch always finds slots, and half of the pages.
+    """
+
+    adapters_max: int
+    pages_max: int
+    page_granules: int  # granules of adapter weights that one layer's page holds
+
+
+class KeepOnDevice(Message, frozen=True):
+    """Adapters to scheduler: these are to stay on the device, and no others.
+
+    Together they are within every ``DeviceRoom``.
+    """
+
+    digests: list[str]
 
 
 class Retire(Message, frozen=True):
@@ -745,11 +770,12 @@ TokenizerInbox = (
     | PrefetchAdapter | ListAdapters | Catalog | Reject | Away | AdapterReply
 )  # fmt: skip
 AdaptersInbox = (
-    Acquire | Release | CatalogSeen | Retired | AdapterRequest | Discover | Inspection
+    Acquire | Release | CatalogSeen | Retired | DeviceRoom | AdapterRequest | Discover | Inspection
 )  # fmt: skip
 RouterInbox = Generate | Abort | CatalogSeen | Reject | Away | Progress | AdapterReply | Inspection
 SchedulerInbox = (
-    Generate | Abort | CatalogSeen | Inspection | Acquired | AcquireFailed | Retire | AdapterReply
+    Generate | Abort | CatalogSeen | Inspection | Acquired | AcquireFailed | KeepOnDevice | Retire
+    | AdapterReply
     | RunnerReady | StepDone | StopFound | ClientGone
 )  # fmt: skip
 RunnerInbox = Step | Inspection

@@ -144,6 +144,18 @@ def parse(source: str) -> Remote | str:
     return _hub(path) if scheme == HUB else _url(scheme, path)
 
 
+def located(source: str, folder: str) -> str:
+    """Return a source that does not depend on the folder in which it was written.
+
+    Raises ``BadSource``.
+    """
+    place, digest = split_digest(source)
+    found = parse(place)
+    if isinstance(found, str):
+        found = hub_id(found, folder) or os.path.join(folder, found)
+    return with_digest(str(found), digest)
+
+
 def hub_id(source: str, folder: str | None) -> Remote | None:
     """Return what ``org/name`` or ``org/name@revision`` means on the hub; None: it is no such id.
 

@@ -26,10 +26,12 @@ from weft.runtime.messages import (
     Catalog,
     CatalogSeen,
     ClientGone,
+    DeviceRoom,
     Discover,
     Generate,
     Inspect,
     Inspection,
+    KeepOnDevice,
     ListAdapters,
     ListModels,
     LoadAdapter,
@@ -285,8 +287,8 @@ def _edges(replica: Replica, runners: int) -> list[Edge]:
         ),
         Edge(
             "adapters", scheduler,
-            (Acquired, AcquireFailed, Retire, *from_store),
-            (Acquire, Release, *seen, Retired),
+            (Acquired, AcquireFailed, KeepOnDevice, Retire, *from_store),
+            (Acquire, Release, *seen, Retired, DeviceRoom),
             1024, 1024,
         ),
         *(

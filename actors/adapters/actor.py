@@ -11,12 +11,13 @@ import msgspec
 from weft.actors.adapters.again import Again
 from weft.actors.adapters.asked import Asked, CannotDo, check_name, full, unknown
 from weft.actors.adapters.cache import Bounds, HostCache, Resident
+from weft.actors.adapters.device_pins import DevicePins
 from weft.actors.adapters.errors import BadAdapter, GivenUp, Unavailable
 from weft.actors.adapters.fetch import Fetcher, Want
 from weft.actors.adapters.files import FileError, Files
 from weft.actors.adapters.folder import WatchedFolder
 from weft.actors.adapters.leaving import Leaving
-from weft.actors.adapters.loader import Content, Loaded, Loader
+from weft.actors.adapters.loader import Content, Facts, Loaded, Loader
 from weft.actors.adapters.memory import HostMemory
 from weft.actors.adapters.registry import Registry
 from weft.actors.adapters.roots import Roots
@@ -34,6 +35,7 @@ from weft.runtime.messages import (
     AdaptersInbox,
     AdapterState,
     CatalogSeen,
+    DeviceRoom,
     Discover,
     Inspection,
     ListAdapters,
@@ -59,9 +61,10 @@ class _Reading(NamedTuple):
     """A name whose source is being read: for a client, or because it is to be known (None)."""
 
     name: str
-    source: str  # with the digest that its content must have, if one was told
+    source: str
     asked: Asked | None
     started_ns: int
+    digest: str | None  # that its content must have, if one was told
 
 
 class _Unseen(NamedTuple):
@@ -104,6 +107,7 @@ class AdapterStore:
         self._loader = loader
         self._memory = HostMemory(cache, files, run_dir)
         self._fetcher = Fetcher(self._registry, self._memory, loader)
+        self._device_pins = DevicePins()
         self._leaving = Leaving(schedulers)
         self._folder = WatchedFolder(config.adapters_folder, files)
         self._started_s = started_s
@@ -116,10 +120,10 @@ class AdapterStore:
         self._seen = 0  # the catalog by which the tokenizer resolves names
         self._outbox: deque[Send] = deque()
         self._counts = dict.fromkeys(("reads", "read_failures", "read_us", "loads", "unloads"), 0)
-        remote = {n: s for n, s in config.adapters.items() if sources.is_remote(s)}
-        for name, folder in config.adapters.items():
-            if name not in remote:
-                self._read(name, folder)
+        named = {name: sources.split_digest(text) for name, text in config.adapters.items()}
+        for name, (source, digest) in named.items():
+            if not sources.is_remote(source):
+                self._read(name, source, digest=digest)
         finished: list[Loaded] = []
         while len(finished) < len(self._reading):
             loader.wait()
@@ -127,9 +131,10 @@ class AdapterStore:
         # In the order of the configuration, whichever was read first.
         self._hear(sorted(finished, key=lambda loaded: loaded.ticket))
         # No network holds up the start: whoever asks for these before they have come waits.
-        for name, source in remote.items():
-            self._registry.put(self._entry(name, source, None, None))
-            self._read(name, source)
+        for name, (source, digest) in named.items():
+            if sources.is_remote(source):
+                self._registry.put(self._entry(name, source, None, None))
+                self._read(name, source, digest=digest)
 
     def receive(self, source: str, message: AdaptersInbox, now_ns: int) -> list[Send]:
         """Take in one message; answers leave with the next ``advance``."""
@@ -139,6 +144,8 @@ class AdapterStore:
                 self._fetcher.want(Want(digest, source))
             case Release(digest):
                 self._memory.unpin(digest, source)
+            case DeviceRoom():
+                self._device_pins.hear(source, message)
             case AdapterRequest(client, operation):
                 self._take(Asked(client, operation))
             case Discover(name):
@@ -165,6 +172,7 @@ class AdapterStore:
         self._take_loaded()
         while self._grant() or self._take_loaded():
             pass
+        self._outbox += self._device_pins.due(list(self._registry.on_device()))
         room = {role: turn.room(role) for role in ("tokenizer", *self._schedulers)}
         sends = []
         if room["tokenizer"] > 0:
@@ -186,6 +194,7 @@ class AdapterStore:
         if peer in self._schedulers:
             self._fetcher.forget_scheduler(peer)
             self._memory.unpin_all(peer)
+            self._device_pins.forget(peer)
             self._leaving.unsent()
             # An answer yet unsent would tell the next scheduler of a pin that it does not have.
             self._outbox = deque(
@@ -246,11 +255,12 @@ class AdapterStore:
                 if self._registry.find(name) is None and len(self._registry) >= NAMES_MAX:
                     text = f"{NAMES_MAX} adapters are known already; unload some"
                     raise CannotDo("invalid_value", text, "name")
+                given = asked.operation.source, asked.operation.digest
                 try:
-                    source = self._roots.resolve(asked.operation.source, asked.operation.digest)
+                    source, digest = self._roots.resolve(*given)
                 except BadAdapter as error:
                     raise CannotDo("invalid_value", f"source: {error}", "source") from None
-                self._read(name, source, asked)
+                self._read(name, source, asked, digest=digest)
             case UnloadAdapter(_, name):
                 self._unload(name, asked)
             case PinAdapter() | PrefetchAdapter():
@@ -294,12 +304,18 @@ class AdapterStore:
             raise CannotDo("bad_adapter", text, "name")
         else:
             if isinstance(operation, PinAdapter):
-                self._check_pin(entry.name, entry.digest, self._registry.size_bytes(entry.digest))
-                self._registry.set_pinned(entry.name, pinned=True)
+                facts, on_device = self._registry.facts(entry.digest), operation.on_device
+                self._check_pin(entry.name, facts, on_device=on_device)
+                self._registry.set_pinned(entry.name, pinned=True, on_device=on_device)
                 self._memory.cache.keep(entry.digest)
             self._fetcher.want(Want(entry.digest, asked))
 
-    def _check_pin(self, name: str, digest: str, size_bytes: int) -> None:
+    def _check_pin(self, name: str, facts: Facts, *, on_device: bool) -> None:
+        """Raise ``CannotDo`` unless a name may stay in host memory, and on the device."""
+        digest, size_bytes = facts.digest, facts.size_bytes
+        if on_device:
+            others_there = self._registry.on_device(beside=name)
+            self._device_pins.check(others_there | {digest: facts.granules})
         others = self._registry.pinned_beside(name) - {digest}
         taken = sum(map(self._registry.size_bytes, others))
         if taken + size_bytes > self._memory.adapter_bytes_max:
@@ -312,12 +328,13 @@ class AdapterStore:
 
     # ---- names ----------------------------------------------------------------------------------
 
-    def _read(self, name: str, source: str, asked: Asked | None = None) -> None:
+    def _read(
+        self, name: str, source: str, asked: Asked | None = None, *, digest: str | None = None
+    ) -> None:
         assert name not in self._lines
         self._lines[name] = deque()
-        place, _ = sources.split_digest(source)
-        ticket = self._loader.start(place, with_file=asked is not None)
-        self._reading[ticket] = _Reading(name, source, asked, self._now_ns)
+        ticket = self._loader.start(source, with_file=asked is not None)
+        self._reading[ticket] = _Reading(name, source, asked, self._now_ns, digest)
 
     def _take_loaded(self) -> bool:
         """Take in what has been read; return whether there was anything."""
@@ -350,13 +367,13 @@ class AdapterStore:
 
     def _expected(self, reading: _Reading, result: Content | BadAdapter) -> Content | BadAdapter:
         """Refuse content with another digest than the one that was told with its source."""
-        place, digest = sources.split_digest(reading.source)
-        if digest is None or isinstance(result, BadAdapter) or result.digest == digest:
+        expected = reading.digest
+        if expected is None or isinstance(result, BadAdapter) or result.digest == expected:
             return result
         self._memory.discard(result)
         return BadAdapter(
-            f"the content of {place} has the digest {result.digest}, not {digest} as was asked "
-            f"for; is it what you want? then give its digest, or none"
+            f"the content of {reading.source} has the digest {result.digest}, not {expected} as "
+            f"was asked for; is it what you want? then give its digest, or none"
         )
 
     def _name(self, reading: _Reading, result: Content | BadAdapter) -> None:
@@ -365,7 +382,7 @@ class AdapterStore:
         if entry is not None and entry.digest:
             return
         if isinstance(result, Unavailable):
-            self._again.failed(reading.name, reading.source, self._now_ns)
+            self._again.failed(reading.name, reading.source, reading.digest, self._now_ns)
         if isinstance(result, BadAdapter):
             self._registry.put(self._entry(reading.name, reading.source, None, str(result)))
         elif problem := self._too_large(result):
@@ -375,11 +392,11 @@ class AdapterStore:
 
     def _try_again(self) -> None:
         """Read what could not be had, unless its name has come to mean something else."""
-        for name, source in self._again.due(self._now_ns):
+        for name, source, digest in self._again.due(self._now_ns):
             entry = self._registry.find(name)
             is_wanted = entry is not None and entry.refused is not None and entry.root == source
             if is_wanted and name not in self._lines:
-                self._read(name, source)
+                self._read(name, source, digest=digest)
             else:
                 self._again.forget(name)
 
@@ -435,7 +452,7 @@ class AdapterStore:
             raise CannotDo("name_taken", text, "name")
         is_pin = operation.pinned or (operation.pinned is None and self._registry.is_pinned(name))
         if is_pin:
-            self._check_pin(name, result.digest, result.facts.size_bytes)
+            self._check_pin(name, result.facts, on_device=self._registry.is_on_device(name))
         try:
             if self._memory.make_room(result.digest, result.facts.size_bytes):
                 self._memory.put(result)
@@ -447,24 +464,27 @@ class AdapterStore:
             raise CannotDo("bad_adapter", f"the adapter {name!r}: {error}", "source") from None
         self._counts["loads"] += 1
         if not is_same:
-            self._register(reading, result)
-        if operation.pinned is not None:
+            self._register(reading, result, pinned=operation.pinned)
+        elif operation.pinned is not None:
             self._registry.set_pinned(name, pinned=operation.pinned)
             self._keep_or_not(result.digest)
         return "already_loaded" if is_same else "replaced" if is_used else "loaded"
 
-    def _register(self, reading: _Reading, adapter: Content) -> None:
-        """Let a name mean an adapter, and what it meant before leave."""
+    def _register(self, reading: _Reading, adapter: Content, *, pinned: bool | None = None) -> None:
+        """Let a name mean an adapter, pinned or not or as it was, and what it meant leave."""
         before = self._registry.find(reading.name)
         for asked in self._leaving.return_(adapter.digest):
             # It was unloaded, and is back: the name that the client gave up is gone all the same.
             self._unseen.append(_Unseen(self._registry.version, asked, "unloaded"))
         entry = self._entry(reading.name, adapter.source, adapter, None)
-        self._registry.put(entry, adapter.facts.size_bytes)
+        self._registry.put(entry, adapter.facts)
         self._again.forget(reading.name)
+        if pinned is not None:
+            self._registry.set_pinned(reading.name, pinned=pinned)
+        # First what is kept: what leaves takes a place, for which somebody else may have to go.
+        self._keep_or_not(adapter.digest)
         if before is not None:
             self._leave(before.digest)
-        self._keep_or_not(adapter.digest)
 
     def _entry(
         self, name: str, root: str, adapter: Content | None, refused: str | None
@@ -602,6 +622,7 @@ class AdapterStore:
             size_bytes=self._registry.size_bytes(entry.digest) if entry.digest else None,
             tier="host" if resident else "disk",
             pinned=self._registry.is_pinned(entry.name),
+            pinned_on_device=self._registry.is_on_device(entry.name),
             requests=0,
             requests_total=0,
             created_s=entry.created_s,

@@ -11,6 +11,7 @@ LONGEST_PAUSE_NS = 600_000_000_000
 
 class _Pause(NamedTuple):
     source: str
+    digest: str | None  # that its content must have
     length_ns: int
     until_ns: int
 
@@ -22,17 +23,17 @@ class Again:
         self._pauses: dict[str, _Pause] = {}  # by name
         self._last_ns: dict[str, int] = {}  # by name that is being tried: the pause before
 
-    def failed(self, name: str, source: str, now_ns: int) -> None:
+    def failed(self, name: str, source: str, digest: str | None, now_ns: int) -> None:
         """Begin a pause, twice as long as the one before."""
         length_ns = min(2 * self._last_ns.pop(name, FIRST_PAUSE_NS // 2), LONGEST_PAUSE_NS)
-        self._pauses[name] = _Pause(source, length_ns, now_ns + length_ns)
+        self._pauses[name] = _Pause(source, digest, length_ns, now_ns + length_ns)
 
-    def due(self, now_ns: int) -> list[tuple[str, str]]:
-        """Return names and sources whose pause is over."""
+    def due(self, now_ns: int) -> list[tuple[str, str, str | None]]:
+        """Return names, sources and digests whose pause is over."""
         names = [name for name, pause in self._pauses.items() if pause.until_ns <= now_ns]
         pauses = {name: self._pauses.pop(name) for name in names}
         self._last_ns |= {name: pause.length_ns for name, pause in pauses.items()}
-        return [(name, pause.source) for name, pause in pauses.items()]
+        return [(name, pause.source, pause.digest) for name, pause in pauses.items()]
 
     def forget(self, name: str) -> None:
         """Try no more: the name means something, or nothing any more."""

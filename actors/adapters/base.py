@@ -116,13 +116,15 @@ class BaseShapes(msgspec.Struct, frozen=True):
     def adapter_bytes_max(self, rank_max: int, whole_bytes_max: int) -> int:
         """Return more bytes than any adapter's file needs: every module, float32.
 
-        ``whole_bytes_max`` is what whole modules may take.
+        ``whole_bytes_max`` is what whole modules may take, if the base has so many.
         """
         # One rank more, for magnitudes or biases.
         layers = 4 * (rank_max + 1) * self.num_hidden_layers * sum(self._sizes())
         tokens = self.vocab_size + ADDED_TOKENS_MAX
         vocabulary = 2 * 4 * rank_max * (tokens + self.hidden_size)
-        return HEADER_BYTES_MAX + layers + vocabulary + whole_bytes_max
+        # Of a resized embedding and of a head, PEFT saves up to three copies.
+        whole = 4 * (2 * 3 * tokens * self.hidden_size + sum(self.norms().values()))
+        return HEADER_BYTES_MAX + layers + vocabulary + min(whole, whole_bytes_max)
 
     @property
     def _head_dim(self) -> int:

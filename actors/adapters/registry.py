@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from weft.actors.adapters.loader import Facts
 from weft.runtime.messages import AdapterEntry, Catalog
 
 
@@ -23,8 +24,9 @@ class Registry:
         self.version = 0
         self._entries: dict[str, AdapterEntry] = {}
         self._sources: dict[str, list[str]] = {}  # digest -> where it was found, first known first
-        self._sizes: dict[str, int] = {}  # digest -> bytes in host memory
+        self._facts: dict[str, Facts] = {}  # by digest
         self._pinned: set[str] = set()
+        self._on_device: set[str] = set()  # of these
         self._changed: dict[str, None] = {}  # names, since the last catalog
         self._is_announced = False
 
@@ -49,10 +51,10 @@ class Registry:
         """Return what a name means."""
         return self._entries.get(name)
 
-    def put(self, entry: AdapterEntry, size_bytes: int = 0) -> AdapterEntry:
+    def put(self, entry: AdapterEntry, facts: Facts | None = None) -> AdapterEntry:
         """Let a name mean something, whatever it meant before; return it with its version.
 
-        ``size_bytes`` is what its content takes in host memory, if it has one.
+        ``facts`` are those of its content, if it has one.
         """
         self.version += 1
         entry = msgspec.structs.replace(entry, version=self.version)
@@ -62,13 +64,15 @@ class Registry:
             sources = self._sources.setdefault(entry.digest, [])
             if entry.root not in sources:
                 sources.append(entry.root)
-            self._sizes[entry.digest] = size_bytes
+            assert facts is not None
+            self._facts[entry.digest] = facts
         return entry
 
     def remove(self, name: str) -> AdapterEntry:
         """Let a name mean nothing; return what it meant."""
         self.version += 1
         self._pinned.discard(name)
+        self._on_device.discard(name)
         self._changed[name] = None
         return self._entries.pop(name)
 
@@ -80,24 +84,44 @@ class Registry:
         """Return where a content was found."""
         return self._sources.get(digest, [])
 
+    def facts(self, digest: str) -> Facts:
+        """Return what was found when a content was read."""
+        return self._facts[digest]
+
     def size_bytes(self, digest: str) -> int:
         """Return what a content takes in host memory, whether it is there or not."""
-        return self._sizes[digest]
+        return self._facts[digest].size_bytes
 
     def forget(self, digest: str) -> None:
         """Forget where a content was found; no name may mean it."""
         assert not self.names(digest), f"{digest} has a name"
         self._sources.pop(digest, None)
-        self._sizes.pop(digest, None)
+        self._facts.pop(digest, None)
 
     def is_pinned(self, name: str) -> bool:
         """Whether a name is to stay in host memory."""
         return name in self._pinned
 
-    def set_pinned(self, name: str, *, pinned: bool) -> None:
-        """Let a name stay in host memory, or no longer."""
+    def set_pinned(self, name: str, *, pinned: bool, on_device: bool | None = None) -> None:
+        """Let a name stay in host memory, or no longer; and on the device, None: as it was."""
         assert name in self._entries
         (self._pinned.add if pinned else self._pinned.discard)(name)
+        if on_device and pinned:
+            self._on_device.add(name)
+        elif on_device is False or not pinned:
+            self._on_device.discard(name)
+
+    def is_on_device(self, name: str) -> bool:
+        """Whether a name is to stay on the device."""
+        return name in self._on_device
+
+    def on_device(self, *, beside: str | None = None) -> dict[str, int]:
+        """Return granules of the contents that are to stay on the device, by digest, in order.
+
+        But for what only the name ``beside`` wants there.
+        """
+        digests = {self._entries[name].digest for name in self._on_device if name != beside}
+        return {digest: self._facts[digest].granules for digest in sorted(digests)}
 
     def pinned_beside(self, name: str) -> set[str]:
         """Return the contents that other names have pinned."""
@@ -123,5 +147,5 @@ class Registry:
         assert max(versions, default=0) <= self.version
         assert self._pinned <= self._entries.keys()
         assert all(entry.digest in self._sources for entry in self if entry.digest)
-        assert self._sizes.keys() == self._sources.keys()
-        assert all(size_bytes > 0 for size_bytes in self._sizes.values())
+        assert self._facts.keys() == self._sources.keys()
+        assert self._on_device <= self._pinned

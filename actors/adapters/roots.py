@@ -27,8 +27,8 @@ class Roots:
             sources.parse_prefix(prefix) for prefix in (*config.adapter_sources, *remote)
         ]
 
-    def resolve(self, source: str, digest: str | None = None) -> str:
-        """Return the source that a request means, with the digest that it must have, if any.
+    def resolve(self, source: str, digest: str | None) -> tuple[str, str | None]:
+        """Return the source that a request means, and the digest that it must have, if any.
 
         Raises ``BadAdapter``.
         """
@@ -44,7 +44,7 @@ class Roots:
                 f"{shown(str(found))} is not among the sources that adapters may come from; have "
                 f"it, or what it lies below, added to adapter_sources"
             )
-        return sources.with_digest(str(found), digest)
+        return str(found), digest
 
     def _may_fetch(self, source: Remote) -> bool:
         return any(sources.allows(prefix, source) for prefix in self._prefixes)

@@ -85,7 +85,7 @@ class Found:
         self._bytes_max = bytes_max
         self._saved: dict[str, dict[str, Tensor]] = {}  # by module without "model.", and by kind
         self._spelled: dict[str, str] = {}  # as they are named in the file
-        for name in config.modules_to_save:
+        for name in sorted(config.modules_to_save):
             others = [other for other in _others(base) if other.endswith(name)]
             if others:
                 raise BadAdapter(
@@ -132,7 +132,7 @@ class Found:
 
     def _check_names(self) -> None:
         """Check that the base has all of these modules."""
-        for module in self._saved.keys() - self._base.norms().keys() - set(MATRICES):
+        for module in sorted(self._saved.keys() - self._base.norms().keys() - set(MATRICES)):
             raise BadAdapter(
                 f"{module}: the base has no such module; was the adapter trained for another one?"
             )
@@ -201,7 +201,7 @@ class Found:
             raise BadAdapter(f"{fields[1]}: {module} is in {fields[0]} too; name it in one of them")
         field = fields[0] if fields else None
         role, saved = _ROLES[field], self._saved.get(module, {})
-        for kind in saved.keys() - {role.beside, *role.own}:
+        for kind in sorted(saved.keys() - {role.beside, *role.own}):
             raise _unnamed(module, kind, "the configuration")
         follows = field == "trainable_token_indices" and self._source(module) != module
         if field and role.own and role.own[0] not in saved and not follows:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from weft.actors.runner.lora import open_file
 from weft.actors.runner.own import AdapterFile
-from weft.actors.runner.stream import Mark, Stream
+from weft.actors.runner.stream import Mark, Run, Stream
 from weft.runtime.messages import AdapterLoad, Step
 
 
@@ -25,12 +26,17 @@ class Slots(Protocol):
         digest: str,
         file: AdapterFile,
         pages: Sequence[int],
-        run: Callable[[Callable[[], None]], None] = ...,
+        run: Run = ...,
     ) -> None:
         """Replace what a slot holds by an adapter, whose weights are written into ``pages``.
 
         ``run`` has the device's part of it done, now or later.
         """
+        ...
+
+    @property
+    def has_group(self) -> bool:
+        """Whether there are other ranks."""
         ...
 
     def needs_group(self, file: AdapterFile) -> bool:
@@ -96,16 +102,20 @@ class Loads:
         )
 
     def begin(self, load: AdapterLoad) -> None:
-        """Open an adapter's file, and let it be copied. ``make_way`` has been called."""
-        file = open_file(Path(load.path), load.digest)
+        """Open an adapter's file, and let it be copied. ``make_way`` has been called.
+
+        Nothing is read of it here, or its pages would be looked up while a step waits; only ranks
+        that may have to copy together look into it first.
+        """
+        descriptor = os.open(load.path, os.O_RDONLY | os.O_CLOEXEC)
         before = None if self._streams is None else self._streams.steps.mark()
-        if self._slots.needs_group(file):  # where it is in every rank's order of collectives
-            self.wait()
+        if self._slots.has_group and self._slots.needs_group(_mapped(descriptor, load.digest)):
+            self.wait()  # where it is in every rank's order of collectives
             if before is not None:
                 before.wait()
-            self._slots.fill(load.slot, load.digest, file, load.pages)
+            self._slots.fill(load.slot, load.digest, _taken(descriptor, load.digest), load.pages)
             return
-        copy = self._copier.submit(self._copy, load, file, before)
+        copy = self._copier.submit(self._copy, load, descriptor, before)
         self._pending[load.slot] = _Load(frozenset(load.pages), copy)
 
     def wait(self, slots: Iterable[int] | None = None) -> None:
@@ -119,11 +129,12 @@ class Loads:
                 if self._streams is not None and copied is not None:
                     self._streams.steps.wait_for(copied)
 
-    def _copy(self, load: AdapterLoad, file: AdapterFile, before: Mark | None) -> Mark | None:
+    def _copy(self, load: AdapterLoad, descriptor: int, before: Mark | None) -> Mark | None:
         """Copy, in the thread; return the place in the order of copies at which it is there.
 
         ``before`` is the place in the order of steps from which on nobody reads the pages.
         """
+        file = _taken(descriptor, load.digest)
         if self._streams is None or before is None:
             self._slots.fill(load.slot, load.digest, file, load.pages)
             return None
@@ -131,6 +142,19 @@ class Loads:
         copies.wait_for(before)
         self._slots.fill(load.slot, load.digest, file, load.pages, copies.run)
         return copies.mark()
+
+
+def _mapped(descriptor: int, digest: str) -> AdapterFile:
+    """Map the file that is open, whatever has become of its name."""
+    return open_file(Path(f"/proc/self/fd/{descriptor}"), digest)
+
+
+def _taken(descriptor: int, digest: str) -> AdapterFile:
+    """Map the file that is open, and close it: the mapping stays."""
+    try:
+        return _mapped(descriptor, digest)
+    finally:
+        os.close(descriptor)
 
 
 def _begin_to_copy(device: torch.device) -> None:

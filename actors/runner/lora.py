@@ -18,6 +18,7 @@ from weft.actors.runner.own import AdapterFile, Own, Reader, Writer
 from weft.actors.runner.own_step import Put, Segment, of_step
 from weft.actors.runner.rows import HostBatch
 from weft.actors.runner.staging import Staging
+from weft.actors.runner.stream import Run, at_once
 from weft.actors.shards import Span
 from weft.kernels.sgmv import cpu, granules, segments
 from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Module, Tables
@@ -97,11 +98,6 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-def at_once(work: Callable[[], None]) -> None:
-    """Do work."""
-    work()
-
-
 def no_update(y: Tensor, x: Tensor, layer: int, site: int) -> None:
     """Leave y as it is: all rows are the base's."""
 
@@ -157,7 +153,7 @@ class LoraSlots:
         digest: str,
         file: AdapterFile,
         pages: Sequence[int],
-        run: Callable[[Callable[[], None]], None] = at_once,
+        run: Run = at_once,
     ) -> None:
         """Replace what a slot holds by an adapter, whose weights are written into ``pages``.
 
@@ -174,7 +170,7 @@ class LoraSlots:
             laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
             run(partial(granules.write, self._arena, layer, pages, laid))
             used = max(used, len(laid))
-        self._own[slot] = self._reader.load(file, scales, Writer(self._arena, pages, used))
+        self._own[slot] = self._reader.load(file, scales, Writer(self._arena, pages, used, run))
         run(self.kernel.stage(slot))
         self.digests[slot] = digest
         self.times.add(time.perf_counter_ns() - started_ns)
@@ -190,9 +186,14 @@ class LoraSlots:
         owns = [self._own[slot] for slot in host.lora_slots]
         return of_step(owns, host.lora_starts, host.sampled, put)
 
+    @property
+    def has_group(self) -> bool:
+        """Whether there are other ranks."""
+        return self._base.group.size > 1
+
     def needs_group(self, file: AdapterFile) -> bool:
         """Whether all ranks must fill at the same time: they add up the lengths of DoRA's rows."""
-        return self._base.group.size > 1 and any(
+        return self.has_group and any(
             name.endswith(".magnitude")
             for name in file.keys()  # noqa: SIM118
         )

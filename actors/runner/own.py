@@ -7,8 +7,9 @@ a granule in each in turn. ``own_step.py`` computes with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +21,9 @@ from weft.kernels.paged_matrix.reference import Matrix
 from weft.kernels.sgmv import granules
 
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
+
+# Has work done on the device, now or later.
+Run = Callable[[Callable[[], None]], None]
 
 # How the names of such tensors end; all others are of layers' updates.
 _UPDATES = (f"{EMBEDDING}.A", f"{HEAD}.A")
@@ -94,11 +98,12 @@ class Own:
 class Writer:
     """Puts matrices into the pages of one adapter, behind what its layers have."""
 
-    def __init__(self, arena: Tensor, pages: Sequence[int], first: int) -> None:
+    def __init__(self, arena: Tensor, pages: Sequence[int], first: int, run: Run) -> None:
         """``arena`` as ``granules.typed`` returns it.
 
-        ``first``: of the granules that are free in every layer.
+        ``first``: of the granules that are free in every layer; ``run`` has the device's part done.
         """
+        self._run = run
         self._arena = arena
         self._granules = arena.flatten(0, 2)
         self._pages = np.array(pages, dtype=np.int64)
@@ -118,9 +123,17 @@ class Writer:
         layer, granule = index % layers, self._first + index // layers
         page = self._pages[granule // per_page]
         places = torch.from_numpy((layer * in_layer + page) * per_page + granule % per_page)
-        places = places.to(self._arena.device)
-        self._granules[places] = packed.to(self._arena.device)
-        return Matrix(self._granules, places.view(blocks, groups), *matrix.shape)
+        on_device = self.to_device(places)
+        self._run(partial(_write, self._granules, on_device, packed))
+        return Matrix(self._granules, on_device.view(blocks, groups), *matrix.shape)
+
+    def to_device(self, host: Tensor) -> Tensor:
+        """Return what is, once ``run`` has done it, the same on the device."""
+        if self._arena.device.type == "cpu":
+            return host
+        made = torch.empty_like(host, device=self._arena.device)
+        self._run(partial(_copy, made, host))
+        return made
 
 
 class Reader:
@@ -140,7 +153,7 @@ class Reader:
         if not norms and names.isdisjoint((*_UPDATES, *_ROWS)):
             return None
         head_rows = self._rows(file, names, HEAD, writer)
-        tokens = 0 if head_rows is None else int(head_rows.ids[-1]) + 1
+        tokens = 0 if head_rows is None else int(file.get_tensor(f"{HEAD}.ids")[-1]) + 1
         return Own(
             self._update(file, scales, EMBEDDING, writer),
             self._update(file, scales, HEAD, writer),
@@ -168,7 +181,15 @@ class Reader:
         here = share(len(ids), self._rank, self._size)
         matrix = writer.put(file.get_slice(f"{module}.rows")[here.start : here.end, :])
         each = share(len(ids), 0, self._size).size
-        return Rows(ids.to(matrix.granules.device), here, each, matrix)
+        return Rows(writer.to_device(ids), here, each, matrix)
+
+
+def _write(arena: Tensor, places: Tensor, packed: Tensor) -> None:
+    arena[places] = packed.to(arena.device)
+
+
+def _copy(made: Tensor, host: Tensor) -> None:
+    made.copy_(host)
 
 
 def _norms(

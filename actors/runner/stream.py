@@ -7,6 +7,14 @@ from typing import Protocol
 
 import torch
 
+# Has work done for a device, now or later.
+Run = Callable[[Callable[[], None]], None]
+
+
+def at_once(work: Callable[[], None]) -> None:
+    """Do work."""
+    work()
+
 
 class Mark(Protocol):
     """A place in the order."""

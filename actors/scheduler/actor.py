@@ -43,6 +43,7 @@ from weft.runtime.messages import (
     FinishReason,
     Generate,
     Inspection,
+    KeepOnDevice,
     Refused,
     Reject,
     Retire,
@@ -88,6 +89,7 @@ class Scheduler:
         self._waiting = Waiting(config.scheduling_policy)
         held_max = min(config.max_loaded_loras, config.max_cpu_loras or config.max_loaded_loras)
         self._host = HostPins(held_max, config.host_memory_bytes // config.data_parallel_size)
+        self._staying: list[str] = []  # adapters that are to stay on the device
         self._suspects = Suspects()
         self._lives_lost = 0  # of the runners
         self._visiting: list[Inspection] = []  # on their way from runner to runner
@@ -151,6 +153,11 @@ class Scheduler:
                 return []
             case CatalogSeen():
                 return [Send("adapters", message)]  # behind it, all older requests are here
+            case KeepOnDevice(digests):
+                self._staying = digests
+                if self._composer is not None:
+                    self._composer.slots.stay(digests)
+                return []
             case Retire(digest, version):
                 self._retiring[digest] = version
                 return []
@@ -339,11 +346,12 @@ class Scheduler:
         if len(self._ready) < len(self._runners) or len(epochs) > 1:
             return []
         together = agreed([self._ready[runner] for runner in self._runners])
-        self._composer = Composer(self._config, together, self._waiting, self._host)
+        composer = self._composer = Composer(self._config, together, self._waiting, self._host)
+        composer.slots.stay(self._staying)
         for sequence in list(self._waiting):
             self._limit(sequence)
         log.info("the runners are ready: %d sequences wait", len(self._waiting))
-        return [Send(self._replica.door, Away(None))]
+        return [Send(self._replica.door, Away(None)), Send("adapters", composer.room_to_stay)]
 
     def _lose_runners(self) -> list[Send]:
         """Forget what the runners' devices held; whoever ran waits again, before all others."""

@@ -15,7 +15,7 @@ from weft.actors.scheduler.sequence import Request, Rows, Sequence
 from weft.actors.scheduler.slots import AdapterSlots
 from weft.actors.scheduler.waiting import Waiting
 from weft.runtime.config import Config
-from weft.runtime.messages import Acquire, Chunk, Join, Release, RunnerReady
+from weft.runtime.messages import Acquire, Chunk, DeviceRoom, Join, Release, RunnerReady
 
 
 class Composer:
@@ -46,8 +46,15 @@ class Composer:
         self.alone: Request | None = None  # nobody else may have a row
         self.preemptions = 0
         self._config = config
+        self._page_granules = ready.page_granules
         self._leaves: list[int] = []
         self._rotation: tuple[str, int] | None = None  # due at the start of the next step
+
+    @property
+    def room_to_stay(self) -> DeviceRoom:
+        """What adapters may take that nobody uses."""
+        slots = self.slots.count - self._config.max_loras_per_batch
+        return DeviceRoom(slots, self.pages.count // 2, self._page_granules)
 
     def output_max(self, sequence: Sequence) -> int:
         """Return how many tokens after the prompt fit if it runs alone. Raises ``NeverFits``.
@@ -80,8 +87,9 @@ class Composer:
     def host_messages(self, wanted: list[str], steps_done: int) -> list[Acquire | Release]:
         """Return what the adapter store must be told; ``steps_done`` is the first not answered."""
         messages: list[Acquire | Release] = []
+        missing = self.slots.missing
         if len(self.host):
-            needed = self.waiting.adapters - self.slots.resident
+            needed = {*(self.waiting.adapters - self.slots.resident), *missing}
             if self.alone is not None:  # the others keep no room from it
                 needed &= {self.alone.generate.adapter}
             messages += self.host.release(needed, steps_done)
@@ -89,7 +97,7 @@ class Composer:
             messages += self.host.want(digest)
         if self.alone is not None:
             return messages
-        for digest in self._waited_for():
+        for digest in (*self._waited_for(), *missing):
             if not self.host.has_room_ahead:
                 break
             messages += self.host.want(digest)
@@ -98,10 +106,16 @@ class Composer:
     def compose(self, number: int) -> tuple[Composed | None, list[str]]:
         """Return the next step, if there is anything to do, and the adapters that it lacked."""
         draft = Draft(number, self._config.max_num_batched_tokens)
+        self.slots.hold()
         self._rotate()
         self._decode(draft)
         self._prefill(draft)
         wanted = self._admit(draft) if self.waiting and not draft.preempted else []
+        if self.waiting and self.slots.held and not self._pages_of_sequences:
+            self.slots.relent()
+            wanted = self._admit(draft)  # now that nothing else is in the way
+        if self.alone is None:
+            self._load_those_that_stay(draft)
         if (draft.sampled or draft.chunks) and self.alone is None:
             self._load_ahead(draft)
         composed = draft.finish(self._leaves)
@@ -119,20 +133,21 @@ class Composer:
     def counters(self) -> dict[str, float]:
         """Return what is free, and who holds the rest: pages add up to ``pages``."""
         pages, slots = self.pages, self.slots
-        pinned = slots.pages_owned - slots.pages_idle
         return {
             "rows_running": len(self.rows),
             "rows": self.rows.count,
             "pages": pages.count,
             "pages_free": pages.free,
-            "pages_sequences": pages.count - pages.available - pinned,
+            "pages_sequences": self._pages_of_sequences,
             "pages_cached": pages.idle - slots.pages_idle,
             "pages_adapters": slots.pages_owned,
             "pages_adapters_idle": slots.pages_idle,
+            "pages_adapters_held": slots.pages_held,
             "adapter_slots": slots.count,
             "adapters_in_batch": len(slots.pinned),
             "adapters_in_batch_max": self._config.max_loras_per_batch,
             "adapters_resident": len(slots.resident),
+            "adapters_staying": slots.held,
             "adapter_pins": slots.pin_count,
             "adapter_evictions_total": slots.evictions,
             "preemptions_total": self.preemptions,
@@ -147,6 +162,12 @@ class Composer:
         assert len(self.slots.pinned) <= self._config.max_loras_per_batch
         with_adapter = sum(1 for s in self.rows if s.request.generate.adapter is not None)
         assert self.slots.pin_count == with_adapter
+
+    @property
+    def _pages_of_sequences(self) -> int:
+        """Pages of those that run, and of those that have left and whose last step is under way."""
+        of_adapters = self.slots.pages_owned - self.slots.pages_idle
+        return self.pages.count - self.pages.available - of_adapters
 
     def _decode(self, draft: Draft) -> None:
         """Every running sequence that has sampled feeds its last token."""
@@ -173,6 +194,10 @@ class Composer:
     def _make_room(self, sequence: Sequence, draft: Draft) -> None:
         """Preempt the sequences admitted last until a page is available."""
         while self.pages.available == 0 and sequence.row is not None:
+            assert sequence.holding is not None
+            is_alone = self.slots.held and self._pages_of_sequences == sequence.holding.count
+            if is_alone and self.slots.relent():
+                continue
             victim = self.rows.youngest
             if victim in draft.sampled:
                 victim.computed -= 1
@@ -302,13 +327,26 @@ class Composer:
                 return
             draft.loads.append(self.slots.load(self.host.read(adapter, draft.number)))
 
+    def _load_those_that_stay(self, draft: Draft) -> None:
+        """Put adapters on the device that are to stay there, in place of who is idle."""
+        room = self.pages.available - len(self.rows)  # what running sequences will soon grow by
+        for adapter in self.slots.missing:
+            acquired = self.host.get(adapter)
+            if acquired is None or len(draft.loads) >= policy.LOADS_MAX:
+                continue
+            room -= self.slots.page_count(adapter, acquired)
+            if room < 0:
+                return
+            draft.loads.append(self.slots.load(self.host.read(adapter, draft.number)))
+        self.slots.hold()
+
     def _need(self, sequence: Sequence) -> Need:
         generate = sequence.request.generate
         found = self.cache.find(generate.salt, generate.adapter, sequence.tokens)
         tokens = len(sequence.tokens) - len(found) * self.cache.page_tokens
         return Need(
             pages=self.cache.cost(found, len(sequence.tokens)),
-            adapter_pages=self._adapter_pages(sequence),
+            adapter_pages=self._adapter_pages_to_take(sequence),
             tokens=tokens,
             tokens_min=1 if self._config.enable_chunked_prefill else tokens,
         )
@@ -318,6 +356,12 @@ class Composer:
         if adapter is None or not self._is_at_hand(adapter):
             return 0
         return self.slots.page_count(adapter, self.host.get(adapter))
+
+    def _adapter_pages_to_take(self, sequence: Sequence) -> int:
+        """Return what an adapter takes of the pages that are available."""
+        adapter = sequence.request.generate.adapter
+        is_held = adapter is not None and self.slots.is_held(adapter)
+        return 0 if is_held else self._adapter_pages(sequence)
 
     def _is_at_hand(self, adapter: str) -> bool:
         return adapter in self.slots.resident or self.host.get(adapter) is not None

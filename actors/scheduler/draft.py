@@ -51,7 +51,7 @@ class Draft:
 
     def finish(self, leaves: list[int]) -> Composed | None:
         """Return the step, in which ``leaves`` are the rows that leave; None: nothing is to do."""
-        if not (self.sampled or self.chunks or self.joins or leaves):
+        if not (self.sampled or self.chunks or self.joins or self.loads or leaves):
             return None
         step = Step(
             self.number,

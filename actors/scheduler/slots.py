@@ -20,6 +20,7 @@ class Resident:
     pages: list[int]
     table: AdapterSlots
     pins: int = 0  # running sequences
+    is_held: bool = False  # though nobody uses it
     pinned_step: int = 0  # since when there has been a pin
 
     @property
@@ -27,9 +28,14 @@ class Resident:
         """Pages that hold its weights."""
         return len(self.pages)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether its pages are nobody else's to take."""
+        return self.pins > 0 or self.is_held
+
     def evict(self) -> list[int]:
         """Leave the table."""
-        assert self.pins == 0
+        assert not self.is_busy
         self.table.forget(self)
         return self.pages
 
@@ -42,9 +48,13 @@ class AdapterSlots:
     the place that it was given when it was loaded. Runners execute steps in order, so whoever gets
     a slot or a page of an adapter overwrites it after the last step that used it.
 
+    Some adapters are to stay though nobody uses them, and are *held* once they are there. They are
+    few enough to leave room for a batch, but where a single sequence needs even their pages,
+    ``relent`` lets them go, and ``hold`` takes back those that are still there.
+
     Invariants, checked by ``check``:
       * every slot is free or names one adapter, and no adapter is in two;
-      * adapters are idle unless pinned.
+      * adapters are idle unless pinned or held, and held only if they are to stay.
     """
 
     def __init__(
@@ -60,6 +70,8 @@ class AdapterSlots:
         self._free = list(range(slots - 1, -1, -1))
         self._residents: OrderedDict[str, Resident] = OrderedDict()  # in the pool's order
         self._pinned: dict[str, Resident] = {}
+        self._staying: list[str] = []  # digests
+        self._held: dict[str, Resident] = {}
 
     @property
     def pinned(self) -> Set[str]:
@@ -98,8 +110,50 @@ class AdapterSlots:
 
     @property
     def pages_idle(self) -> int:
-        """Pages of adapters that nobody uses."""
-        return self.pages_owned - sum(r.page_count for r in self._pinned.values())
+        """Pages of adapters that may be evicted."""
+        busy = self._pinned | self._held
+        return self.pages_owned - sum(resident.page_count for resident in busy.values())
+
+    @property
+    def pages_held(self) -> int:
+        """Pages of adapters that nobody uses and that are there to stay."""
+        return sum(resident.page_count for resident in self._held.values() if not resident.pins)
+
+    @property
+    def held(self) -> int:
+        """Adapters that are there to stay."""
+        return len(self._held)
+
+    @property
+    def missing(self) -> list[str]:
+        """Adapters that are to stay, and are not there."""
+        return [digest for digest in self._staying if digest not in self._residents]
+
+    def is_held(self, digest: str) -> bool:
+        """Whether an adapter is there to stay."""
+        return digest in self._held
+
+    def stay(self, digests: list[str]) -> None:
+        """Let these adapters stay from now on, wherever they are, and no others."""
+        self._staying = digests
+        for digest, resident in list(self._held.items()):
+            if digest not in digests:
+                self._set_held(resident, is_held=False)
+        self.hold()
+
+    def hold(self) -> None:
+        """Hold those that are there to stay."""
+        for digest in self._staying:
+            resident = self._residents.get(digest)
+            if resident is not None and not resident.is_held:
+                self._set_held(resident, is_held=True)
+
+    def relent(self) -> bool:
+        """Let the pages of those that nobody uses be taken after all: are there any?"""
+        held = list(self._held.values())
+        for resident in held:
+            self._set_held(resident, is_held=False)
+        return any(not resident.is_busy for resident in held)
 
     def page_count(self, digest: str, acquired: Acquired | None) -> int:
         """Return how many pages an adapter takes that is on the device or was acquired."""
@@ -112,7 +166,7 @@ class AdapterSlots:
     def load(self, acquired: Acquired) -> AdapterLoad:
         """Give an adapter pages and a slot. It is idle; there must be room for it."""
         if not self._free:
-            self._pages.evict(next(r for r in self._residents.values() if not r.pins))
+            self._pages.evict(next(r for r in self._residents.values() if not r.is_busy))
         pages = self._pages.take(self.page_count(acquired.digest, acquired))
         resident = Resident(acquired.digest, self._free.pop(), pages, self)
         self._residents[acquired.digest] = resident
@@ -123,7 +177,8 @@ class AdapterSlots:
         """Return the slot to one more sequence, which runs from ``step`` on."""
         resident = self._residents[digest]
         if resident.pins == 0:
-            self._pages.make_busy(resident, keeps_place=self._keeps_place)
+            if not resident.is_held:
+                self._pages.make_busy(resident, keeps_place=self._keeps_place)
             resident.pinned_step = step
             self._pinned[digest] = resident
         resident.pins += 1
@@ -136,14 +191,14 @@ class AdapterSlots:
         resident.pins -= 1
         if resident.pins == 0:
             del self._pinned[digest]
-            self._pages.make_idle(resident)
-            if not self._keeps_place:
-                self._residents.move_to_end(digest)
+            if not resident.is_held:
+                self._make_idle(resident)
 
     def drop(self, digest: str) -> None:
         """Take an adapter off the device that nobody uses, if it is there."""
         resident = self._residents.get(digest)
         if resident is not None:
+            self._set_held(resident, is_held=False)
             self._pages.evict(resident)
 
     def forget(self, resident: Resident) -> None:
@@ -162,8 +217,28 @@ class AdapterSlots:
         taken = [resident.slot for resident in self._residents.values()]
         assert sorted(self._free + taken) == list(range(self.count))
         idle = [tenant for tenant in self._pages.order if isinstance(tenant, Resident)]
-        assert idle == [resident for resident in self._residents.values() if not resident.pins]
+        assert idle == [resident for resident in self._residents.values() if not resident.is_busy]
+        held = {digest: r for digest, r in self._residents.items() if r.is_held}
+        assert held == self._held
+        assert held.keys() <= set(self._staying)
         for digest, resident in self._residents.items():
             assert resident.digest == digest
             assert (resident.pins > 0) == (digest in self._pinned)
         assert self._pinned.keys() <= self._residents.keys()
+
+    def _set_held(self, resident: Resident, *, is_held: bool) -> None:
+        was_busy = resident.is_busy
+        resident.is_held = is_held
+        if is_held:
+            self._held[resident.digest] = resident
+        else:
+            self._held.pop(resident.digest, None)
+        if resident.is_busy and not was_busy:
+            self._pages.make_busy(resident, keeps_place=self._keeps_place)
+        elif was_busy and not resident.is_busy:
+            self._make_idle(resident)
+
+    def _make_idle(self, resident: Resident) -> None:
+        self._pages.make_idle(resident)
+        if not self._keeps_place:
+            self._residents.move_to_end(resident.digest)

@@ -19,10 +19,10 @@ enum { RANKS = 8, COLUMNS = 128, PARTS_MAX = 3 };
 enum { AFFINE_FLOATS = 2 * COLUMNS, AFFINE_BLOCKS = 2 };
 
 /* Rows that pass through the cache together, and blocks of columns, in one piece of work. */
-enum { TOKEN_BLOCK = 64, COLUMN_BLOCKS = 2 };
+enum { TOKEN_BLOCK = 32, COLUMN_BLOCKS = 1 };
 
-/* Pieces of work that a thread takes at once. */
-enum { TAKEN = 4 };
+/* Pieces of work that a thread takes at once, as long as there are so many for each. */
+enum { TAKEN = 4, PARTS_PER_THREAD = 6 };
 
 /* Granules that are asked for before they are needed: reading one takes less time than its way
  * from memory. */
@@ -371,14 +371,20 @@ INLINE int64_t all_pieces(const update *u, const int is_expand)
     return c.end;
 }
 
+static int64_t taken_at_once(const team *t, int64_t pieces)
+{
+    int64_t even = pieces / (t->threads * PARTS_PER_THREAD);
+    return even < 1 ? 1 : smaller(even, TAKEN);
+}
+
 /* v = x A^T. */
 void weft_sgmv_shrink(team *t, const update *u, int64_t rows)
 {
     const adapters *a = u->adapters;
-    const int64_t all = all_pieces(u, 0);
+    const int64_t all = all_pieces(u, 0), some = taken_at_once(t, all);
     cursor c = {.segment = -1};
-    for (int64_t part; (part = take(t, blocks(all, TAKEN))) >= 0;)
-        for (int64_t piece = part * TAKEN; piece < smaller(all, (part + 1) * TAKEN); piece++) {
+    for (int64_t part; (part = take(t, blocks(all, some))) >= 0;)
+        for (int64_t piece = part * some; piece < smaller(all, (part + 1) * some); piece++) {
             while (piece >= c.end)
                 go_on(&c, u, 0);
             shrink_piece(&c.weights, a->is_half, piece - c.first, c.rows,
@@ -391,10 +397,10 @@ void weft_sgmv_shrink(team *t, const update *u, int64_t rows)
 void weft_sgmv_expand(team *t, const update *u, int64_t rows)
 {
     const adapters *a = u->adapters;
-    const int64_t all = all_pieces(u, 1);
+    const int64_t all = all_pieces(u, 1), some = taken_at_once(t, all);
     cursor c = {.segment = -1};
-    for (int64_t part; (part = take(t, blocks(all, TAKEN))) >= 0;)
-        for (int64_t piece = part * TAKEN; piece < smaller(all, (part + 1) * TAKEN); piece++) {
+    for (int64_t part; (part = take(t, blocks(all, some))) >= 0;)
+        for (int64_t piece = part * some; piece < smaller(all, (part + 1) * some); piece++) {
             while (piece >= c.end)
                 go_on(&c, u, 1);
             expand_piece(&c.weights, &u->shape, a->is_half, piece - c.first, c.rows,

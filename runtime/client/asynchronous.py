@@ -137,9 +137,11 @@ class AsyncClient:
         """Forget a name, and wait until nothing is left of what only it meant."""
         return await self._operate("UnloadAdapter", name)
 
-    async def pin_adapter(self, name: str, *, pinned: bool = True) -> Changed:
-        """Keep an adapter in host memory, or no longer."""
-        return await self._operate("PinAdapter", name, pinned)
+    async def pin_adapter(
+        self, name: str, *, pinned: bool = True, on_device: bool = False
+    ) -> Changed:
+        """Keep an adapter in host memory, and perhaps on the device; or no longer."""
+        return await self._operate("PinAdapter", name, pinned, on_device)
 
     async def prefetch_adapter(self, name: str) -> Changed:
         """Have an adapter read into host memory."""

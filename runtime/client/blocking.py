@@ -124,9 +124,9 @@ class Client:
         """Forget a name, and wait until nothing is left of what only it meant."""
         return self._operate("UnloadAdapter", name)
 
-    def pin_adapter(self, name: str, *, pinned: bool = True) -> Changed:
-        """Keep an adapter in host memory, or no longer."""
-        return self._operate("PinAdapter", name, pinned)
+    def pin_adapter(self, name: str, *, pinned: bool = True, on_device: bool = False) -> Changed:
+        """Keep an adapter in host memory, and perhaps on the device; or no longer."""
+        return self._operate("PinAdapter", name, pinned, on_device)
 
     def prefetch_adapter(self, name: str) -> Changed:
         """Have an adapter read into host memory."""

@@ -127,6 +127,7 @@ class Adapter(NamedTuple):
     # Requests by where it lay when they came: on the device, in host memory, on disk.
     hits: Sequence[int] = ()
     queue_s_mean: float | None = None  # from acceptance to the first step
+    pinned_on_device: bool = False  # it is to stay on the device as well
 
 
 class Changed(NamedTuple):

@@ -13,6 +13,7 @@ from weft.runtime.messages import (
     Acquired,
     Away,
     Begin,
+    DeviceRoom,
     End,
     Generate,
     Inspection,
@@ -151,6 +152,8 @@ class Harness:
                     self.rejected.append(message)
                 case Away(reason):
                     self.away = reason
+                case DeviceRoom():
+                    self.device_room = message
                 case Acquire(digest) if self.holds_acquires:
                     self.withheld.append(message)
                 case Acquire(digest):

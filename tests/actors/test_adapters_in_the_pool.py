@@ -5,7 +5,7 @@ import pytest
 from tests.actors.scheduler_harness import Harness
 from tests.sim.fake_engine import generate
 from weft.actors.scheduler.policy import LOADS_MAX
-from weft.runtime.messages import Abort, Acquire
+from weft.runtime.messages import Abort, Acquire, DeviceRoom, KeepOnDevice
 
 
 def prompt(length, salt=0):
@@ -310,3 +310,63 @@ def test_half_of_host_memory_is_left_to_what_can_start_now():
     harness.run()
     assert all(harness.end(f"{number}").error is None for number in range(6))
     harness.assert_all_is_back()
+
+
+def keep(harness, *digests):
+    """Pin adapters to the device, as the store tells the scheduler."""
+    harness.receive("adapters", KeepOnDevice(list(digests)))
+    harness.run()
+
+
+def test_what_is_pinned_to_the_device_comes_though_nobody_asks_for_it():
+    harness = Harness(granules={"x": 8})
+    keep(harness, "x")
+    assert loads(harness) == ["x"]
+    assert counters(harness)["adapters_staying"] == 1
+    assert counters(harness)["pages_adapters_idle"] == 0
+    ask(harness, "a", "x")
+    assert loads(harness) == ["x"]
+    keep(harness)
+    assert counters(harness)["pages_adapters_idle"] == 4
+    harness.assert_all_is_back()
+
+
+def test_there_is_room_for_what_a_batch_and_half_of_the_pages_can_spare():
+    harness = Harness(pages=31, max_loras_per_batch=3, max_loaded_loras=8)
+    assert harness.device_room == DeviceRoom(5, 15, 2)
+
+
+def test_what_is_pinned_to_the_device_stays_while_others_are_preempted():
+    harness = Harness(pages=24, granules={"x": 16}, enable_prefix_caching=False)
+    keep(harness, "x")
+    for number in range(6):
+        harness.generate(f"r{number}", prompt(5, number), max_tokens=30, stop_token_ids=[])
+    harness.run()
+    assert counters(harness)["preemptions_total"] > 0
+    assert (loads(harness), counters(harness)["adapters_resident"]) == (["x"], 1)
+    for number in range(6):
+        expected = generate(None, prompt(5, number), max_tokens=30, stop=())
+        assert harness.output(f"r{number}") == expected
+
+
+def test_what_is_pinned_to_the_device_gives_way_to_one_that_would_not_fit_even_alone():
+    harness = Harness(pages=16, granules={"x": 16}, enable_prefix_caching=False)
+    keep(harness, "x")
+    harness.generate("long", prompt(5), max_tokens=43, stop_token_ids=[])  # 12 pages of 8
+    harness.run()
+    assert harness.output("long") == generate(None, prompt(5), max_tokens=43, stop=())
+    assert counters(harness)["preemptions_total"] == 0
+    assert loads(harness) == ["x", "x"]  # it has come back
+    assert counters(harness)["adapters_staying"] == 1
+    harness.generate("wide", prompt(45), max_tokens=2, stop_token_ids=[])  # 12 pages at once
+    harness.run()
+    assert harness.end("wide").reason == "length"
+    assert loads(harness) == ["x", "x", "x"]
+
+
+def test_the_pages_of_what_is_pinned_to_the_device_are_not_asked_for_twice():
+    """Who uses it needs room for itself alone, and gets all that is left."""
+    harness = Harness(pages=16, granules={"x": 16}, enable_prefix_caching=False)
+    keep(harness, "x")
+    ask(harness, "a", "x", length=29, max_tokens=3)  # 8 pages
+    assert loads(harness) == ["x"]

@@ -7,7 +7,7 @@ import pytest
 from tests.actors.scheduler_harness import Harness
 from tests.sim.fake_engine import generate
 from weft.actors.scheduler.policy import NeverFits, output_max
-from weft.runtime.messages import Abort
+from weft.runtime.messages import Abort, KeepOnDevice
 
 REQUESTS = 50
 PAGE_TOKENS = 4
@@ -56,6 +56,8 @@ class Crowd:
             for _ in range(rng.choice([0, 0, 1, 3])):
                 harness.run_step()
                 self._answer_some()
+            if rng.random() < 0.1:
+                harness.receive("adapters", KeepOnDevice(self._that_fit()))
             if rng.random() < 0.15:
                 victim = rng.choice(list(self.asked))
                 self.cancelled.add(victim)
@@ -64,6 +66,16 @@ class Crowd:
         while harness.withheld:
             harness.acquired(harness.withheld.pop(0).digest)
             harness.run()
+        harness.receive("adapters", KeepOnDevice([]))
+
+    def _that_fit(self):
+        """Adapters that the store may pin to the device."""
+        room, chosen, pages = self.harness.device_room, [], 0
+        for digest in self.rng.sample(list(self.granules), min(3, len(self.granules))):
+            pages += -(-self.granules[digest] // PAGE_GRANULES)
+            if len(chosen) < room.adapters_max and pages <= room.pages_max:
+                chosen.append(digest)
+        return chosen
 
     def _answer_some(self):
         """The store answers in any order, and not always at once."""

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from tests import own_modules
+from tests.actors.runner.beside import AheadHarness, interpreted, on_host
 from tests.actors.runner.engines import engine_of
 from tests.actors.scheduler_harness import GREEDY, Harness
 from tests.actors.test_every_kind_of_adapter import stored
@@ -21,6 +22,7 @@ pytestmark = [
     # PEFT says what it saves and what it cannot know of a resized base.
     pytest.mark.filterwarnings("ignore:(Setting|Model with|Model has|Could not)"),
     pytest.mark.filterwarnings("ignore:.*ensure_weight_tying"),
+    pytest.mark.filterwarnings("ignore:overflow encountered"),  # Triton's interpreter in Philox
 ]
 
 OUTPUT = 16
@@ -62,13 +64,18 @@ def kept(checkpoint, tmp_path_factory):
     }
 
 
-def answers(checkpoint, kept, labels, *, sampling=GREEDY, **options):
+def answers(
+    checkpoint, kept, labels, *, sampling=GREEDY, kind=Harness, backend=None, pages=None, **options
+):
     """Run some requests together; return their tokens and log probabilities."""
     model, _, requests = checkpoint
     options = OPTIONS | options
     digests, acquired = kept[options.get("tensor_parallel_size", 1)]
-    harness = Harness(
-        engine=engine_of(model, **options),
+    engine = engine_of(model, backend=backend, **options)
+    if pages is not None:
+        engine._ready = msgspec.structs.replace(engine.ready(), pages=pages)
+    harness = kind(
+        engine=engine,
         paths={digest: each.path for digest, each in acquired.items()},
         granules={digest: each.granules for digest, each in acquired.items()},
         **options,
@@ -85,6 +92,8 @@ def answers(checkpoint, kept, labels, *, sampling=GREEDY, **options):
         )
     harness.run()
     harness.assert_all_is_back()
+    if pages is not None:
+        assert harness.scheduler._counters()["preemptions_total"] > 0
     sequences = {label: harness.begun[label].first_sequence for label in labels}
     return {
         label: (harness.output(label), harness.logprobs.get(sequence))
@@ -100,6 +109,7 @@ def answers(checkpoint, kept, labels, *, sampling=GREEDY, **options):
             {"max_loras_per_batch": 3, "max_loaded_loras": 4, "max_num_seqs": 8}, id="few-slots"
         ),
         pytest.param({"max_num_batched_tokens": 48, "block_size": 8}, id="chunks"),
+        pytest.param({"pages": 150}, id="few-pages"),
         pytest.param({"native": False}, id="without-a-compiler"),
         pytest.param({"tensor_parallel_size": 2}, id="two-ranks"),
     ],
@@ -116,6 +126,22 @@ def test_tokens_of_a_mixed_batch_are_those_of_peft(checkpoint, kept, options, mo
     added = {adapter for adapter, _, tokens in requests.values() if max(tokens) >= VOCABULARY}
     assert added == {"added", "added-and-updated", "added-and-own", "added-and-tokens"} & added
     assert len(added) > 1, "hardly any added token was sampled"
+
+
+def test_a_device_beside_the_host_gives_the_same_tokens(checkpoint, kept):
+    """Where a step with such an adapter has no graph, and the one after it may have."""
+    requests = checkpoint[2]
+    found = answers(checkpoint, kept, requests, kind=AheadHarness, backend=on_host)
+    for label, (_, _, expected) in requests.items():
+        assert found[label][0] == expected, label
+
+
+def test_kernels_for_a_gpu_give_the_same_tokens(checkpoint, kept):
+    labels = ["None-0", "norms-0", "added-and-updated-0"]
+    options = {"max_num_seqs": 3, "max_num_batched_tokens": 4, "max_loras_per_batch": 2}
+    found = answers(checkpoint, kept, labels, backend=lambda: interpreted(None), **options)
+    for label in labels:
+        assert found[label][0] == checkpoint[2][label][2], label
 
 
 def test_rows_of_others_stay_the_same_bits(checkpoint, kept):

@@ -98,7 +98,7 @@ def test_the_tokenizer_hears_when_runners_go_and_when_they_are_back(scheduler):
     for rank in (0, 1):
         assert scheduler.receive(RUNNERS[rank], RunnerReady(rank, 9, 4, 2, 2, epoch=2), 0) == []
     last = RunnerReady(2, 9, 4, 2, 2, epoch=2)
-    assert scheduler.receive("runner2", last, 0) == [Send("tokenizer", Away(None))]
+    assert Send("tokenizer", Away(None)) in scheduler.receive("runner2", last, 0)
 
 
 @pytest.mark.parametrize(

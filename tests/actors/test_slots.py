@@ -124,3 +124,65 @@ def test_an_adapter_for_which_there_is_no_room_is_a_bug(device):
     device.slots.pin("a", 0)
     with pytest.raises(AssertionError, match="11 of 10 available pages"):
         device.load("b", 44)
+
+
+@pytest.mark.parametrize("policy", ["lru", "fifo"])
+def test_who_is_to_stay_stays_while_others_go(policy):
+    device = Device(policy=policy)
+    device.slots.stay(["a", "x"])
+    for digest in "abcdef":
+        device.use(digest)
+        device.slots.hold()
+        device.check()
+    assert (device.slots.held, device.slots.missing) == (1, ["x"])
+    device.take(10)
+    assert device.slots.resident == {"a"}
+    assert device.pages.available == 0
+    device.check()
+
+
+def test_who_is_to_stay_goes_where_nothing_else_helps_and_last_of_all(device):
+    device.slots.stay(["a", "b"])
+    for digest in "abc":
+        device.use(digest)
+    device.slots.hold()
+    device.slots.pin("b", 0)
+    assert device.slots.relent()
+    device.take(8)
+    assert device.slots.resident == {"a", "b"}
+    device.slots.hold()
+    assert device.slots.held == 2
+    device.check()
+    assert device.slots.relent()
+    device.take(2)
+    assert device.slots.resident == {"b"}
+    assert not device.slots.relent()
+    device.slots.unpin("b")
+
+
+def test_who_need_not_stay_any_more_can_go(device):
+    device.slots.stay(["a"])
+    device.use("a")
+    device.slots.hold()
+    device.slots.stay([])
+    device.take(12)
+    assert not device.slots.resident
+
+
+def test_what_is_dropped_goes_though_it_was_to_stay(device):
+    device.slots.stay(["a"])
+    device.use("a")
+    device.slots.hold()
+    device.slots.drop("a")
+    assert device.pages.free == PAGES
+
+
+def test_a_slot_is_taken_from_whoever_need_not_stay():
+    device = Device(slots=2)
+    device.slots.stay(["a"])
+    device.use("a")
+    device.slots.hold()
+    device.use("b")
+    device.use("c")
+    assert device.slots.resident == {"a", "c"}
+    device.check()

@@ -33,7 +33,7 @@ COUNTS = (2, 4)
 MIXES = {"Zipf": 1.0, "uniform": 0.0}  # how things are drawn: in proportion to 1 / n^alpha
 CATALOGUE = 200
 DEVICE_ADAPTERS = 32  # that a replica's device holds
-REQUESTS = 3000
+REQUESTS = 1000
 LIVE_EACH = 48  # requests at once, for each replica
 PROMPT_TOKENS = (16, 256)
 OUTPUT_TOKENS = (4, 64)
@@ -111,7 +111,7 @@ class Cluster:
                     self.cached += sum(end.cached_tokens for end in ends)
                 case Release() | Begin() | CatalogSeen():
                     pass
-                case _ if to != "tokenizer":
+                case _ if to not in ("tokenizer", "adapters"):
                     self._say(to, source, message)
 
 

@@ -37,6 +37,18 @@ def test_a_row_says_where_an_adapter_lay_for_its_requests_and_how_long_these_wai
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("pins", "shown"),
+    [
+        ({}, "no"),
+        ({"pinned": True}, "yes"),
+        ({"pinned": True, "pinned_on_device": True}, "device"),
+    ],
+)
+def test_a_row_says_how_an_adapter_is_pinned(pins, shown):
+    assert table([adapter("a", **pins)]).splitlines()[1].split()[6] == shown
+
+
 def test_what_cannot_be_used_says_why():
     assert table([BAD]).splitlines()[-1] == "bad cannot be used: no weights"
 

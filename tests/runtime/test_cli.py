@@ -48,6 +48,8 @@ def test_the_topology_is_that_of_a_configuration(path, capsys):
     for given in ([str(path)], []):
         assert cli.main(["topology", *given, "--tensor-parallel-size", "4", "--mermaid"]) == 0
         assert capsys.readouterr().out.strip() == as_mermaid(with_runners(4))
+    assert cli.main(["topology", str(path), "--data-parallel-size", "3"]) == 0
+    assert capsys.readouterr().out.strip() == as_table(with_runners(2, replicas=3))
     assert cli.main(["topology", "--tensor-parallel-size=0"]) == 2
     assert "tensor_parallel_size is 0: it must be positive" in capsys.readouterr().err
 

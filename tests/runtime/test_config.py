@@ -67,6 +67,12 @@ def test_the_command_line_overrides_the_file(folder):
         ("model: base\nthreads: 0\n", "threads must be positive"),
         ("model: base\ntensor_parallel_size: 0\n", "tensor_parallel_size is 0: it must be"),
         ("model: base\ntensor_parallel_size: 65\n", "each is a process .* at most 64"),
+        ("model: base\ndata_parallel_size: 0\n", "data_parallel_size is 0: it must be"),
+        (
+            "model: base\ntensor_parallel_size: 8\ndata_parallel_size: 9\n",
+            "tensor_parallel_size times data_parallel_size is 72",
+        ),
+        ("model: base\nload_balance_method: least\n", "load_balance_method"),
         ("model: nowhere\n", "no config.json in"),
         ("model: base\nadapters: {base: x}\n", "'base' is the base model's own name"),
     ],
@@ -150,3 +156,30 @@ def test_no_complaint_about_keys_quotes_one(folder, content, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load(write(folder, "model: base\napi_keys: keys.yaml\n"))
     assert "secr" not in str(caught.value)
+
+
+def test_adapters_may_be_of_the_hub_and_at_urls(folder):
+    text = "model: base\nadapters: [a=org/a@v1, 'b=s3://bucket/b', c=./org/c]\n"
+    config = load(write(folder, f"{text}adapter_sources: [hf://org/, 's3://bucket']\n"))
+    here = f"{folder}/./org/c"
+    assert config.adapters == {"a": "hf://org/a@v1", "b": "s3://bucket/b", "c": here}
+    assert config.adapter_sources == ["hf://org", "s3://bucket"]
+    assert config.has_remote_adapters
+    config = load(write(folder, "model: base\nadapters: {c: ./org/c}\nadapter_cache: x\n"))
+    assert not config.has_remote_adapters
+    assert config.adapter_cache == str(folder / "x")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("adapters: {a: 's3://bucket/../b'}", "adapters: a: 's3://bucket/../b': '..' in a URL"),
+        ("adapters: {a: '/a#digest=x'}", "64 hexadecimal digits"),
+        ("adapter_sources: [/adapters]", "adapter_sources: '/adapters': it must begin with hf://"),
+        ("adapter_sources: ['file:///a']", "adapter_roots"),
+        ("adapter_cache_mib: 0", "must be positive"),
+    ],
+)
+def test_sources_that_mean_nothing_are_refused(folder, line, words):
+    with pytest.raises(ConfigError, match=words):
+        load(write(folder, f"model: base\n{line}\n"))

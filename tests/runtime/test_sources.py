@@ -103,6 +103,25 @@ def test_a_folder_that_is_missing_is_not_looked_for_on_the_hub(tmp_path):
     assert sources.hub_id("adapters/legal", None) is not None
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a", "/here/a"),
+        ("a/b", "hf://a/b"),
+        ("./a/b", "/here/./a/b"),
+        ("/a/b", "/a/b"),
+        ("a/b/c", "/here/a/b/c"),
+        ("file:///a", "/a"),
+        ("a/b@v1", "hf://a/b@v1"),
+        ("S3://bucket/a/", "s3://bucket/a"),
+        (f"a/b#digest={DIGEST}", f"hf://a/b#digest={DIGEST}"),
+        (f"a#digest={DIGEST}", f"/here/a#digest={DIGEST}"),
+    ],
+)
+def test_a_source_is_written_so_that_it_means_the_same_everywhere(text, expected):
+    assert sources.located(text, "/here") == expected
+
+
 def test_a_digest_may_follow_any_source():
     assert sources.split_digest(f"/a#digest={DIGEST}") == ("/a", DIGEST)
     assert sources.split_digest("/a#b") == ("/a#b", None)

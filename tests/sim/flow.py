@@ -197,7 +197,8 @@ class Flow:
                 "adapter_pins", "adapters_held",
             ):  # fmt: skip
                 assert scheduler[name] == 0, name
-            idle = sum(scheduler[f"pages_{name}"] for name in ("free", "cached", "adapters_idle"))
+            kinds = ("free", "cached", "adapters_idle", "adapters_held")
+            idle = sum(scheduler[f"pages_{kind}"] for kind in kinds)
             assert idle == scheduler["pages"]
         router = sections.get("router", {})
         assert not any(router[name] for name in router if not name.endswith("_total")), router

@@ -116,6 +116,7 @@ class Shelves:
         for number, walker in enumerate(self.walkers):
             self.flow.world.spawn("client", walker, name=f"walker{number}")
         self.pinned = set()
+        self.on_device = set()  # of these
         self.changing = {}  # name -> (walker, operation)
         self.asked = []
         self.counts = {}
@@ -174,6 +175,10 @@ class Shelves:
         assert in_host <= wanted
         assert cached <= wanted
         assert {name for name in NAMES if registry.is_pinned(name)} == self.pinned
+        to_stay = {self.means[name] for name in self.on_device}
+        for composer in composers:
+            slots = composer.slots
+            assert to_stay == {digest for digest in slots.resident if slots.is_held(digest)}
 
     # ---- what is done ---------------------------------------------------------------------------
 
@@ -198,7 +203,8 @@ class Shelves:
             case "unload":
                 operation = UnloadAdapter(label, name)
             case "pin":
-                operation = PinAdapter(label, name, pinned=self.rng.random() < 0.5)
+                pinned, on_device = self.rng.random() < 0.5, self.rng.random() < 0.5
+                operation = PinAdapter(label, name, pinned=pinned, on_device=on_device)
             case "prefetch":
                 operation = PrefetchAdapter(label, name)
         self.changing[name] = walker, operation
@@ -254,15 +260,20 @@ class Shelves:
         self.means[name] = after
         if isinstance(operation, PinAdapter):
             (self.pinned.add if operation.pinned else self.pinned.discard)(name)
+            is_there = operation.pinned and operation.on_device
+            (self.on_device.add if is_there else self.on_device.discard)(name)
         if isinstance(operation, LoadAdapter) and operation.pinned is not None:
             (self.pinned.add if operation.pinned else self.pinned.discard)(name)
+            self.on_device &= self.pinned
         if isinstance(operation, UnloadAdapter):
             self.pinned.discard(name)
+            self.on_device.discard(name)
             assert answer.adapters == []
         else:
             [state] = answer.adapters
             assert (state.name, state.digest) == (name, after)
             assert state.pinned == (name in self.pinned)
+            assert state.pinned_on_device == (name in self.on_device)
         # What a client hears is true already: whoever asks from now on gets the new meaning.
 
     def _outcomes(self, name, operation, before, after):

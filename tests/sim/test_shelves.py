@@ -28,7 +28,7 @@ def walk(seed, model, folder, steps, **options):
 
 
 def walk_all(model, folder, **options):
-    for seed in range(20):
+    for seed in range(60):
         walk(seed, model, folder, 150, **options)
 
 

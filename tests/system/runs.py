@@ -113,7 +113,7 @@ class Server(Run):
         sections = self.state()["sections"]
         detokenizer = sections["detokenizer"]
         schedulers = {role: held for role, held in sections.items() if "scheduler" in role}
-        idle = ("pages_free", "pages_cached", "pages_adapters_idle")
+        idle = ("pages_free", "pages_cached", "pages_adapters_idle", "pages_adapters_held")
         held = {}
         for role, scheduler in schedulers.items():
             held |= {f"{role}'s {name}": scheduler[name] for name in SCHEDULER_HOLDS}

@@ -187,6 +187,26 @@ def test_the_command_line_shows_and_changes_a_running_weft(server, shelf):
     assert "weft: error: no adapter is named 'sums'" in said
 
 
+def test_an_adapter_pinned_to_the_device_is_there_before_anybody_asks(serve, shelf):
+    server = serve(adapters_folder=shelf, adapters="{}", example_prompts="{}")
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as web:
+        wait_for(lambda: web.get("/v1/adapters/math").status_code == 200)
+        wait_for(
+            lambda: web.post("/v1/adapters/math/pin", json={"tier": "device"}).status_code == 200
+        )
+        wait_for(lambda: web.get("/v1/adapters/math").json()["tier"] == "device")
+        assert ask(web, "math") == ANSWER
+        shown = web.get("/v1/adapters/math").json()
+        assert (shown["pinned"], shown["pinned_on_device"], shown["hits"]) == (
+            True,
+            True,
+            [1, 0, 0],
+        )
+        assert web.post("/v1/adapters/math/pin", json={"tier": "disk"}).status_code == 400
+        assert web.delete("/v1/adapters/math").status_code == 200
+    server.assert_all_is_back()
+
+
 def test_a_watched_folder_is_found_read_at_first_use_and_dropped(serve, shelf):
     server = serve(adapters_folder=shelf, adapters="{}", example_prompts="{}")
     with httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as web:
@@ -288,7 +308,8 @@ def operate(client, rng, shelf, means, name, content):
         elif kind == "prefetch":
             changed, expected = client.prefetch_adapter(name), {"prefetched"}
         else:
-            changed = client.pin_adapter(name, pinned=kind == "pin")
+            on_device = rng.random() < 0.5
+            changed = client.pin_adapter(name, pinned=kind == "pin", on_device=on_device)
             expected = {f"{kind}ned"}
     except Refused as refused:
         if not is_known:

@@ -109,7 +109,8 @@ class DiskCache:
 
     def remember(self, source: str, root: str) -> None:
         """Note what a source means now."""
-        _write(self._refs / _key(source), msgspec.json.encode(Meaning(source, root)))
+        with self._lock():  # whoever makes room takes unfinished notes for those of the dead
+            _write(self._refs / _key(source), msgspec.json.encode(Meaning(source, root)))
 
     def recall(self, source: str) -> str | None:
         """Return what a source meant when it was last looked up, if that is still here."""

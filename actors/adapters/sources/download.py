@@ -26,19 +26,19 @@ def fetch(
 ) -> Fetched:
     """Have a source in the cache. Raises ``BadAdapter``, or ``Unavailable`` for what may pass.
 
-    ``may_be_old``: if the origin cannot be reached, what the source meant last time will do.
+    ``may_be_old``: if the origin cannot be reached, what the source meant last time will do, and at
+    once: requests wait for it.
     """
     for pause_s in (*PAUSES_S, None):
         try:
             return _fetch(source, origin, cache, limits)
         except Unavailable as error:
-            if pause_s is not None:
-                sleep(pause_s)
-                continue
             old = cache.recall(str(source)) if may_be_old else None
-            if old is None:
+            if old is not None:
+                return Fetched(old, 0, str(error))
+            if pause_s is None:
                 raise
-            return Fetched(old, 0, str(error))
+            sleep(pause_s)
     raise AssertionError("the last attempt returns or raises")
 
 

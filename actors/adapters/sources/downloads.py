@@ -128,7 +128,9 @@ class Downloads:
             self._begin(child)
 
     def _begin(self, child: Child[Job]) -> None:
-        job = self._waiting.popleft()
+        # Whoever has asked for something now goes before what is only to be known some time.
+        job = next((job for job in self._waiting if not job.may_be_old), self._waiting[0])
+        self._waiting.remove(job)
         child.begin(job, job, time.monotonic() + self._deadline_s)
 
     def _hear(self, child: Child[Job]) -> None:

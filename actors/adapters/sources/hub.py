@@ -26,7 +26,7 @@ from weft.actors.adapters.sources.origin import File, Found, needed
 from weft.runtime.sources import Remote
 
 # For the answer to one question; HF_HUB_DOWNLOAD_TIMEOUT is how long a download may stand still.
-_QUESTION_TIMEOUT_S = 20.0
+_QUESTION_TIMEOUT_S = 10.0
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

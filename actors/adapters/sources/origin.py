@@ -16,10 +16,10 @@ from weft.runtime.sources import Remote
 # vocabularies take 33 MB.
 _MIB = 1024 * 1024
 _BESIDE = {
+    "weft.json": _MIB,
     "chat_template.jinja": _MIB,
     "generation_config.json": _MIB,
     "added_tokens.json": 4 * _MIB,
-    "special_tokens_map.json": _MIB,
     "tokenizer_config.json": 16 * _MIB,
     "tokenizer.json": 64 * _MIB,
 }

@@ -64,12 +64,18 @@ def read(base_folder):
     return build
 
 
+@pytest.fixture(scope="session")
+def base():
+    """What adapters are checked against."""
+    return BASE
+
+
 @pytest.fixture
-def loader(tmp_path):
+def loader(tmp_path, base):
     """A loader with children of its own, which leaves no process, file or descriptor behind."""
     before = sorted(os.listdir("/proc/self/fd"))
     with select.epoll() as wakes:
-        loader = SandboxedLoader(Config(model="/base"), BASE, tmp_path / "run", wakes)
+        loader = SandboxedLoader(Config(model="/base"), base, tmp_path / "run", wakes)
         yield loader
         loader.check()
         pids = pids_of(loader)

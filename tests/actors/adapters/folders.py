@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import numpy as np
 from safetensors.numpy import save
 
@@ -13,6 +14,7 @@ CONFIG = {
     "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "bias": "none",
     "target_modules": ["q_proj", "down_proj"],
 }  # fmt: skip
+TOKENS = 20  # of the base with an embedding
 PREFIX = "base_model.model.model.layers"
 
 
@@ -30,6 +32,37 @@ def tensors(rank=4, *, seed=0):
         tensor_name("mlp.down_proj", "B", layer=1): (8, rank),
     }
     return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def save_base(path):
+    """Write a base with an embedding and a head; return its shapes."""
+    weights = {
+        f"{name}.weight": matrix(seed) for seed, name in enumerate(("embed_tokens", "lm_head"))
+    }
+    (path / "model.safetensors").write_bytes(save(weights))
+    return msgspec.structs.replace(BASE, vocab_size=TOKENS, folder=str(path))
+
+
+def matrix(seed, *, rows=TOKENS):
+    """An embedding or a head; 0 and 1 are the base's."""
+    return np.random.default_rng(seed).standard_normal((rows, 8), np.float32)
+
+
+def own_folder():
+    """The files of a valid adapter with more than updates of layers."""
+    own = {
+        "model.embed_tokens.base_layer.weight": np.vstack((matrix(0), matrix(2, rows=2))),
+        "model.embed_tokens.lora_embedding_A": matrix(3, rows=4 * (TOKENS + 2) // 8).reshape(4, -1),
+        "model.embed_tokens.lora_embedding_B": matrix(4, rows=4).reshape(8, 4),
+        "lm_head.weight": matrix(1) + (np.arange(TOKENS) % 3 == 0)[:, None],
+        "model.norm.weight": matrix(5, rows=1)[0],
+    }
+    config = {
+        "target_modules": [*CONFIG["target_modules"], "embed_tokens"],
+        "modules_to_save": ["lm_head", "model.norm"],
+    }
+    named = {f"base_model.model.{name}": tensor.astype(np.float32) for name, tensor in own.items()}
+    return folder(config, tensors() | named)
 
 
 def opened(file):

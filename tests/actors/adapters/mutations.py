@@ -8,7 +8,15 @@ import socket
 import numpy as np
 from safetensors.numpy import save
 
-from tests.actors.adapters.folders import CONFIG, closed, folder, opened, tensors
+from tests.actors.adapters.folders import (
+    CONFIG,
+    closed,
+    folder,
+    matrix,
+    opened,
+    own_folder,
+    tensors,
+)
 from tests.actors.adapters.test_damage import FIELDS, VALUES, damaged
 
 CONFIG_NAME, WEIGHTS_NAME = folder()
@@ -91,6 +99,49 @@ def names(rng, files):
     files[WEIGHTS_NAME] = closed(header, data)
 
 
+KINDS = [
+    "weight", "base_layer.weight", "original_module.weight", "modules_to_save.weight",
+    "token_adapter.base_layer.weight", "token_adapter.trainable_tokens_delta", "lora_A.weight",
+    "lora_B.weight", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "bias",
+]  # fmt: skip
+MODULES = ["model.embed_tokens", "embed_tokens", "lm_head", "model.lm_head", "model.norm", "norm"]
+MODULES += ["model.layers.0.input_layernorm", "model.layers.9.input_layernorm", "model.layers.0"]
+
+
+def own(rng, files):
+    """Add a tensor of an embedding, a head or a norm, or let another have this name."""
+    header, data = opened(files[WEIGHTS_NAME])
+    name = f"base_model.model.{rng.choice(MODULES)}.{rng.choice(KINDS)}"
+    if rng.random() < 0.5:
+        header[name] = header.pop(rng.choice(list(header)))
+    else:
+        shape = rng.choice([(19, 8), (20, 8), (23, 8), (4, 20), (8, 4), (2, 8), (8,), (0, 8)])
+        more = np.resize(matrix(rng.randrange(3)), shape).tobytes()
+        entry = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(more)]}
+        header[name], data = entry, data + more
+    files[WEIGHTS_NAME] = closed(header, data)
+
+
+def meaning(rng, files):
+    """Let the configuration name other modules and tokens."""
+    config = json.loads(files[CONFIG_NAME])
+    names = [*MODULES, "q_proj", "down_proj", "mlp", "", "x", "layernorm"]
+    match rng.randrange(4):
+        case 0:
+            config["modules_to_save"] = rng.sample(names, rng.randrange(4))
+        case 1:
+            config["target_modules"] = rng.sample(names, rng.randrange(1, 6))
+        case 2:
+            tokens = rng.choice(
+                [[], [1], [3, 3], [19, 20, 21], [-1], [2**40], [0.5], list(range(20))]
+            )
+            name = rng.choice(["embed_tokens", "lm_head", "wte"])
+            config["trainable_token_indices"] = rng.choice([tokens, {name: tokens}])
+        case 3:
+            config["ensure_weight_tying"] = rng.random() < 0.8
+    files[CONFIG_NAME] = json.dumps(config).encode()
+
+
 def many(rng, files):
     """Name very many tensors without a byte."""
     count = rng.choice([10, 100, 1000, 20_000])
@@ -126,7 +177,7 @@ def bytes_of_a_file(rng, files):
 
 OF_FILES = [
     field, field, rank, value, precision, entry, entry, names, names, many, length, size, depth,
-    bytes_of_a_file, bytes_of_a_file,
+    bytes_of_a_file, bytes_of_a_file, own, own, meaning, meaning,
 ]  # fmt: skip
 
 
@@ -165,7 +216,7 @@ def of_folder(rng, path):
 
 def mutated(rng, path):
     """Write a mutated adapter's folder."""
-    files = folder()
+    files = rng.choice([folder, own_folder])()
     for _ in range(rng.choice([0, 1, 1, 1, 1, 2])):
         # What one has broken the next may find no way into.
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -13,10 +13,14 @@ from weft.runtime.messages import (
     AdapterRequest,
     Catalog,
     CatalogSeen,
+    DeviceRoom,
     Inspection,
+    KeepOnDevice,
+    ListAdapters,
     LoadAdapter,
     PinAdapter,
     Release,
+    UnloadAdapter,
 )
 
 
@@ -353,3 +357,79 @@ def test_a_load_is_not_pinned_where_all_room_is_in_use(size_bytes):
     shelf.hear(Release(digests["a"]))
     answer = operation(shelf, LoadAdapter("l", "g", "/d", pinned=True))
     assert (answer.outcome, answer.adapters[0].tier) == ("loaded", "host")
+
+
+@pytest.fixture
+def pins():
+    """A shelf of adapters of one page each, of which the device may keep three, and their names."""
+    shelf = Shelf("abcde", places=None, adapter_roots=["/"])
+    names = {entry.digest: name for name, entry in shelf.catalog().items()}
+    return shelf, names
+
+
+def told(shelf, names):
+    """What the scheduler is told to keep on the device, each time, by names."""
+    sends = [send.message for send in shelf.advance()]
+    kept = [message.digests for message in sends if isinstance(message, KeepOnDevice)]
+    return [{names[digest] for digest in digests} for digests in kept]
+
+
+def pin_to_device(shelf, name):
+    shelf.hear(AdapterRequest("client", PinAdapter("l", name, pinned=True, on_device=True)))
+
+
+def test_a_scheduler_keeps_on_the_device_what_is_pinned_to_it(pins):
+    shelf, names = pins
+    refused = operation(shelf, PinAdapter("l", "a", pinned=True, on_device=True))
+    assert (refused.code, refused.retry_after_s) == ("queue_full", 1.0)
+    shelf.hear(DeviceRoom(3, 3, 2))
+    assert told(shelf, names) == []
+    pin_to_device(shelf, "a")
+    assert told(shelf, names) == [{"a"}]
+    pin_to_device(shelf, "b")
+    assert told(shelf, names) == [{"a", "b"}]
+    assert told(shelf, names) == []
+    shelf.hear(AdapterRequest("client", PinAdapter("l", "a", pinned=True)))  # in host memory alone
+    assert told(shelf, names) == [{"b"}]
+    [a] = operation(shelf, ListAdapters("l", "a")).adapters
+    assert (a.pinned, a.pinned_on_device) == (True, False)
+    shelf.hear(AdapterRequest("client", PinAdapter("l", "b", pinned=False)))
+    assert told(shelf, names) == [set()]
+
+
+@pytest.mark.parametrize(
+    ("room", "text"),
+    [(DeviceRoom(2, 9, 2), "max_loaded_loras"), (DeviceRoom(9, 2, 2), "kv_cache_memory_mib")],
+)
+def test_what_is_too_much_for_the_device_is_refused(pins, room, text):
+    shelf, names = pins
+    shelf.hear(room)
+    for name in "ab":
+        pin_to_device(shelf, name)
+    assert told(shelf, names) == [{"a", "b"}]
+    refused = operation(shelf, PinAdapter("l", "c", pinned=True, on_device=True))
+    assert (refused.code, refused.param) == ("invalid_value", "pinned")
+    assert text in refused.message
+    assert operation(shelf, PinAdapter("l", "c", pinned=True)).outcome == "pinned"
+
+
+def test_the_device_keeps_what_a_name_means_now_and_nothing_that_has_no_name(pins):
+    shelf, names = pins
+    shelf.hear(DeviceRoom(3, 3, 2))
+    pin_to_device(shelf, "a")
+    shelf.advance()
+    shelf.hear(AdapterRequest("client", LoadAdapter("l", "a", "/b", replace=True)))
+    assert told(shelf, names) == [{"b"}]
+    shelf.hear(AdapterRequest("client", UnloadAdapter("l", "a")))
+    assert told(shelf, names) == [set()]
+
+
+def test_a_scheduler_that_comes_back_is_told_again(pins):
+    shelf, names = pins
+    shelf.hear(DeviceRoom(3, 3, 2))
+    pin_to_device(shelf, "a")
+    shelf.advance()
+    shelf.store.lost("scheduler", 0)
+    assert told(shelf, names) == []
+    shelf.hear(DeviceRoom(3, 3, 2))
+    assert told(shelf, names) == [{"a"}]

@@ -8,23 +8,30 @@ from pathlib import Path
 import pytest
 import safetensors.numpy
 
-from tests.actors.adapters.folders import BASE, folder, tensors
+from tests.actors.adapters.folders import folder, own_folder, save_base, tensors
 from tests.actors.adapters.mutations import WEIGHTS_NAME, mutated
 from tests.actors.adapters.sandboxed import outcomes, write
 from weft.actors.adapters.errors import BadAdapter
 from weft.actors.adapters.files import FileError, LocalFiles
 from weft.actors.adapters.reading import read
+from weft.runtime.config import Config
 
 SEEDS = range(5)
 MUTATIONS = 500
 
 
-def expected(path):
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A base that has weights, with which adapters' own are compared."""
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+def expected(path, base):
     """What this process makes of a folder: the file's bytes, or a reason."""
+    limit = Config(model="/base").whole_modules_bytes_max
     try:
-        return b"".join(
-            read(LocalFiles(), str(path), BASE, rank_max=64, whole_bytes_max=2**20).file()
-        )
+        found = read(LocalFiles(), str(path), base, rank_max=64, whole_bytes_max=limit)
+        return b"".join(found.file())
     except (BadAdapter, FileError) as error:
         return str(error)
 
@@ -42,25 +49,28 @@ def made(result):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_mutated_adapter_is_refused_with_a_reason_or_is_what_it_says(loader, tmp_path, seed):
+def test_a_mutated_adapter_is_refused_with_a_reason_or_is_what_it_says(
+    loader, base, tmp_path, seed
+):
     rng = random.Random(seed)
     paths = [tmp_path / str(i) for i in range(MUTATIONS)]
     for path in paths:
         mutated(rng, path)
     good = write(tmp_path / "good", folder(weights=tensors(seed=9)))
-    sources = [*map(str, paths), good]
+    own = write(tmp_path / "own", own_folder())
+    sources = [*map(str, paths), own, good]
     results = outcomes(loader, [loader.start(source, with_file=True) for source in sources])
     found = [made(result) for result in results]
     kinds = Counter(type(each) for each in found)
     assert min(kinds[str], kinds[bytes]) > MUTATIONS // 10
     for path, each in zip(sources, found, strict=True):
-        assert each == expected(path), path
+        assert each == expected(path, base), path
         if isinstance(each, str):
             assert 10 < len(each) <= 1024
             assert each.isprintable()
         else:
             assert safetensors.numpy.load(each)
-    assert isinstance(found[-1], bytes)
+    assert [type(each) for each in found[-2:]] == [bytes, bytes]
     assert loader.deaths == 0  # each was refused in words
 
 

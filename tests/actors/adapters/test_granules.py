@@ -4,6 +4,7 @@ import torch
 from tests.actors.adapters.folders import BASE, build, folder, tensor_name, tensors
 from weft.actors.adapters import granules
 from weft.actors.adapters.base import MODULES, BaseShapes, LinearShape
+from weft.actors.runner.lora import at_once
 from weft.actors.runner.own import Reader, Writer
 from weft.kernels.sgmv.granules import Affine, Module, Tables
 
@@ -165,7 +166,7 @@ def test_what_is_spread_fills_as_many_granules_as_were_counted(rows, size, rank)
     count = granules.most_of_any_layer([], spread, base, base.shards(size))
     arena = torch.full((3, count, 1, 8, 128), float("nan"))
     shard = base.shards(size)[rank] if size > 1 else None
-    own = Reader(500, shard, rank, size).load(file, scales, Writer(arena, range(count), 0))
+    own = Reader(500, shard, rank, size).load(file, scales, Writer(arena, range(count), 0, at_once))
     used = 3 * count - arena.isnan().all(dim=-1).all(dim=-1).sum()
     assert used <= spread.granules(base, base.shards(size)) <= 3 * count
     if size == 1:

@@ -18,6 +18,7 @@ from weft.runtime.messages import (
     Catalog,
     CatalogSeen,
     LoadAdapter,
+    PrefetchAdapter,
     Refused,
     UnloadAdapter,
 )
@@ -206,3 +207,21 @@ def test_what_the_configuration_names_may_be_named_by_requests():
     assert loaded.outcome == "loaded"
     [refused] = place.ask(LoadAdapter("l", "again", "hf://org/other"))
     assert "adapter_sources" in refused.message
+
+
+def test_a_digest_is_still_expected_when_it_is_tried_again():
+    wrong = "0" * 64
+    adapters = {"a": f"{REMOTE}#digest={wrong}"}
+    place = Place(adapters, faults={REMOTE: [Unavailable("down")]})
+    place.come()
+    assert place.names["a"].refused == "down"
+    place.advance(by_ns=FIRST_PAUSE_NS)
+    assert f"not {wrong}" in place.names["a"].refused
+
+
+def test_a_folder_may_be_called_as_if_a_digest_followed():
+    place = Place({}, is_slow=False, adapters_folder="/shelf")
+    place.files.folders["/shelf/a#digest=x"] = FILES["/local"]
+    place.advance(by_ns=10**10)
+    [loaded] = place.ask(PrefetchAdapter("l", "a#digest=x"))
+    assert loaded.outcome == "prefetched"

@@ -22,6 +22,10 @@ class HeldSlots:
         self.in_group = set()  # digests
         self.error = None
 
+    @property
+    def has_group(self):
+        return bool(self.in_group)
+
     def needs_group(self, file):
         return file.metadata()["digest"] in self.in_group
 

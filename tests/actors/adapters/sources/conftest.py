@@ -31,6 +31,7 @@ class Sourced:
         self.run_dir = Path(tempfile.mkdtemp(prefix="run-", dir=place))
         config = Config(model="/base", adapter_cache=str(place / "cache"), **options)
         self._wakes = select.epoll()
+        self._found = {}
         folders = SandboxedLoader(config, BASE, self.run_dir, self._wakes)
         self.loader = with_sources(folders, config, BASE, self._wakes)
 
@@ -38,12 +39,11 @@ class Sourced:
         return self.loader.start(source, with_file=with_file)
 
     def outcomes(self, *tickets):
-        found = {}
-        while not found.keys() >= set(tickets):
+        while not self._found.keys() >= set(tickets):
             self.loader.wait()
-            found |= dict(self.loader.finished())
+            self._found |= dict(self.loader.finished())
             self.loader.check()
-        return [found[ticket] for ticket in tickets]
+        return [self._found.pop(ticket) for ticket in tickets]
 
     def load(self, source, *, with_file=True):
         """What a client is told that has a source loaded."""

@@ -16,6 +16,7 @@ from tests.actors.adapters.sources.fake_hub import LARGE, cut, other
 from weft.actors.adapters.errors import BadAdapter, GivenUp, Unavailable
 from weft.actors.adapters.loader import Content
 from weft.actors.adapters.sources import downloads
+from weft.runtime.config import ConfigError
 
 pytestmark = pytest.mark.slow
 
@@ -411,6 +412,28 @@ def test_a_damaged_copy_is_noticed_and_downloaded_again(hub, sourced, again, tmp
     assert (loaded.digest, loaded.source) == (digest(1), source)
     assert hub.downloads() == 2
     assert [str(path) for path in restarted.run_dir.iterdir()] == [loaded.file]
+
+
+def test_what_a_client_asks_for_goes_before_what_the_configuration_names(hub, sourced):
+    for number in range(8):
+        hub.push(f"org/{number}", adapter(number))
+    gates = [Gate() for _ in range(4)]
+    hub.faults[LARGE] = list(gates)
+    named = [sourced.start(f"hf://org/{number}") for number in range(7)]
+    asked = sourced.start("hf://org/7", with_file=True)
+    for gate in gates:
+        gate.wait_for_somebody()
+    gates[0].open.set()
+    assert sourced.outcomes(asked)[0].digest == digest(7)
+    for gate in gates[1:]:
+        gate.open.set()
+    assert [r.digest for r in sourced.outcomes(*named)] == [digest(n) for n in range(7)]
+
+
+def test_a_cache_that_cannot_be_made_is_a_fault_of_the_configuration(hub, again, tmp_path):
+    (tmp_path / "cache").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"adapter_cache: .* cannot be made or written"):
+        again()
 
 
 def test_a_child_ends_when_nothing_is_to_be_downloaded(hub, sourced):
