@@ -89,10 +89,10 @@ class Scheduler:
         self._waiting = Waiting(config.scheduling_policy)
         held_max = min(config.max_loaded_loras, config.max_cpu_loras or config.max_loaded_loras)
         self._host = HostPins(held_max, config.host_memory_bytes // config.data_parallel_size)
-        self._staying: list[str] = []  # adapters that are to stay on the device
         self._suspects = Suspects()
         self._lives_lost = 0  # of the runners
         self._visiting: list[Inspection] = []  # on their way from runner to runner
+        self._staying: list[str] = []  # adapters that are to stay on the device
         self._retiring: dict[str, int] = {}  # adapters without a name: catalog version
         self._payers = Payers(config)
         self._requests = Requests(
@@ -346,7 +346,7 @@ class Scheduler:
         if len(self._ready) < len(self._runners) or len(epochs) > 1:
             return []
         together = agreed([self._ready[runner] for runner in self._runners])
-        composer = self._composer = Composer(self._config, together, self._waiting, self._host)
+        self._composer = composer = Composer(self._config, together, self._waiting, self._host)
         composer.slots.stay(self._staying)
         for sequence in list(self._waiting):
             self._limit(sequence)

@@ -150,10 +150,10 @@ class Harness:
                         self.ends[end.sequence] = end
                 case Reject():
                     self.rejected.append(message)
-                case Away(reason):
-                    self.away = reason
                 case DeviceRoom():
                     self.device_room = message
+                case Away(reason):
+                    self.away = reason
                 case Acquire(digest) if self.holds_acquires:
                     self.withheld.append(message)
                 case Acquire(digest):

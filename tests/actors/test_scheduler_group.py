@@ -6,7 +6,17 @@ from tests.actors.scheduler_harness import GREEDY, config
 from weft.actors.scheduler.actor import Scheduler
 from weft.actors.scheduler.group import agreed
 from weft.runtime.actor import Send, Turn
-from weft.runtime.messages import Away, Generate, Inspection, RunnerReady, Step, StepDone
+from weft.runtime.messages import (
+    Acquire,
+    Away,
+    DeviceRoom,
+    Generate,
+    Inspection,
+    KeepOnDevice,
+    RunnerReady,
+    Step,
+    StepDone,
+)
 
 RUNNERS = ["runner0", "runner1", "runner2"]
 TURN = Turn(0, lambda peer: 100)
@@ -99,6 +109,17 @@ def test_the_tokenizer_hears_when_runners_go_and_when_they_are_back(scheduler):
         assert scheduler.receive(RUNNERS[rank], RunnerReady(rank, 9, 4, 2, 2, epoch=2), 0) == []
     last = RunnerReady(2, 9, 4, 2, 2, epoch=2)
     assert Send("tokenizer", Away(None)) in scheduler.receive("runner2", last, 0)
+
+
+def test_what_is_to_stay_on_the_device_is_so_in_the_next_life_too(scheduler):
+    get_ready(scheduler)
+    scheduler.receive("adapters", KeepOnDevice(["a" * 64]), 0)
+    scheduler.lost("runner0", 0)
+    scheduler.receive("adapters", KeepOnDevice(["b" * 64]), 0)
+    for rank in (0, 1, 2):
+        sends = scheduler.receive(RUNNERS[rank], RunnerReady(rank, 9, 4, 2, 2, epoch=2), 0)
+    assert DeviceRoom(0, 4, 2) in [send.message for send in sends]
+    assert Send("adapters", Acquire("b" * 64)) in scheduler.advance(TURN)
 
 
 @pytest.mark.parametrize(
