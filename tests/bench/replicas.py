@@ -112,7 +112,7 @@ class Cluster:
                     self.cached += sum(end.cached_tokens for end in ends)
                 case Release() | Begin() | CatalogSeen():
                     pass
-                case _ if to != "tokenizer":
+                case _ if to not in ("tokenizer", "adapters"):
                     self._say(to, source, message)
 
 
