@@ -102,7 +102,11 @@ def empty(*shape: int) -> Tensor:
 
 
 class Program:
-    """A list of operations. For one thread at a time; its tensors are overwritten by each run."""
+    """A list of operations. For one thread at a time; its tensors are overwritten by each run.
+
+    What operations were given, such as weights, has to live as long as the program: it keeps what
+    they returned, and knows of the rest where it lies.
+    """
 
     def __init__(self, *counts: str) -> None:
         """``counts`` name what is counted: the rows of some operations are so many."""
@@ -151,6 +155,11 @@ class Program:
         count = ctypes.addressof(self._counted)
         self._arguments.append(arguments)
         self._calls.append(_Call(function, ctypes.addressof(arguments), count, waits))
+
+    @property
+    def waits(self) -> list[bool]:
+        """Whether each operation waits for all before it."""
+        return [bool(call.waits) for call in self._calls]
 
     def after_run(self, check: Callable[[], None]) -> None:
         """Have ``check`` called, once, whenever all operations have been computed."""
