@@ -20,6 +20,7 @@ from weft.runtime.messages import (
     Acquired,
     Begin,
     CatalogSeen,
+    DeviceRoom,
     Generate,
     Release,
     RowSampling,
@@ -109,7 +110,7 @@ class Cluster:
                 case Sampled(ends=ends):
                     self.ended += len(ends)
                     self.cached += sum(end.cached_tokens for end in ends)
-                case Release() | Begin() | CatalogSeen():
+                case Release() | Begin() | CatalogSeen() | DeviceRoom():
                     pass
                 case _:
                     self._say(to, source, message)
