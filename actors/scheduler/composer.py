@@ -11,7 +11,7 @@ from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.pages import Pages
 from weft.actors.scheduler.policy import Candidate, Need, Room
 from weft.actors.scheduler.prefixes import PrefixCache
-from weft.actors.scheduler.sequence import Rows, Sequence
+from weft.actors.scheduler.sequence import Request, Rows, Sequence
 from weft.actors.scheduler.slots import AdapterSlots
 from weft.actors.scheduler.waiting import Waiting
 from weft.runtime.config import Config
@@ -19,20 +19,22 @@ from weft.runtime.messages import Acquire, Chunk, DeviceRoom, Join, Release, Run
 
 
 class Composer:
-    """Owner of rows, pages and adapters, and of the order in which sequences get them.
+    """Owner of rows, pages and adapters on the device, and of the order in which they are given.
 
-    Steps are composed one ahead of the runner, and the runner executes them in order. Hence what a
-    sequence leaves in step n is free for others in step n, even while n - 1 is being computed.
+    It lives as long as the runners do; who waits, and what is in host memory, outlive it. Steps are
+    composed one ahead of the runner, and the runner executes them in order. Hence what a sequence
+    leaves in step n is free for others in step n, even while n - 1 is being computed.
     """
 
-    def __init__(self, config: Config, ready: RunnerReady) -> None:
+    def __init__(
+        self, config: Config, ready: RunnerReady, waiting: Waiting, host: HostPins
+    ) -> None:
         self.rows = Rows(config.max_num_seqs)
         self.pages = Pages(ready.pages)
         self.cache = PrefixCache(
             self.pages, ready.page_tokens, caching=config.enable_prefix_caching
         )
-        held_max = min(config.max_loaded_loras, config.max_cpu_loras or config.max_loaded_loras)
-        self.host = HostPins(held_max, config.host_memory_bytes // config.data_parallel_size)
+        self.host = host
         assert ready.adapter_slots >= config.max_loras_per_batch
         self.slots = AdapterSlots(
             ready.adapter_slots,
@@ -40,7 +42,8 @@ class Composer:
             page_granules=ready.page_granules,
             policy=config.lora_eviction_policy,
         )
-        self.waiting = Waiting(config.scheduling_policy)
+        self.waiting = waiting
+        self.alone: Request | None = None  # nobody else may have a row
         self.preemptions = 0
         self._config = config
         self._page_granules = ready.page_granules
@@ -87,9 +90,13 @@ class Composer:
         missing = self.slots.missing
         if len(self.host):
             needed = {*(self.waiting.adapters - self.slots.resident), *missing}
+            if self.alone is not None:  # the others keep no room from it
+                needed &= {self.alone.generate.adapter}
             messages += self.host.release(needed, steps_done)
         for digest in wanted:
             messages += self.host.want(digest)
+        if self.alone is not None:
+            return messages
         for digest in (*self._waited_for(), *missing):
             if not self.host.has_room_ahead:
                 break
@@ -107,19 +114,26 @@ class Composer:
         if self.waiting and self.slots.held and not self._pages_of_sequences:
             self.slots.relent()
             wanted = self._admit(draft)  # now that nothing else is in the way
-        self._load_those_that_stay(draft)
-        if draft.sampled or draft.chunks:
+        if self.alone is None:
+            self._load_those_that_stay(draft)
+        if (draft.sampled or draft.chunks) and self.alone is None:
             self._load_ahead(draft)
         composed = draft.finish(self._leaves)
         if composed is not None:
             self._leaves = []
         return composed, wanted
 
+    def let_alone(self, request: Request | None) -> None:
+        """Give rows to nobody else, and take those of all others; None: to anybody again."""
+        self.alone = request
+        others = [s for s in self.rows if request is not None and s.request is not request]
+        for sequence in reversed(others):
+            self._preempt(sequence)
+
     def counters(self) -> dict[str, float]:
         """Return what is free, and who holds the rest: pages add up to ``pages``."""
         pages, slots = self.pages, self.slots
         return {
-            "waiting": len(self.waiting),
             "rows_running": len(self.rows),
             "rows": self.rows.count,
             "pages": pages.count,
@@ -134,7 +148,6 @@ class Composer:
             "adapters_in_batch_max": self._config.max_loras_per_batch,
             "adapters_resident": len(slots.resident),
             "adapters_staying": slots.held,
-            "adapters_held": len(self.host),
             "adapter_pins": slots.pin_count,
             "adapter_evictions_total": slots.evictions,
             "preemptions_total": self.preemptions,
@@ -145,12 +158,10 @@ class Composer:
         self.rows.check()
         self.pages.check(self.cache.owned(), self.slots.owned())
         self.cache.check()
-        self.host.check()
         self.slots.check()
         assert len(self.slots.pinned) <= self._config.max_loras_per_batch
         with_adapter = sum(1 for s in self.rows if s.request.generate.adapter is not None)
         assert self.slots.pin_count == with_adapter
-        self.waiting.check()
 
     @property
     def _pages_of_sequences(self) -> int:
@@ -239,7 +250,9 @@ class Composer:
             return len(sequence.tokens) if needed is None else needed.tokens
 
         order = self.waiting.in_order(tokens)
-        if len(self.waiting) > policy.LOOK_AHEAD:
+        if self.alone is not None:
+            order = (s for s in self.alone.sequences if self.waiting.has(s.number))
+        elif len(self.waiting) > policy.LOOK_AHEAD:
             order = self._without_gaps(order, tokens)
         admission = policy.admit(
             map(self._candidate, order),

@@ -41,6 +41,11 @@ class Sequence:
         """Known tokens that are not prompt."""
         return len(self.tokens) - len(self.request.generate.prompt)
 
+    def lose_device(self) -> None:
+        """Forget everything but the tokens that are known: what is computed begins anew."""
+        self.computed = self.prefill_end = self.in_flight = 0
+        self.row = self.holding = None
+
     @property
     def is_prefilling(self) -> bool:
         """Whether some of the tokens it joined with have not been ordered yet."""

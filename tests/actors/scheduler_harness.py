@@ -11,6 +11,7 @@ from weft.runtime.config import Config
 from weft.runtime.messages import (
     Acquire,
     Acquired,
+    Away,
     Begin,
     DeviceRoom,
     End,
@@ -55,6 +56,7 @@ class Harness:
         self.logprobs: dict[int, list[tuple]] = {}
         self.ends: dict[int, End] = {}
         self.rejected: list[Reject] = []
+        self.away: str | None = None
         self.inspections: list[Inspection] = []
         self.pinned_in_host: dict[str, int] = {}
         self.withheld: list[Acquire] = []
@@ -150,6 +152,8 @@ class Harness:
                     self.rejected.append(message)
                 case DeviceRoom():
                     self.device_room = message
+                case Away(reason):
+                    self.away = reason
                 case Acquire(digest) if self.holds_acquires:
                     self.withheld.append(message)
                 case Acquire(digest):

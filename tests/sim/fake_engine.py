@@ -94,7 +94,7 @@ class FakeEngine:
         self._slots: list[AdapterLoad | None] = [None] * slots
         self._rows: dict[int, Row] = {}
         self._rows_max = rows
-        self._next_step = 0
+        self._next_step = None  # of the first step any: there were others before this life
         self.distinct_adapters_max = 0
 
     def ready(self) -> RunnerReady:
@@ -104,8 +104,8 @@ class FakeEngine:
         return Done(self.execute(step))
 
     def execute(self, step: Step) -> StepDone:
-        assert step.step == self._next_step
-        self._next_step += 1
+        assert self._next_step in (None, step.step)
+        self._next_step = step.step + 1
         for load in step.loads:
             assert len(set(load.pages)) == len(load.pages) > 0
             self._slots[load.slot] = load
@@ -178,7 +178,9 @@ class FakeEngine:
         adapter = self._adapter(row)
         context = []
         for position in range(row.position):
-            owner, token = self._pages[row.pages[position // size]][position % size]
+            written = self._pages[row.pages[position // size]][position % size]
+            assert written is not None, "KV is read that nobody has written"
+            owner, token = written
             assert owner == adapter, f"KV of {owner} read by {adapter}"
             context.append(token)
         if row.join.history is not None:
