@@ -53,7 +53,10 @@ class HostPins:
         """Whether there is room for what is not urgent: half is left to what is.
 
         What the store has been asked for, and one more, may be as large as any that came before.
+        One by itself always has room.
         """
+        if not self._pins:
+            return True
         expected = self._bytes + (self._missing + 1) * self._largest
         return len(self._pins) < self._held_max // 2 and expected <= self._bytes_max // 2
 
