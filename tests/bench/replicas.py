@@ -18,8 +18,10 @@ from weft.runtime.config import Config
 from weft.runtime.messages import (
     Acquire,
     Acquired,
+    Away,
     Begin,
     CatalogSeen,
+    DeviceRoom,
     Generate,
     Release,
     RowSampling,
@@ -109,7 +111,7 @@ class Cluster:
                 case Sampled(ends=ends):
                     self.ended += len(ends)
                     self.cached += sum(end.cached_tokens for end in ends)
-                case Release() | Begin() | CatalogSeen():
+                case Release() | Begin() | CatalogSeen() | DeviceRoom() | Away():
                     pass
                 case _ if to != "tokenizer":
                     self._say(to, source, message)
