@@ -39,6 +39,7 @@ class Answer:
         prompts: Sequence[Prompt],
         *,
         model: str | None,
+        lora: Sequence[Mapping[str, Any]] | None,
         asker: Asker,
         sampling: Mapping[str, Any],
     ) -> None:
@@ -54,6 +55,7 @@ class Answer:
                 messages=prompt.messages,
                 prompt=prompt.prompt,
                 model=model,
+                lora=lora,
                 **asker._asdict(),
                 **sampling,
             )

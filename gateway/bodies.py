@@ -92,6 +92,13 @@ class StreamOptions(_Body):
     include_obfuscation: bool | None = None  # without effect
 
 
+class Lora(_Body):
+    """One of the adapters whose updates are added up."""
+
+    name: Text
+    scale: Annotated[float, Field(description="by which its update is multiplied")] = 1.0
+
+
 class _Generation(_Body):
     """The fields that chats and completions share. None stands for a default everywhere."""
 
@@ -120,6 +127,8 @@ class _Generation(_Body):
     include_stop_str_in_output: bool | None = None
     no_stop_trim: bool | None = None
     priority: Integer | None = None  # among the tenant's requests; lower is earlier
+
+    lora: list[Lora] | None = None  # adapters instead of ``model``
 
     # Without effect on the answer.
     store: bool | None = None
@@ -152,6 +161,19 @@ class _Generation(_Body):
     def include_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def adapters(self) -> list[dict[str, Any]] | None:
+        """What the ingress protocol calls ``lora``."""
+        return None if self.lora is None else [each.model_dump() for each in self.lora]
+
+    def answering(self, base_name: str) -> str:
+        """Return what answers show as their model."""
+        if not self.lora:
+            return base_name if self.model is None else self.model
+        return "+".join(
+            each.name if each.scale == 1 else f"{each.name}:{each.scale:g}" for each in self.lora
+        )
 
     def sampling(self) -> dict[str, Any]:
         """Return the ingress protocol's Sampling, without what is left to its defaults."""

@@ -17,12 +17,13 @@ router = APIRouter()
 
 @router.post("/v1/chat/completions", response_model=None)
 async def chat_completions(body: ChatBody, request: Request) -> Response:
-    """Answer a chat, with the adapter or the base that ``model`` names."""
+    """Answer a chat, with the adapters that it names, or the base."""
     state = request.app.state
     answer = Answer(
         state.client,
         [Prompt(messages=[message.turn() for message in body.messages])],
         model=body.model,
+        lora=body.adapters,
         asker=Asker(body.user, keys.tenant(request), body.priority or 0),
         sampling=body.sampling(),
     )
@@ -33,7 +34,7 @@ class _ChatFormat:
     def __init__(self, body: ChatBody, base_name: str) -> None:
         self.is_stream = bool(body.stream)
         self.include_usage = body.include_usage
-        self._model = base_name if body.model is None else body.model
+        self._model = body.answering(base_name)
         self._has_logprobs = bool(body.logprobs)
 
     def first(self, answer: Answer, choice: int) -> Json | None:

@@ -17,7 +17,7 @@ router = APIRouter()
 
 @router.post("/v1/completions", response_model=None)
 async def completions(body: CompletionBody, request: Request) -> Response:
-    """Continue one prompt or several, with the adapter or the base that ``model`` names."""
+    """Continue one prompt or several, with the adapters that it names, or the base."""
     state = request.app.state
     sampling = body.sampling()
     choices = len(body.prompts) * int(sampling.get("n", 1))
@@ -31,6 +31,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
         state.client,
         [Prompt(prompt=prompt) for prompt in body.prompts],
         model=body.model,
+        lora=body.adapters,
         asker=Asker(body.user, keys.tenant(request), body.priority or 0),
         sampling=sampling,
     )
@@ -41,7 +42,7 @@ class _CompletionFormat:
     def __init__(self, body: CompletionBody, base_name: str) -> None:
         self.is_stream = bool(body.stream)
         self.include_usage = body.include_usage
-        self._model = base_name if body.model is None else body.model
+        self._model = body.answering(base_name)
         self._has_logprobs = body.logprobs is not None
         self._offsets: Counter[int] = Counter()  # by choice: where its next token's text begins
 

@@ -77,6 +77,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     # Embeddings, heads and norms that an adapter's file may have beside LoRA; 0: none.
     max_whole_modules_mib: int = 2048
     max_loras_per_batch: int = 8  # distinct adapters that run at once
+    max_loras_per_request: int = 4  # adapters whose updates one request may add up
     max_loaded_loras: int = 64  # distinct adapters on the device
     adapter_host_memory_mib: float = 4096  # of adapters in host memory
     # Distinct adapters in host memory, beside those that are pinned; default: as many as fit.
@@ -125,10 +126,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                 raise ConfigError(message)
 
         for name in (
-            "max_lora_rank", "max_loras_per_batch", "max_loaded_loras", "max_num_seqs",
-            "max_num_batched_tokens", "block_size", "kv_cache_memory_mib", "max_queued_requests",
-            "tensor_parallel_size", "data_parallel_size", "adapter_host_memory_mib",
-            "adapter_cache_mib",
+            "max_lora_rank", "max_loras_per_batch", "max_loras_per_request", "max_loaded_loras",
+            "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_mib",
+            "max_queued_requests", "tensor_parallel_size", "data_parallel_size",
+            "adapter_host_memory_mib", "adapter_cache_mib",
         ):  # fmt: skip
             value = getattr(self, name)
             need(value > 0, f"{name} is {value}: it must be positive")
@@ -180,6 +181,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Whom each API key belongs to. Empty: no key is asked for."""
         assert isinstance(self.api_keys, dict), "load has read the file"
         return self.api_keys
+
+    @property
+    def row_loras_max(self) -> int:
+        """The most adapters of one request: all of them run in one batch."""
+        return min(self.max_loras_per_request, self.max_loras_per_batch)
 
     @property
     def has_remote_adapters(self) -> bool:

@@ -18,6 +18,10 @@ import msgspec
 # waits for a bounded time only.
 PRIORITY_MAX = 100
 
+# What an adapter's update may be multiplied by, both ways. Far beyond any use, and far from where
+# the sums of the device overflow.
+LORA_SCALE_MAX = 1000.0
+
 # Token ids, rows, pages and slots: all below 2**31, because devices index with int32. A sequence's
 # number goes to no device: below 2**53, as every client's language has it.
 Sequence = int
@@ -77,6 +81,15 @@ class ChatMessage(
     name: str | None = None
 
 
+class Lora(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True
+):
+    """One of the adapters that a request composes. A map on the wire."""
+
+    name: str
+    scale: float = 1.0  # by which its update is multiplied; 0 leaves it out
+
+
 class Submit(Message, frozen=True):
     """Client to tokenizer: answer this. Exactly one of ``messages`` and ``prompt`` is set.
 
@@ -84,13 +97,15 @@ class Submit(Message, frozen=True):
     """
 
     label: str  # the client's own name for the request; unique among its live ones
-    model: str | None = None  # an adapter's name, the base's name, or None for the base
+    # An adapter's name, the base's name, or None for the base; or adapters as "sql+formal:0.5".
+    model: str | None = None
     messages: list[ChatMessage] | None = None
     prompt: str | list[int] | None = None
     sampling: Sampling = Sampling()
     user: str | None = None
     tenant: str | None = None  # whose share it is; None: the user's, else the adapter's own
     priority: int = 0  # among the tenant's requests; lower is earlier
+    lora: list[Lora] | None = None  # adapters whose updates are added up, instead of ``model``
 
 
 class Cancel(Message, frozen=True):
@@ -252,7 +267,9 @@ class AdapterEntry(Part, frozen=True):
     refused: str | None = None
     version: int = 0
     tokens_added: int = 0  # ids beyond the base's vocabulary that are the adapter's own
-    is_whole: bool = False  # whether it has modules of its own, which cannot be added to another's
+    is_additive: bool = True  # it is updates alone: they may be multiplied, and added to others
+    # It begins to act where a prompt has these last; none: at the start.
+    invocation_tokens: list[int] = []
 
     @property
     def is_unread(self) -> bool:
@@ -315,6 +332,14 @@ class RowSampling(Part, frozen=True):
         )
 
 
+class AdapterUse(Part, frozen=True):
+    """An adapter whose update, multiplied by ``scale``, is added to what the base computes."""
+
+    digest: str
+    scale: float
+    name: str  # as the client named it
+
+
 class Generate(Message, frozen=True):
     """Tokenizer to scheduler: a request that is ready to be scheduled."""
 
@@ -323,7 +348,7 @@ class Generate(Message, frozen=True):
     label: str
     model: str  # as the client named it
     prompt: list[int]  # token ids, never empty
-    adapter: str | None  # content digest; None: the base
+    adapters: list[AdapterUse]  # by digest, ascending; none: the base
     salt: str  # prefix-cache name space
     max_tokens: int
     choices: int
@@ -334,10 +359,16 @@ class Generate(Message, frozen=True):
     skip_special_tokens: bool = True
     tenant: str = ""  # whose share it is
     priority: int = 0  # lower is earlier
+    lora_start: int = 0  # the prompt's tokens before it are the base's
 
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ValueError("prompt is empty")
+        digests = [use.digest for use in self.adapters]
+        if digests != sorted(set(digests)):
+            raise ValueError(f"adapters are {digests}, not ascending")
+        if not 0 <= self.lora_start < len(self.prompt) or (self.lora_start and not digests):
+            raise ValueError(f"lora_start is {self.lora_start} of {len(self.prompt)} tokens")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens is {self.max_tokens}, not positive")
         if self.choices < 1:
@@ -510,13 +541,15 @@ class Join(Part, frozen=True):
     """A sequence takes a free row. Its tokens follow as chunks."""
 
     row: int
-    adapter_slot: int | None  # None: the base
+    # Slots and what their updates are multiplied by, in the order in which they are added up.
+    adapters: list[tuple[int, float]]
     position: int  # tokens whose KV the pages already hold
     pages: list[int]
     sampling: RowSampling
     choice: int
     prompt_tokens: int  # positions from here on are output: penalties and noise count from it
     history: list[int] | None  # all tokens so far, when sampling needs them
+    lora_start: int = 0  # positions before it are the base's
 
 
 class Chunk(Part, frozen=True):

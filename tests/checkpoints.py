@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -173,8 +174,13 @@ def peft_model(model_folder: Path, adapters: dict[str, Path], **load):
     return adapted.eval() if adapted is not None else model
 
 
-def greedy(model, adapter: str | None, prompt: list[int], count: int) -> list[int]:
-    """What transformers generates, one sequence at a time."""
+def greedy(
+    model, adapter: str | dict[str, float] | None, prompt: list[int], count: int
+) -> list[int]:
+    """What transformers generates, one sequence at a time.
+
+    ``adapter``: a name, several with what they are multiplied by, or None for the base.
+    """
     arguments = {
         "input_ids": torch.tensor([prompt]),
         "attention_mask": torch.ones(1, len(prompt), dtype=torch.long),
@@ -189,6 +195,14 @@ def greedy(model, adapter: str | None, prompt: list[int], count: int) -> list[in
                 output = model.generate(**arguments)
         else:
             if adapter is not None:
-                model.set_adapter(adapter)
+                scales = {adapter: 1.0} if isinstance(adapter, str) else adapter
+                if len(scales) == 1:
+                    model.set_adapter(*scales)  # which activated LoRA asks for its invocation
+                else:
+                    model.base_model.set_adapter(list(scales))
+                for layer in model.modules():
+                    if isinstance(layer, LoraLayer):
+                        for name, scale in scales.items():
+                            layer.set_scale(name, scale)
             output = model.generate(**arguments)
     return output[0, len(prompt) :].tolist()

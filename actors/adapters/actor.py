@@ -502,7 +502,8 @@ class AdapterStore:
             created_s,
             refused,
             tokens_added=facts.tokens_added,
-            is_whole=facts.is_whole,
+            is_additive=facts.is_additive,
+            invocation_tokens=facts.invocation_tokens,
         )
 
     def _leave(self, digest: str) -> bool:

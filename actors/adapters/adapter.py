@@ -44,8 +44,8 @@ _SIDES_OF_EMBEDDING: dict[tuple[str, str | None], str] = {
     ("embedding_A", None): "A",
     ("embedding_B", None): "B",
 }
-# Names in the normalized file that are part of an update; all others replace what the base has.
-_OF_UPDATES = (".A", ".B", ".bias", ".magnitude")
+# Names in the normalized file that are part of an update, and of nothing else.
+_OF_UPDATES = (".A", ".B", ".bias")
 # What messages call them.
 _SAVED_AS = {
     "A": "lora_A",
@@ -76,8 +76,9 @@ class Adapter(NamedTuple):
     embed_tokens and lm_head have A and B too, whose inputs or outputs are the base's tokens, and
     perhaps .ids [rows] int32 and .rows [rows, hidden], which take the place of the base's rows of
     these tokens, updates included. Norms of its own are named as in the base: layers.{i}.{name}
-    [size]. ``scales`` maps names without .A and .B to the factor of B A and of the bias. The digest
-    is sha256 over both, so equal adapters have one name wherever they come from.
+    [size]. ``scales`` maps names without .A and .B to the factor of B A and of the bias. One with
+    ``invocation_tokens`` acts from where a prompt has them last. The digest is sha256 over all of
+    it, so equal adapters have one name wherever they come from.
     """
 
     digest: str
@@ -85,11 +86,15 @@ class Adapter(NamedTuple):
     tokens_added: int  # that are beyond the base's vocabulary
     scales: dict[str, float]
     tensors: dict[str, Tensor]
+    invocation_tokens: tuple[int, ...] = ()
 
     @property
-    def is_whole(self) -> bool:
-        """Whether some of it replaces what the base has, so that it cannot be added to another."""
-        return any(not name.endswith(_OF_UPDATES) for name in self.tensors)
+    def is_additive(self) -> bool:
+        """Whether it is updates alone, which may be multiplied and added to those of others.
+
+        DoRA rescales what the base computes, and some other tensors replace what it has.
+        """
+        return all(name.endswith(_OF_UPDATES) for name in self.tensors)
 
     def file(self) -> list[bytes | memoryview]:
         """Return the parts of the file that runners read."""
@@ -171,7 +176,14 @@ def build(
         kept |= _settled(module, rows, kept, scales.get(module))
     kept |= _of_the_base(kept, base.vocab_size)
     added = whole.tokens[EMBEDDING] - base.vocab_size
-    return Adapter(_digest(scales, kept), rank, added, scales, kept)
+    invocation = config.alora_invocation_tokens
+    made = Adapter(_digest(scales, kept, invocation), rank, added, scales, kept, invocation)
+    if invocation and (f"{EMBEDDING}.A" in kept or not made.is_additive):
+        raise BadAdapter(
+            f"alora_invocation_tokens: what changes {EMBEDDING}, or replaces what the base has, "
+            f"does not wait for an invocation; train the adapter without one of them"
+        )
+    return made
 
 
 def _check_tied(found: dict[str, Tensor]) -> None:
@@ -308,9 +320,13 @@ def _check_pair(
     return rank
 
 
-def _digest(scales: dict[str, float], tensors: dict[str, Tensor]) -> str:
+def _digest(
+    scales: dict[str, float], tensors: dict[str, Tensor], invocation: tuple[int, ...]
+) -> str:
     digest = hashlib.sha256(f"{DIGEST_FORMAT}\n".encode())
     digest.update(_canonical(scales).encode() + b"\n")
+    if invocation:
+        digest.update(_canonical(["invocation", *invocation]).encode() + b"\n")
     for name, tensor in sorted(tensors.items()):
         digest.update(_canonical([name, tensor.dtype, tensor.shape]).encode() + b"\n")
         digest.update(tensor.data)

@@ -113,7 +113,8 @@ def _answer(job: Job, setup: Setup, files: Iterable[BinaryIO]) -> Answer:
             sum(len(part) for part in parts),
             adapter.granules(setup.base, shards),
             adapter.tokens_added,
-            adapter.is_whole,
+            adapter.is_additive,
+            list(adapter.invocation_tokens),
         )
     except (BadAdapter, FileError) as error:
         return Refusal(str(error)[:REASON_CHARACTERS_MAX])

@@ -11,6 +11,11 @@ from weft.actors.adapters.errors import BadAdapter
 # Of what is said about an adapter. It quotes names from files, and goes into every catalog.
 REASON_CHARACTERS_MAX = 1024
 
+# Of an adapter that is activated. A phrase, or the beginning of a turn, has a few; every catalog
+# repeats them.
+INVOCATION_TOKENS_MAX = 256
+
+_TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 _Count = Annotated[int, msgspec.Meta(gt=0, lt=2**48)]
 
 
@@ -22,7 +27,9 @@ class Facts(msgspec.Struct, frozen=True, tag="facts", forbid_unknown_fields=True
     size_bytes: _Count  # of its normalized file
     granules: _Count  # of the largest layer, on the device that has most of it
     tokens_added: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]  # beyond the base's vocabulary
-    is_whole: bool  # whether some of it replaces what the base has
+    is_additive: bool  # it is updates alone: they may be multiplied, and added to others
+    # It begins to act where a prompt has these last; none: at the start.
+    invocation_tokens: Annotated[list[_TokenId], msgspec.Meta(max_length=INVOCATION_TOKENS_MAX)]
 
 
 class Content(NamedTuple):

@@ -19,6 +19,7 @@ import regex
 from weft.actors.adapters import strict_json
 from weft.actors.adapters.base import EMBEDDING, HEAD
 from weft.actors.adapters.errors import BadAdapter, shown, shown_name
+from weft.actors.adapters.loader import INVOCATION_TOKENS_MAX
 
 CONFIG_BYTES_MAX = 4 * 1024 * 1024
 
@@ -31,7 +32,7 @@ _READ_OR_HARMLESS = frozenset(
     {
         "peft_type", "task_type", "bias", "init_lora_weights",
         "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
-        "use_dora", "lora_bias",
+        "use_dora", "lora_bias", "alora_invocation_tokens",
         "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
         "exclude_modules", "layers_to_transform", "layers_pattern",
         "lora_dropout", "eva_config", "megatron_core", "qalora_group_size", "runtime_config",
@@ -43,7 +44,7 @@ _READ_OR_HARMLESS = frozenset(
 _MAY_BE_EMPTY = frozenset(
     {
         "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
-        "trainable_token_indices",
+        "trainable_token_indices", "alora_invocation_tokens",
     }
 )  # fmt: skip
 
@@ -84,6 +85,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
     exclude_modules: str | frozenset[str] = frozenset()
     layers_to_transform: int | frozenset[int] | None = None
     layers_pattern: str | tuple[str, ...] = ()
+    alora_invocation_tokens: tuple[int, ...] = ()
     modules_to_save: frozenset[str] = frozenset()
     trainable_token_indices: tuple[int, ...] | dict[str, tuple[int, ...]] = ()
     ensure_weight_tying: bool = False  # says nothing of a base that ties nothing
@@ -194,6 +196,7 @@ def parse(file: bytes) -> AdapterConfig:
         "PEFT does not take it together with use_dora; train the adapter without it",
     )
     _check_own(config)
+    _check_invocation(config)
     _check_patterns("rank_pattern", config.rank_pattern)
     _check_patterns("alpha_pattern", config.alpha_pattern)
     return config
@@ -249,6 +252,31 @@ def _check_layers(config: AdapterConfig) -> None:
     )
     for expression in expressions:
         _check_pattern("layers_pattern", expression, expression)
+
+
+def _check_invocation(config: AdapterConfig) -> None:
+    tokens = config.alora_invocation_tokens
+    _need(
+        len(tokens) <= INVOCATION_TOKENS_MAX,
+        "alora_invocation_tokens",
+        f"{len(tokens)} tokens; at most {INVOCATION_TOKENS_MAX} are taken; invoke it by fewer",
+    )
+    for token in tokens:
+        _need(
+            0 <= token < 2**31,
+            "alora_invocation_tokens",
+            f"{shown(token)} is no token id; save the adapter again",
+        )
+    for name, given in (
+        ("use_dora", config.use_dora), ("modules_to_save", config.modules_to_save),
+        ("trainable_token_indices", config.trainable_token_indices),
+    ):  # fmt: skip
+        _need(
+            not (tokens and given),
+            "alora_invocation_tokens",
+            f"it is not supported together with {name}, which does not wait for an invocation; "
+            f"train the adapter without one of them",
+        )
 
 
 def _check_own(config: AdapterConfig) -> None:

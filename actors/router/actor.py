@@ -114,8 +114,8 @@ class Router:
         adapters: Counter[str] = Counter()
         for routed in self._ledger:
             tenants[routed.tenant.name] += routed.choices
-            if routed.adapter is not None:
-                adapters[routed.adapter.name] += routed.choices
+            for adapter in routed.adapters:
+                adapters[adapter.name] += routed.choices
         self._payers.tenants.check(tenants)
         self._payers.adapters.check(adapters)
 
@@ -151,8 +151,8 @@ class Router:
             return [self._send(generate, routed.replica)]
         self._ledger.remove(routed)
         for _ in range(routed.choices):
-            self._payers.give_back(routed.tenant, routed.adapter)
-        for account in metered(routed.tenant, routed.adapter):
+            self._payers.give_back(routed.tenant, routed.adapters)
+        for account in metered(routed.tenant, routed.adapters):
             account.spend(-len(generate.prompt), now_ns)
         return [self._refuse(generate, reject.refused), *self._pass_catalog()]
 
@@ -190,11 +190,11 @@ class Router:
             self._ledger.accept(request_id)
         for request_id in progress.metered:
             routed = self._ledger.get(request_id)
-            for account in metered(routed.tenant, routed.adapter):
+            for account in metered(routed.tenant, routed.adapters):
                 account.spend(1, now_ns)
         for request_id in progress.ended:
             routed = self._ledger.end_choice(request_id)
-            self._payers.give_back(routed.tenant, routed.adapter)
+            self._payers.give_back(routed.tenant, routed.adapters)
         self._ledger.note_device(replica, progress.loaded, progress.evicted)
         return self._pass_catalog()
 

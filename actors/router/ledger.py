@@ -22,9 +22,14 @@ class Wants(NamedTuple):
 
 def wants_of(generate: Generate, *, looks_at_prompt: bool) -> Wants:
     """Return what a request can use."""
-    adapters = [] if generate.adapter is None else [generate.adapter]
-    name_space = (generate.salt, *adapters)
-    return Wants(adapters, marks(name_space, generate.prompt) if looks_at_prompt else [])
+    adapters = [use.digest for use in generate.adapters]
+    prompt, name_space = generate.prompt, [generate.salt]
+    if generate.lora_start:
+        # What lies before an activated adapter is the base's, whoever has computed it.
+        prompt = prompt[: generate.lora_start]
+    else:
+        name_space += [f"{use.digest} {use.scale}" for use in generate.adapters]
+    return Wants(adapters, marks(tuple(name_space), prompt) if looks_at_prompt else [])
 
 
 @dataclass(eq=False, slots=True)
@@ -38,7 +43,7 @@ class Routed:
     wants: Wants
     tokens: int  # that it is expected to take
     tenant: Account
-    adapter: Account | None  # if adapters are limited
+    adapters: list[Account]  # if adapters are limited
     replica: int
     choices: int  # that are not over
     pending: Generate | None  # until a replica has accepted it
@@ -111,7 +116,7 @@ class Ledger:
         wants: Wants,
         replica: int,
         tenant: Account,
-        adapter: Account | None,
+        adapters: list[Account],
     ) -> None:
         """Note a request that is sent to a replica."""
         self.routed += 1
@@ -123,7 +128,7 @@ class Ledger:
             wants=wants,
             tokens=expected_tokens(generate),
             tenant=tenant,
-            adapter=adapter,
+            adapters=adapters,
             replica=replica,
             choices=generate.choices,
             pending=generate,

@@ -67,7 +67,8 @@ class Ahead:
         self._scratch_slot = (parts.arena.pages - 1) * parts.arena.shape.tokens
         size = limits.tokens * _TOKEN_BYTES + limits.rows * (_ROW_BYTES + STAGED_BYTES)
         size += parts.lora.kernel.staged_bytes() + parts.attention.staged_bytes()
-        size += limits.rows * 8 + limits.adapters * ALIGNMENT  # of adapters with own modules
+        # Of adapters with own modules.
+        size += limits.rows * limits.row_adapters * (8 + ALIGNMENT)
         self._staging = Staging(size + _ARRAYS * ALIGNMENT, device)
         self._last_tokens = torch.zeros(limits.rows, dtype=torch.int64, device=device)
         record = None if means.record is None else means.record()
@@ -96,7 +97,7 @@ class Ahead:
 
     def launch(self, number: int, host: HostBatch, started_ns: int) -> Running:
         """Lay out a step, and have it computed after those that are under way."""
-        self._loads.wait(host.lora_slots)
+        self._loads.wait(host.adapter_slots)
         while self._under_way and self._under_way[0].is_finished:
             self._under_way.popleft()
         assert len(self._under_way) < STEPS_MAX, f"{len(self._under_way)} steps are under way"
@@ -127,9 +128,10 @@ class Ahead:
 
     def _kind(self, host: HostBatch) -> Kind | None:
         """Return which graph computes a step; None: none does."""
-        if not host.is_decode or self._parts.lora.has_own(host):
+        lora = self._parts.lora
+        if not host.is_decode or lora.has_own(host) or not lora.kernel.fits_graph(host):
             return None
-        return self.graphs.kind(len(host.tokens), has_adapters=bool(host.lora_slots))
+        return self.graphs.kind(len(host.tokens), has_adapters=host.has_adapters)
 
     def _lay_out(self, host: HostBatch, kind: Kind | None) -> Staged:
         """Lay out a step, with padding for a graph of this kind."""

@@ -97,10 +97,11 @@ class Eager:
 
     def launch(self, number: int, host: HostBatch, started_ns: int) -> Done:
         """Compute a step."""
-        self._loads.wait(host.lora_slots)
+        self._loads.wait(host.adapter_slots)
         parts = self._parts
         own = parts.model.own(parts.lora.own(host, torch.from_numpy))
-        if self._recorded is None or own is not None:
+        # What was recorded adds one adapter to a row.
+        if self._recorded is None or own is not None or host.row_adapters > 1:
             logits = self._forward(host, own)
         else:
             logits = self._recorded.forward(host)

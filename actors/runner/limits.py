@@ -13,3 +13,9 @@ class Limits(NamedTuple):
     row_pages: int  # of one row
     adapters: int  # distinct ones
     rank: int  # of an adapter
+    row_adapters: int  # of one row
+
+    @property
+    def entries(self) -> int:
+        """Parts of rows: where its adapters begin, a row's chunk is cut into two."""
+        return min(2 * self.rows, self.tokens)

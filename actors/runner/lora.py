@@ -22,7 +22,7 @@ from weft.actors.runner.stream import Run, at_once
 from weft.actors.shards import Span
 from weft.kernels.sgmv import cpu, granules, segments
 from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Module, Tables
-from weft.kernels.sgmv.segments import Segments
+from weft.kernels.sgmv.segments import Segments, in_turns
 from weft.runtime.histogram import Histogram
 from weft.runtime.messages import LOAD_BUCKETS_S
 
@@ -45,6 +45,10 @@ class LoraKernel(Protocol):
 
     def stage(self, slot: int) -> Callable[[], None]:
         """Hear that the tables of a slot have changed; return what brings them to the device."""
+        ...
+
+    def fits_graph(self, host: HostBatch) -> bool:
+        """Whether a graph of decodes with adapters has room for those of a step."""
         ...
 
     def plan(
@@ -81,13 +85,26 @@ class HostLora:
         """Make room for a step of so many tokens; before each run of a program."""
         self._kernel.reserve(tokens)
 
+    def fits_graph(self, host: HostBatch) -> bool:
+        """Return that it has: nothing is laid out in advance."""
+        return True
+
     def plan(
         self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None
     ) -> LoraUpdate:
         """Return the update of a step."""
-        if not host.lora_slots:
+        if not host.has_adapters:
             return no_update
-        return partial(self._kernel.add, segments=Segments(host.lora_starts, host.lora_slots))
+        turns = in_turns(host.lora_starts, host.lora_slots, host.lora_weights)
+        if len(turns) == 1:
+            return partial(self._kernel.add, segments=turns[0])
+        return partial(self._add_all, turns)
+
+    def _add_all(
+        self, turns: Sequence[Segments], y: Tensor, x: Tensor, layer: int, site: int
+    ) -> None:
+        for turn in turns:
+            self._kernel.add(y, x, layer, site, turn)
 
     def staged_bytes(self) -> int:
         """Return that nothing is staged."""
@@ -177,14 +194,17 @@ class LoraSlots:
 
     def has_own(self, host: HostBatch) -> bool:
         """Whether a step has adapters with more than updates of layers."""
-        return any(self._own[slot] is not None for slot in host.lora_slots)
+        return any(self._own[slot] is not None for slot in host.adapter_slots)
 
     def own(self, host: HostBatch, put: Put) -> list[Segment]:
         """Return the segments of these adapters."""
         if not self.has_own(host):
             return []
-        owns = [self._own[slot] for slot in host.lora_slots]
-        return of_step(owns, host.lora_starts, host.sampled, put)
+        found = []
+        for turn in in_turns(host.lora_starts, host.lora_slots, host.lora_weights):
+            owns = [self._own[slot] for slot in turn.slots.tolist()]
+            found += of_step(owns, turn, host.sampled, put)
+        return found
 
     @property
     def has_group(self) -> bool:

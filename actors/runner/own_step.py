@@ -22,6 +22,7 @@ from weft.actors.runner.own import Own
 from weft.actors.shards import Span
 from weft.kernels.collectives.reference import Collectives
 from weft.kernels.paged_matrix.reference import columns_at, rows_at
+from weft.kernels.sgmv.segments import Segments
 
 Ints = NDArray[np.int64]
 
@@ -33,9 +34,10 @@ Put = Callable[[Ints], Tensor]
 
 
 class Segment(NamedTuple):
-    """One adapter's rows."""
+    """One adapter's rows, which may have others too."""
 
     own: Own
+    weight: float  # of its updates
     rows: slice  # of the step's tokens
     sampled: Tensor  # [r] int64, which of the sampled rows are of it
 
@@ -76,7 +78,7 @@ class OwnStep:
                 is_here = (index >= 0) & (index < here.size)
                 v = columns_at(update.a, index.where(is_here, 0)).to(x.dtype)
                 v.masked_fill_(~is_here[:, None], 0.0)
-                own += update.scale * self._do.times(update.b, v)
+                own += segment.weight * update.scale * self._do.times(update.b, v)
             if rows is not None:
                 index = torch.searchsorted(rows.ids, ids).clamp_(max=len(rows.ids) - 1)
                 is_own = rows.ids[index] == ids
@@ -100,7 +102,8 @@ class OwnStep:
             update, sampled = segment.own.head, segment.sampled
             if update is not None and update.b.columns and len(sampled):
                 v = self._do.times_transposed(update.a, x[sampled])
-                logits[sampled, : update.b.columns] += update.scale * self._do.times(update.b, v)
+                found = self._do.times(update.b, v)
+                logits[sampled, : update.b.columns] += segment.weight * update.scale * found
 
     def replace_head(self, logits: Tensor | None, x: Tensor) -> Tensor | None:
         """Return the logits [R, vocabulary] with those of own rows, and of tokens that are added.
@@ -136,22 +139,23 @@ class OwnStep:
 
 def of_step(
     owns: Sequence[Own | None],
-    starts: Sequence[int],
+    segments: Segments,
     sampled: Ints,
     put: Put,
 ) -> list[Segment]:
     """Return the segments of adapters that have something of their own.
 
     Args:
-        owns: of each segment.
-        starts: segment i is rows ``starts[i]:starts[i + 1]``.
+        owns: of each segment's adapter.
+        segments: the step's, or some of them.
         sampled: [R], the rows that are sampled.
         put: brings their indices to the device.
     """
     found = []
     for i, own in enumerate(owns):
         if own is not None:
-            first, last = starts[i], starts[i + 1]
+            first, last = segments.starts[i : i + 2].tolist()
             among = np.flatnonzero((sampled >= first) & (sampled < last))
-            found.append(Segment(own, slice(first, last), put(among)))
+            weight = float(segments.weights[i])
+            found.append(Segment(own, weight, slice(first, last), put(among)))
     return found

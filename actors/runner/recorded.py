@@ -73,7 +73,7 @@ class Recorded:
         self._kv_slots[:count] = tensor(host.kv_slots)
         self._sampled[:sampled] = tensor(host.sampled)
         self._attention.lay_out(host.page_table, host.starts, host.positions)
-        self._segments.lay_out(host.lora_starts, host.lora_slots)
+        self._segments.lay_out(host.lora_starts, host.lora_slots[:, 0], host.lora_weights[:, 0])
         self._lora.reserve(count)
         self._program.run(tokens=count, sampled=sampled)
         return self._model.gathered(self._logits[:sampled])

@@ -87,10 +87,13 @@ class TorchEngine:
             row_pages=-(-context_max // config.block_size),
             adapters=config.max_loras_per_batch,
             rank=config.max_lora_rank,
+            row_adapters=config.row_loras_max,
         )
         pages = self._pages(config, shape, limits)
         limits = limits._replace(row_pages=min(limits.row_pages, pages))
-        self._rows = RowTable(config.max_num_seqs, limits.row_pages, config.block_size)
+        self._rows = RowTable(
+            limits.rows, limits.row_pages, config.block_size, row_adapters=limits.row_adapters
+        )
         parts = self._parts(shape, pages, limits)
         self._lora = parts.lora
         self._arena = parts.arena

@@ -71,7 +71,7 @@ class TritonAttention:
         """Return how much of the staging a step takes at most."""
         most = self._limits.tokens + attention.PARTIALS_MAX
         ints = most * (2 * len(ITEM_FIELDS) + len(MERGE_FIELDS))
-        ints += self._limits.rows * self._limits.row_pages
+        ints += self._limits.entries * self._limits.row_pages
         return 4 * (ints + 6 * attention.ALIGNMENT)
 
 
@@ -93,31 +93,43 @@ class TritonLora:
             arena,
             tables,
             widths,
-            sgmv.Limits(tokens=limits.tokens, segments=limits.adapters, rank=limits.rank),
+            sgmv.Limits(
+                tokens=limits.tokens,
+                segments=limits.adapters,
+                rank=limits.rank,
+                row_adapters=limits.row_adapters,
+                segments_of_sums=limits.rows,
+            ),
             compute_dtype=compute_dtype,
             processors=processors,
         )
         self._limits = limits
-        self._planners: dict[int, Planner] = {}
+        self._planners: dict[tuple[int, bool], Planner] = {}
 
     def stage(self, slot: int) -> Callable[[], None]:
         """Return what brings a slot's tables to the device."""
         return self._kernel.stage(slot)
+
+    def fits_graph(self, host: HostBatch) -> bool:
+        """Whether a row has one adapter, and there are no more segments than adapters."""
+        return host.row_adapters == 1 and len(host.lora_slots) <= self._limits.adapters
 
     def plan(
         self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None
     ) -> LoraUpdate:
         """Return the update of a step."""
         assert staging is not None
-        if not host.lora_slots:
+        if not host.has_adapters:
             return no_update
-        planner = self._planner(graph_rows or self._tokens(len(host.tokens)))
+        tokens = graph_rows or self._tokens(len(host.tokens))
+        planner = self._planner(tokens, has_sums=not self.fits_graph(host))
         field = staging.take(np.int32, planner.bounds.ints)
         counts: Counts = planner.lay_out(
             field.host.view(np.int32),
-            np.array(host.lora_starts),
-            np.array(host.lora_slots),
+            host.lora_starts,
+            host.lora_slots,
             self._kernel.groups,
+            host.lora_weights,
         )
         if graph_rows is not None:
             counts = planner.bounds
@@ -126,14 +138,19 @@ class TritonLora:
     def staged_bytes(self) -> int:
         """Return how much of the staging a step takes at most."""
         sizes = {self._tokens(count) for count in (1, self._limits.tokens)}
-        return 4 * max(self._planner(tokens).bounds.ints for tokens in sizes)
+        return 4 * max(
+            self._planner(tokens, has_sums=has).bounds.ints
+            for tokens in sizes
+            for has in (False, True)
+        )
 
     def _tokens(self, count: int) -> int:
         """Return for how many tokens to plan a step that is not in a graph."""
         few = min(sgmv.TOKENS_FEW, self._limits.tokens)
         return few if count <= few else self._limits.tokens
 
-    def _planner(self, tokens: int) -> Planner:
-        if tokens not in self._planners:
-            self._planners[tokens] = self._kernel.planner(tokens)
-        return self._planners[tokens]
+    def _planner(self, tokens: int, *, has_sums: bool) -> Planner:
+        kind = tokens, has_sums
+        if kind not in self._planners:
+            self._planners[kind] = self._kernel.planner(tokens, has_sums=has_sums)
+        return self._planners[kind]

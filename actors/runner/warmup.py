@@ -52,10 +52,10 @@ def run_largest(ahead: Ahead, limits: Limits, scratch: Scratch) -> None:
     few = [min(8, context, many[0])] + [1] * (limits.rows - 1)
     late = max(0, min(LONG_POSITION, context - few[0]))
     for counts, first in ((many, 0), (few, late)):
-        for has_adapters in (True, False):
-            host = blank(counts, first, scratch, has_adapters=has_adapters)
+        for adapters in (limits.row_adapters, 1, 0):
+            host = blank(counts, first, scratch, adapters=adapters)
             for row in range(limits.rows):
-                ahead.join(Join(row, None, 0, [], _SAMPLING, 0, 0, None))
+                ahead.join(Join(row, [], 0, [], _SAMPLING, 0, 0, None))
             ahead.launch(0, host, 0).collect()
             for row in range(limits.rows):
                 ahead.leave(row)
@@ -65,7 +65,7 @@ def capture(ahead: Ahead, scratch: Scratch, kinds: Sequence[Kind]) -> float:
     """Make graphs of these kinds; return how many seconds it took."""
     started = time.perf_counter()
     for kind in kinds:
-        host = blank([1], 0, scratch, has_adapters=kind.has_adapters, samples=False)
+        host = blank([1], 0, scratch, adapters=int(kind.has_adapters), samples=False)
         ahead.capture(kind, host)
     return time.perf_counter() - started
 
@@ -103,12 +103,12 @@ def blank(
     first: int,
     scratch: Scratch,
     *,
-    has_adapters: bool,
+    adapters: int,
     samples: bool = True,
 ) -> HostBatch:
     """Return a step of rows 0, 1, … with so many tokens each, from position ``first`` on.
 
-    With adapters, they are all slot 0's.
+    ``adapters`` is how many a row has; they are all slot 0's.
     """
     starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
     positions = first + np.concatenate([np.arange(count) for count in counts]).astype(np.int64)
@@ -120,8 +120,9 @@ def blank(
         kv_slots=np.full_like(positions, scratch.page * scratch.tokens),
         starts=starts,
         page_table=np.full((len(counts), pages), scratch.page, dtype=np.int64),
-        lora_starts=[0, int(starts[-1])] if has_adapters else [0],
-        lora_slots=[0] if has_adapters else [],
+        lora_starts=starts[[0, -1]] if adapters else starts[:1],
+        lora_slots=np.zeros((1, adapters) if adapters else (0, 1), dtype=np.int64),
+        lora_weights=np.ones((1, adapters) if adapters else (0, 1), dtype=np.float32),
         sampled=starts[1:] - 1,
         sampled_rows=rows,
         sampled_positions=positions[starts[1:] - 1][: len(rows)] + 1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from weft.actors.scheduler.fair import INPUT_COST, OUTPUT_COST
@@ -106,47 +106,47 @@ class Accounts:
 
 
 class Payers:
-    """Finds the accounts that a request is counted in: its tenant's, and its adapter's."""
+    """Finds the accounts that a request is counted in: its tenant's, and its adapters'."""
 
     def __init__(self, config: Config) -> None:
         self.tenants = Accounts(config.tenants)
         self.adapters = Accounts(config.adapter_limits)
         self._limits_adapters = bool(config.adapter_limits)
 
-    def of(self, generate: Generate, now_ns: int) -> tuple[Account, Account | None]:
-        """Return a request's tenant, and its adapter if adapters are limited."""
+    def of(self, generate: Generate, now_ns: int) -> tuple[Account, list[Account]]:
+        """Return a request's tenant, and its adapters if adapters are limited."""
         tenant = self.tenants.get(generate.tenant, now_ns)
-        if generate.adapter is None or not self._limits_adapters:
-            return tenant, None
-        return tenant, self.adapters.get(generate.model, now_ns)
+        if not self._limits_adapters:
+            return tenant, []
+        return tenant, [self.adapters.get(use.name, now_ns) for use in generate.adapters]
 
     def refusal(self, generate: Generate, now_ns: int) -> Refused | None:
         """Say which limit a request is beyond, if it is beyond one."""
-        tenant, adapter = self.of(generate, now_ns)
-        for account, whose in ((tenant, "yours"), (adapter, f"of {generate.model!r}")):
-            excess = account.excess(generate, now_ns) if account is not None else None
+        tenant, adapters = self.of(generate, now_ns)
+        named = ((account, f"of {account.name!r}") for account in adapters)
+        for account, whose in ((tenant, "yours"), *named):
+            excess = account.excess(generate, now_ns)
             if excess is not None:
                 return excess.refused(generate.label, whose)
         return None
 
-    def take(self, generate: Generate, now_ns: int) -> tuple[Account, Account | None]:
+    def take(self, generate: Generate, now_ns: int) -> tuple[Account, list[Account]]:
         """Note that a request begins, and let it pay for its prompt; return its accounts."""
-        tenant, adapter = self.of(generate, now_ns)
+        tenant, adapters = self.of(generate, now_ns)
         self.tenants.take(tenant, generate.choices)
-        if adapter is not None:
+        for adapter in adapters:
             self.adapters.take(adapter, generate.choices)
-        for account in metered(tenant, adapter):
+        for account in metered(tenant, adapters):
             account.spend(len(generate.prompt), now_ns)
-        return tenant, adapter
+        return tenant, adapters
 
-    def give_back(self, tenant: Account, adapter: Account | None) -> None:
+    def give_back(self, tenant: Account, adapters: Iterable[Account]) -> None:
         """Note a choice of theirs that is over."""
         self.tenants.give_back(tenant)
-        if adapter is not None:
+        for adapter in adapters:
             self.adapters.give_back(adapter)
 
 
-def metered(tenant: Account, adapter: Account | None) -> list[Account]:
+def metered(tenant: Account, adapters: Iterable[Account]) -> list[Account]:
     """Return who pays for tokens by the minute."""
-    accounts = [tenant] if adapter is None else [tenant, adapter]
-    return [a for a in accounts if a.limits.max_tokens_per_minute is not None]
+    return [a for a in (tenant, *adapters) if a.limits.max_tokens_per_minute is not None]

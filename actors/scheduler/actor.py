@@ -217,9 +217,10 @@ class Scheduler:
         if self._notes is not None:
             self._notes.accepted.append(generate.request_id)
         request = self._requests.add(generate, now_ns)
-        if generate.adapter is not None:
-            # Whether it lies in host memory is heard once it has been asked for.
-            request.tier = "device" if generate.adapter in self._resident else "host"
+        if request.adapters:
+            # Whether they lie in host memory is heard once they have been asked for.
+            is_there = self._resident >= {*request.adapters}
+            request.tier = "device" if is_there else "host"
         self._metrics.accepted(request)
         log.info(
             "accepted: %d prompt tokens, %d choices, model %s, %d requests",
@@ -272,11 +273,12 @@ class Scheduler:
 
     def _note_adapter(self, acquired: Acquired) -> None:
         self._host.arrived(acquired)
-        for sequence in list(self._waiting):
-            if sequence.request.generate.adapter == acquired.digest:
-                if acquired.was_read and sequence.request.tier == "host":
-                    sequence.request.tier = "disk"
-                self._limit(sequence)
+        if self._composer is not None:
+            self._composer.note_size(acquired)
+        for sequence in list(self._waiting.all_of(acquired.digest)):
+            if acquired.was_read and sequence.request.tier == "host":
+                sequence.request.tier = "disk"
+            self._limit(sequence)
 
     def _cancel(self, requests: list[Request]) -> None:
         for request in requests:
@@ -286,9 +288,8 @@ class Scheduler:
 
     def _lose_adapter(self, digest: str, reason: str) -> None:
         self._host.failed(digest)
-        for sequence in list(self._waiting):
-            if sequence.request.generate.adapter == digest:
-                self._end(sequence, "error", error=f"the adapter cannot be loaded: {reason}")
+        for sequence in list(self._waiting.all_of(digest)):
+            self._end(sequence, "error", error=f"the adapter cannot be loaded: {reason}")
 
     def _end(
         self,
@@ -393,19 +394,19 @@ class Scheduler:
 
     def _send_step(self, composer: Composer, turn: Turn) -> list[Send]:
         sends = []
-        wanted: list[str] = []
+        lacking: list[int] = []
         alone = self._suspects.alone
         composer.let_alone(alone)
         has_way = alone is None or self._is_alone(alone)
         if len(self._in_flight) < STEPS_IN_FLIGHT and has_way:
-            composed, wanted = composer.compose(self._steps_sent)
+            composed, lacking = composer.compose(self._steps_sent)
             if composed is not None:
                 self._in_flight.append(composed)
                 self._steps_sent += 1
                 self._note_admissions(composed, turn.now_ns)
                 sends += [Send(runner, composed.step) for runner in self._runners]
         answered = self._steps_sent - len(self._in_flight)
-        messages = composer.host_messages(wanted, answered)
+        messages = composer.host_messages(lacking, answered)
         return sends + [Send("adapters", message) for message in messages]
 
     def _note_admissions(self, composed: Composed, now_ns: int) -> None:
@@ -494,7 +495,7 @@ class Scheduler:
         """Forget what has no name and no request any more, and tell the store."""
         if not self._retiring:
             return []
-        used = {request.generate.adapter for request in self._requests}
+        used = {adapter for request in self._requests for adapter in request.adapters}
         sends = []
         for digest, version in list(self._retiring.items()):
             if digest in used or not self._forget(digest):
@@ -515,7 +516,7 @@ class Scheduler:
         if isinstance(answer, Refused) or not answer.adapters:
             return reply
         resident = self._resident
-        live = Counter(request.generate.adapter for request in self._requests)
+        live = Counter(a for request in self._requests for a in request.adapters)
 
         def complete(state: AdapterState) -> AdapterState:
             if state.digest is None:

@@ -7,6 +7,7 @@ from itertools import islice
 
 from weft.actors.scheduler import policy
 from weft.actors.scheduler.draft import Composed, Draft
+from weft.actors.scheduler.gathering import Gathering
 from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.pages import Pages
 from weft.actors.scheduler.policy import Candidate, Need, Room
@@ -15,7 +16,15 @@ from weft.actors.scheduler.sequence import Request, Rows, Sequence
 from weft.actors.scheduler.slots import AdapterSlots
 from weft.actors.scheduler.waiting import Waiting
 from weft.runtime.config import Config
-from weft.runtime.messages import Acquire, Chunk, DeviceRoom, Join, Release, RunnerReady
+from weft.runtime.messages import (
+    Acquire,
+    Acquired,
+    Chunk,
+    DeviceRoom,
+    Join,
+    Release,
+    RunnerReady,
+)
 
 
 class Composer:
@@ -43,6 +52,7 @@ class Composer:
             policy=config.lora_eviction_policy,
         )
         self.waiting = waiting
+        self.gathering = Gathering(waiting, self._is_at_hand)
         self.alone: Request | None = None  # nobody else may have a row
         self.preemptions = 0
         self._config = config
@@ -59,14 +69,20 @@ class Composer:
     def output_max(self, sequence: Sequence) -> int:
         """Return how many tokens after the prompt fit if it runs alone. Raises ``NeverFits``.
 
-        While the adapter's size is not known it counts as nothing.
+        While an adapter's size is not known it counts as nothing.
         """
         return policy.output_max(
             len(sequence.request.generate.prompt),
-            self._adapter_pages(sequence),
+            sum(self._adapter_pages(sequence)),
             pages=self.pages.count,
             page_tokens=self.cache.page_tokens,
         )
+
+    def note_size(self, acquired: Acquired) -> None:
+        """Tell those who wait for an adapter how many pages it takes."""
+        pages = self.slots.page_count(acquired.digest, acquired)
+        for sequence in self.waiting.all_of(acquired.digest):
+            sequence.request.adapter_pages[acquired.digest] = pages
 
     def remove(self, sequence: Sequence) -> None:
         """Take back everything that a sequence has, whatever its state."""
@@ -84,16 +100,22 @@ class Composer:
         self.cache.drop(digest)
         return True
 
-    def host_messages(self, wanted: list[str], steps_done: int) -> list[Acquire | Release]:
-        """Return what the adapter store must be told; ``steps_done`` is the first not answered."""
+    def host_messages(self, lacking: list[int], steps_done: int) -> list[Acquire | Release]:
+        """Return what the adapter store must be told; ``steps_done`` is the first not answered.
+
+        ``lacking`` are sequences that lack adapters, the most urgent first.
+        """
         messages: list[Acquire | Release] = []
         missing = self.slots.missing
         if len(self.host):
-            needed = {*(self.waiting.adapters - self.slots.resident), *missing}
+            needed: set[str] = {*(self.waiting.adapters - self.slots.resident)}
+            if self.waiting.several:
+                needed = set(filter(self.gathering.may_hold, needed))
+            needed.update(missing)
             if self.alone is not None:  # the others keep no room from it
-                needed &= {self.alone.generate.adapter}
+                needed.intersection_update(self.alone.adapters)
             messages += self.host.release(needed, steps_done)
-        for digest in wanted:
+        for digest in self.gathering.wanted(lacking):
             messages += self.host.want(digest)
         if self.alone is not None:
             return messages
@@ -103,17 +125,19 @@ class Composer:
             messages += self.host.want(digest)
         return messages
 
-    def compose(self, number: int) -> tuple[Composed | None, list[str]]:
-        """Return the next step, if there is anything to do, and the adapters that it lacked."""
+    def compose(self, number: int) -> tuple[Composed | None, list[int]]:
+        """Return the next step, if there is anything to do, and who lacked adapters for it."""
         draft = Draft(number, self._config.max_num_batched_tokens)
         self.slots.hold()
         self._rotate()
         self._decode(draft)
         self._prefill(draft)
-        wanted = self._admit(draft) if self.waiting and not draft.preempted else []
+        lacking = self._admit(draft) if self.waiting and not draft.preempted else []
         if self.waiting and self.slots.held and not self._pages_of_sequences:
             self.slots.relent()
-            wanted = self._admit(draft)  # now that nothing else is in the way
+            lacking = self._admit(draft)  # now that nothing else is in the way
+        self.gathering.take_turns(lacking)
+        self._load_gathered(draft)
         if self.alone is None:
             self._load_those_that_stay(draft)
         if (draft.sampled or draft.chunks) and self.alone is None:
@@ -121,11 +145,13 @@ class Composer:
         composed = draft.finish(self._leaves)
         if composed is not None:
             self._leaves = []
-        return composed, wanted
+        return composed, lacking
 
     def let_alone(self, request: Request | None) -> None:
         """Give rows to nobody else, and take those of all others; None: to anybody again."""
         self.alone = request
+        if request is not None:
+            self.gathering.let_alone(request)
         others = [s for s in self.rows if request is not None and s.request is not request]
         for sequence in reversed(others):
             self._preempt(sequence)
@@ -160,8 +186,7 @@ class Composer:
         self.cache.check()
         self.slots.check()
         assert len(self.slots.pinned) <= self._config.max_loras_per_batch
-        with_adapter = sum(1 for s in self.rows if s.request.generate.adapter is not None)
-        assert self.slots.pin_count == with_adapter
+        assert self.slots.pin_count == sum(len(s.request.adapters) for s in self.rows)
 
     @property
     def _pages_of_sequences(self) -> int:
@@ -227,7 +252,7 @@ class Composer:
             sequence.in_flight += 1
             draft.sampled.append(sequence)
 
-    def _admit(self, draft: Draft) -> list[str]:
+    def _admit(self, draft: Draft) -> list[int]:
         if self.rows.free == 0 or draft.tokens_left <= 0:
             return []
         reserve = len(self.rows) // 2  # pages that running sequences will soon grow by
@@ -265,13 +290,16 @@ class Composer:
         admitted = [self.waiting[number] for number in admission.admitted]
         slots = self._pin(admitted, draft)
         for sequence in admitted:
-            self._start(sequence, slots.get(sequence.number), draft)
+            self._start(sequence, slots, draft)
         self._begin(admitted, draft)
         if admission.starving is not None:
-            adapter = policy.rotate(self.slots.pinned_since, draft.number)
+            needed = self.waiting[admission.starving].request.adapters
+            others = self.slots.pinned_since.items()
+            running = {adapter: since for adapter, since in others if adapter not in needed}
+            adapter = policy.rotate(running, draft.number)
             if adapter is not None:
                 self._rotation = (adapter, admission.starving)
-        return admission.wanted
+        return admission.lacking
 
     def _without_gaps(
         self, order: Iterator[Sequence], tokens: Callable[[Sequence], int]
@@ -285,15 +313,14 @@ class Composer:
         for sequence in islice(order, policy.LOOK_AHEAD // 2):
             seen.add(sequence.number)
             yield sequence
-        usable = [*self.slots.pinned, None]
-        for sequence in self.waiting.in_order(tokens, adapters=usable):
+        for sequence in self.waiting.in_order(tokens, adapters=frozenset(self.slots.pinned)):
             if sequence.number not in seen:
                 yield sequence
 
     def _candidate(self, sequence: Sequence) -> Candidate:
         return Candidate(
             sequence.number,
-            sequence.request.generate.adapter,
+            sequence.request.adapters,
             sequence.overtaken,
             self._is_ready(sequence),
         )
@@ -311,7 +338,8 @@ class Composer:
         """Return adapters of waiting sequences that are not on the device, longest waited first."""
         resident = self.slots.resident
         waited_for = islice(self.waiting.adapters, policy.LOOK_AHEAD)
-        return [adapter for adapter in waited_for if adapter not in resident]
+        absent = [adapter for adapter in waited_for if adapter not in resident]
+        return list(filter(self.gathering.may_hold, absent)) if self.waiting.several else absent
 
     def _load_ahead(self, draft: Draft) -> None:
         """Put adapters that are waited for where nobody is, beside what the step computes."""
@@ -327,6 +355,20 @@ class Composer:
                 return
             draft.loads.append(self.slots.load(self.host.read(adapter, draft.number)))
 
+    def _load_gathered(self, draft: Draft) -> None:
+        """Make room in host memory for the rest of what a sequence gathers."""
+        own = self.gathering.adapters
+        for adapter in own:
+            acquired = self.host.get(adapter)
+            if acquired is None or adapter in self.slots.resident:
+                continue
+            room = self.pages.available - len(self.rows) // 2
+            room -= sum(self.slots.page_count(each, None) for each in self.slots.idle & {*own})
+            if not (self.slots.has_free or self.slots.idle - {*own}):
+                return
+            if room >= self.slots.page_count(adapter, acquired):
+                draft.loads.append(self.slots.load(self.host.read(adapter, draft.number), keep=own))
+
     def _load_those_that_stay(self, draft: Draft) -> None:
         """Put adapters on the device that are to stay there, in place of who is idle."""
         room = self.pages.available - len(self.rows)  # what running sequences will soon grow by
@@ -341,8 +383,7 @@ class Composer:
         self.slots.hold()
 
     def _need(self, sequence: Sequence) -> Need:
-        generate = sequence.request.generate
-        found = self.cache.find(generate.salt, generate.adapter, sequence.tokens)
+        found = self.cache.find(sequence.request.identity, sequence.tokens)
         tokens = len(sequence.tokens) - len(found) * self.cache.page_tokens
         return Need(
             pages=self.cache.cost(found, len(sequence.tokens)),
@@ -351,41 +392,41 @@ class Composer:
             tokens_min=1 if self._config.enable_chunked_prefill else tokens,
         )
 
-    def _adapter_pages(self, sequence: Sequence) -> int:
-        adapter = sequence.request.generate.adapter
-        if adapter is None or not self._is_at_hand(adapter):
-            return 0
-        return self.slots.page_count(adapter, self.host.get(adapter))
+    def _adapter_pages(self, sequence: Sequence) -> tuple[int, ...]:
+        """Return the pages of each of a sequence's adapters, as far as they are known."""
+        known = sequence.request.adapter_pages
+        return tuple(
+            self.slots.page_count(adapter, self.host.get(adapter))
+            if self._is_at_hand(adapter)
+            else known.get(adapter, 0)
+            for adapter in sequence.request.adapters
+        )
 
-    def _adapter_pages_to_take(self, sequence: Sequence) -> int:
-        """Return what an adapter takes of the pages that are available."""
-        adapter = sequence.request.generate.adapter
-        is_held = adapter is not None and self.slots.is_held(adapter)
-        return 0 if is_held else self._adapter_pages(sequence)
+    def _adapter_pages_to_take(self, sequence: Sequence) -> tuple[int, ...]:
+        """Return what each adapter takes of the pages that are available."""
+        pages = zip(sequence.request.adapters, self._adapter_pages(sequence), strict=True)
+        return tuple(0 if self.slots.is_held(adapter) else count for adapter, count in pages)
 
     def _is_at_hand(self, adapter: str) -> bool:
         return adapter in self.slots.resident or self.host.get(adapter) is not None
 
-    def _pin(self, sequences: list[Sequence], draft: Draft) -> dict[int, int]:
-        """Give each sequence its adapter; return their slots by sequence number."""
-        adapters = {s.number: s.request.generate.adapter for s in sequences}
-        with_adapter = [(number, a) for number, a in adapters.items() if a is not None]
+    def _pin(self, sequences: list[Sequence], draft: Draft) -> dict[str, int]:
+        """Give each sequence its adapters; return their slots."""
+        pins = [adapter for sequence in sequences for adapter in sequence.request.adapters]
         # Residents first, so that nobody's load or prompt evicts what another is about to use.
-        with_adapter.sort(key=lambda pair: pair[1] not in self.slots.resident)
+        pins.sort(key=lambda adapter: adapter not in self.slots.resident)
         slots = {}
-        for number, adapter in with_adapter:
+        for adapter in pins:
             if adapter not in self.slots.resident:
                 draft.loads.append(self.slots.load(self.host.read(adapter, draft.number)))
-            slots[number] = self.slots.pin(adapter, draft.number)
+            slots[adapter] = self.slots.pin(adapter, draft.number)
         return slots
 
-    def _start(self, sequence: Sequence, slot: int | None, draft: Draft) -> None:
-        """Move a waiting sequence to a row."""
-        generate = sequence.request.generate
-        found = self.cache.find(generate.salt, generate.adapter, sequence.tokens)
-        sequence.holding = self.cache.hold(
-            generate.salt, generate.adapter, found, len(sequence.tokens)
-        )
+    def _start(self, sequence: Sequence, slots: dict[str, int], draft: Draft) -> None:
+        """Move a waiting sequence to a row; ``slots`` are those of adapters."""
+        generate, identity = sequence.request.generate, sequence.request.identity
+        found = self.cache.find(identity, sequence.tokens)
+        sequence.holding = self.cache.hold(identity, found, len(sequence.tokens))
         self.waiting.remove(sequence)
         sequence.computed = len(found) * self.cache.page_tokens
         sequence.prefill_end = len(sequence.tokens)
@@ -398,13 +439,14 @@ class Composer:
         draft.joins.append(
             Join(
                 row=self.rows.take(sequence),
-                adapter_slot=slot,
+                adapters=[(slots[use.digest], use.scale) for use in generate.adapters],
                 position=sequence.computed,
                 pages=sequence.holding.pages,
                 sampling=generate.sampling,
                 choice=sequence.choice,
                 prompt_tokens=len(generate.prompt),
                 history=list(sequence.tokens) if generate.sampling.needs_history else None,
+                lora_start=generate.lora_start,
             )
         )
         draft.admitted.append(sequence)
@@ -416,7 +458,7 @@ class Composer:
         nothing else to compute they are fed now.
         """
         loading = {load.digest for load in draft.loads}
-        later = [s for s in admitted if s.request.generate.adapter in loading]
+        later = [s for s in admitted if not loading.isdisjoint(s.request.adapters)]
         for sequence in admitted:
             if draft.tokens_left and sequence not in later:
                 self._feed(sequence, draft)
@@ -432,7 +474,7 @@ class Composer:
         (adapter, starving), self._rotation = self._rotation, None
         if not self.waiting.has(starving):
             return
-        running = [s for s in self.rows if s.request.generate.adapter == adapter]
+        running = [s for s in self.rows if adapter in s.request.adapters]
         for sequence in reversed(running):
             self._preempt(sequence)
         self.waiting.move_to_front(starving)
@@ -448,8 +490,8 @@ class Composer:
 
     def _leave(self, sequence: Sequence) -> None:
         self._leaves.append(self.rows.give_back(sequence))
-        if sequence.request.generate.adapter is not None:
-            self.slots.unpin(sequence.request.generate.adapter)
+        for adapter in sequence.request.adapters:
+            self.slots.unpin(adapter)
 
     def _release(self, sequence: Sequence) -> None:
         if sequence.holding is not None:

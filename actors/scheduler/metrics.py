@@ -59,7 +59,10 @@ class TenantCounters:
 
 
 class Metrics:
-    """Counters by adapter digest, where None is the base; and by tenant, None being all others."""
+    """Counters by adapter digest, where None is the base; and by tenant, None being all others.
+
+    A request of several adapters counts for each of them.
+    """
 
     def __init__(self, tenants: Iterable[str] = ()) -> None:
         """``tenants`` have counters from the start."""
@@ -77,34 +80,37 @@ class Metrics:
 
     def accepted(self, request: Request) -> None:
         """Count a request that will be answered."""
-        counters = self._of(request)
-        counters.requests += 1
-        counters.prompt_tokens += len(request.generate.prompt)
+        for counters in self._of(request):
+            counters.requests += 1
+            counters.prompt_tokens += len(request.generate.prompt)
         tenant = self._of_tenant(request.tenant.name)
         tenant.requests += 1
         tenant.prompt_tokens += len(request.generate.prompt)
-        name = request.generate.model
-        if name not in counters.names and len(counters.names) < NAMES_MAX:
-            counters.names.append(name)
+        for use in request.generate.adapters:
+            self._note_name(use.digest, use.name)
+        if not request.adapters:
+            self._note_name(None, request.generate.model)
 
     def admitted(self, request: Request, now_ns: int) -> None:
         """Count how long a request's first sequence waited."""
         request.admitted_ns = now_ns
-        counters = self._of(request)
-        counters.queue.add(now_ns - request.accepted_ns)
+        for counters in self._of(request):
+            counters.queue.add(now_ns - request.accepted_ns)
+            counters.cached_tokens += request.sequences[0].cached_tokens or 0
+            if request.tier is not None:
+                counters.hits[TIERS.index(request.tier)] += 1
         self._of_tenant(request.tenant.name).queue.add(now_ns - request.accepted_ns)
-        counters.cached_tokens += request.sequences[0].cached_tokens or 0
-        if request.tier is not None:
-            counters.hits[TIERS.index(request.tier)] += 1
 
     def first_token(self, request: Request, now_ns: int) -> None:
         """Count how long a request's first token took."""
         request.first_token_ns = now_ns
-        self._of(request).first_token.add(now_ns - request.accepted_ns)
+        for counters in self._of(request):
+            counters.first_token.add(now_ns - request.accepted_ns)
 
     def ended(self, request: Request, end: End) -> None:
         """Count a sequence's output."""
-        self._of(request).output_tokens += end.output_tokens
+        for counters in self._of(request):
+            counters.output_tokens += end.output_tokens
         self._of_tenant(request.tenant.name).output_tokens += end.output_tokens
 
     def of(self, digest: str) -> AdapterCounters:
@@ -124,7 +130,7 @@ class Metrics:
         waiting: Counter[str | None] = Counter()
         for request in requests:
             count = waiting if request.admitted_ns is None else running
-            count[request.generate.adapter] += 1
+            count.update(request.adapters or (None,))
         return [
             AdapterMetrics(
                 digest=digest,
@@ -166,8 +172,17 @@ class Metrics:
             return self._tenants.setdefault(name, TenantCounters())
         return self._tenants.setdefault(None, TenantCounters())
 
-    def _of(self, request: Request) -> AdapterCounters:
-        return self._adapters.setdefault(request.generate.adapter, AdapterCounters())
+    def _note_name(self, digest: str | None, name: str) -> None:
+        names = self._adapters[digest].names
+        if name not in names and len(names) < NAMES_MAX:
+            names.append(name)
+
+    def _of(self, request: Request) -> list[AdapterCounters]:
+        """Return the counters of each adapter of a request, or the base's."""
+        return [
+            self._adapters.setdefault(digest, AdapterCounters())
+            for digest in request.adapters or (None,)
+        ]
 
 
 def summed(first: list[Counted], second: list[Counted]) -> list[Counted]:

@@ -26,8 +26,8 @@ class Candidate(NamedTuple):
     """A waiting sequence, reduced to what admission depends on."""
 
     key: int
-    adapter: str | None
-    overtaken: int  # later ones with an adapter that started while there was no room for its own
+    adapters: tuple[str, ...]  # none: the base
+    overtaken: int  # later ones with adapters that started while there was no room for its own
     is_ready: bool  # nothing of its own past is still on its way
 
 
@@ -35,7 +35,7 @@ class Need(NamedTuple):
     """What a sequence takes if it starts now."""
 
     pages: int
-    adapter_pages: int  # unless a running sequence uses the same adapter
+    adapter_pages: tuple[int, ...]  # of each adapter, unless a running sequence uses it
     tokens: int  # to compute before it samples
     tokens_min: int  # of these, at least so many in its first step
 
@@ -57,7 +57,7 @@ class Admission(NamedTuple):
 
     admitted: list[int]
     overtaken: list[int]  # their adapters were too many, and a later one's was not
-    wanted: list[str]  # adapters to fetch to host memory, most urgent first
+    lacking: list[int]  # whose adapters are not all at hand, most urgent first
     starving: int | None  # the sequence, if any, that others may no longer overtake
 
 
@@ -71,45 +71,52 @@ def admit(
     """Choose in the order given. An adapter is at hand on the device or in host memory.
 
     A sequence without tokens or pages ends the search: if smaller ones could pass it, a long prompt
-    would wait for ever. One whose adapter is not at hand, or would be one too many, is passed over:
-    one cold adapter must not stop the warm ones behind it. But once ``OVERTAKEN_MAX`` later ones
-    with adapters have passed it is starving, and only base rows may still pass. One whose adapter
-    is a load too many for this step waits for the next, in which it comes before others.
+    would wait for ever. One whose adapters are not all at hand, or would be too many, is passed
+    over: one cold adapter must not stop the warm ones behind it. But once ``OVERTAKEN_MAX`` later
+    ones with adapters have passed it is starving, and only base rows may still pass. One whose
+    adapters are more loads than are left in this step waits for the next, in which it comes before
+    others; if they are more than a step's, it gets a step's whole.
+
+    A sequence gets all of its adapters or none: nobody holds one while it waits for another.
     """
-    rows, tokens, pages, adapters, pinned, resident, loads = room
+    rows, tokens, pages, adapters_max, pinned, resident, loads_max = room
+    loads = loads_max
     used = set(pinned)
     result = Admission([], [], [], None)
-    lacking: list[int] = []
+    too_many: list[int] = []
     starving: int | None = None
     for seen, candidate in enumerate(waiting):
         if seen == LOOK_AHEAD or rows == 0 or tokens <= 0:
             break
         if not candidate.is_ready:
             continue
-        adapter = candidate.adapter
-        if adapter is not None:
-            if not is_at_hand(adapter):
-                result.wanted.append(adapter)
-                continue
-            if adapter not in used and len(used) >= adapters:
-                lacking.append(candidate.key)
-                if starving is None and candidate.overtaken >= OVERTAKEN_MAX:
-                    starving = candidate.key
-                continue
-            if starving is not None:
-                continue
-            if loads == 0 and adapter not in used and adapter not in resident:
-                continue
+        adapters = candidate.adapters
+        if not all(map(is_at_hand, adapters)):
+            result.lacking.append(candidate.key)
+            continue
+        added = [adapter for adapter in adapters if adapter not in used]
+        if len(used) + len(added) > adapters_max and added:
+            too_many.append(candidate.key)
+            if starving is None and candidate.overtaken >= OVERTAKEN_MAX:
+                starving = candidate.key
+            continue
+        if starving is not None and adapters:
+            continue
+        loaded = sum(adapter not in resident for adapter in added)
+        if loaded > loads and not (loads == loads_max > 0):
+            continue
         needed = need(candidate.key)
-        pages_needed = needed.pages
-        if adapter is not None and adapter not in used:
-            pages_needed += needed.adapter_pages
+        pages_needed = needed.pages + sum(
+            count
+            for adapter, count in zip(adapters, needed.adapter_pages, strict=True)
+            if adapter not in used
+        )
         if pages_needed > pages or needed.tokens_min > tokens:
             break
-        if adapter is not None:
-            loads -= adapter not in used and adapter not in resident
-            used.add(adapter)
-            result.overtaken.extend(lacking)
+        if adapters:
+            loads = max(0, loads - loaded)
+            used.update(added)
+            result.overtaken.extend(too_many)
         rows -= 1
         tokens -= min(needed.tokens, tokens)
         pages -= pages_needed
@@ -122,7 +129,7 @@ class NeverFits(Exception):
 
 
 def output_max(prompt_tokens: int, adapter_pages: int, *, pages: int, page_tokens: int) -> int:
-    """Return how many tokens may follow a prompt when nothing but its adapter is there.
+    """Return how many tokens may follow a prompt when nothing but its adapters is there.
 
     Raises ``NeverFits``.
     """
@@ -132,8 +139,8 @@ def output_max(prompt_tokens: int, adapter_pages: int, *, pages: int, page_token
     more = "raise kv_cache_memory_mib (on a CPU) or gpu_memory_utilization (on a GPU)"
     memory = f"memory has {pages} pages of {page_tokens} tokens"
     if room <= 0:
-        raise NeverFits(f"the adapter takes {adapter_pages} pages and {memory}; {more}")
-    taken = f", of which the adapter takes {adapter_pages}" if adapter_pages else ""
+        raise NeverFits(f"adapters take {adapter_pages} pages and {memory}; {more}")
+    taken = f", of which adapters take {adapter_pages}" if adapter_pages else ""
     raise NeverFits(
         f"a prompt of {prompt_tokens} tokens does not fit: {memory}{taken}; shorten it, or {more}"
     )

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from weft.actors.scheduler.pages import Pages
+
+Uses = tuple[tuple[str, float], ...]
+"""Adapters' digests, ascending, and scales; none: the base."""
+
+
+class Identity(NamedTuple):
+    """What KV depends on, beside the tokens."""
+
+    salt: str
+    uses: Uses
+    start: int = 0  # tokens before it are the base's
+
+
+# The tokens of a page; of the first page with an adapter's tokens also whose, and from where on.
+Edge = tuple[int, ...] | tuple[Uses, int, tuple[int, ...]]
 
 
 @dataclass(eq=False, slots=True)
@@ -13,10 +29,11 @@ class Node:
     """A full page in the prefix cache: the tokens it holds, after all those of its ancestors."""
 
     page: int
-    tokens: tuple[int, ...]
+    edge: Edge  # from its parent
     parent: Node | None
     references: int = 0  # sequences whose page tables contain it
-    children: dict[tuple[int, ...], Node] = field(default_factory=dict)
+    children: dict[Edge, Node] = field(default_factory=dict)
+    listed: list[dict[Node, None]] = field(default_factory=list)  # in which it is, while it exists
 
     @property
     def page_count(self) -> int:
@@ -28,7 +45,9 @@ class Node:
         assert self.references == 0
         assert not self.children, "an idle node outlives its children"
         assert self.parent is not None
-        del self.parent.children[self.tokens]
+        del self.parent.children[self.edge]
+        for nodes in self.listed:
+            del nodes[self]
         return [self.page]
 
 
@@ -36,6 +55,7 @@ class Node:
 class Holding:
     """The pages of one sequence, in position order: shared ones first, then its own."""
 
+    identity: Identity
     root: Node
     nodes: list[Node] = field(default_factory=list)
     own: list[int] = field(default_factory=list)
@@ -55,9 +75,11 @@ class Holding:
 class PrefixCache:
     """What sequences hold of the pool, and a radix tree over the pages whose tokens are known.
 
-    The tree has one root for each (salt, adapter digest): sequences of different adapters share
-    nothing, those of one adapter share whatever their names. Its edges are whole pages of tokens.
-    A node that no sequence references is idle: it stays until its page is needed.
+    The tree has one root for each salt. Its edges are whole pages of tokens. The first page with an
+    adapter's tokens branches off from those of the base, at the root for all but activated
+    adapters: sequences of different adapters share nothing behind it, nor do those that scale them
+    differently; those of one adapter share whatever their names. A node that no sequence references
+    is idle: it stays until its page is needed.
 
     Invariants, checked by ``check``:
       * a node's references are the holdings that list it; a referenced node's parent is referenced;
@@ -69,21 +91,21 @@ class PrefixCache:
         self.page_tokens = page_tokens
         self._pages = pages
         self._caching = caching
-        self._roots: dict[tuple[str, str | None], Node] = {}
+        self._roots: dict[str, Node] = {}  # by salt
+        self._branches: dict[str, dict[Node, None]] = {}  # by adapter: its first pages
         self._holdings: set[Holding] = set()
 
-    def find(self, salt: str, adapter: str | None, tokens: Sequence[int]) -> list[Node]:
+    def find(self, identity: Identity, tokens: Sequence[int]) -> list[Node]:
         """Return the longest cached run of whole pages at the start of ``tokens``.
 
         The last token is left out: a sequence must compute at least one to sample from.
         """
-        node = self._roots.get((salt, adapter))
+        node = self._roots.get(identity.salt)
         if node is None or not self._caching:
             return []
-        found = []
-        size = self.page_tokens
-        for start in range(0, len(tokens) - size, size):
-            node = node.children.get(tuple(tokens[start : start + size]))
+        found: list[Node] = []
+        for index in range((len(tokens) - 1) // self.page_tokens):
+            node = node.children.get(self._edge(identity, tokens, index))
             if node is None:
                 break
             found.append(node)
@@ -99,10 +121,10 @@ class PrefixCache:
         """Return how many pages hold this many tokens."""
         return -(-tokens // self.page_tokens)
 
-    def hold(self, salt: str, adapter: str | None, found: list[Node], tokens: int) -> Holding:
+    def hold(self, identity: Identity, found: list[Node], tokens: int) -> Holding:
         """Start a sequence on the pages of ``found``, with its own for the rest of ``tokens``."""
-        root = self._roots.setdefault((salt, adapter), Node(-1, (), None))
-        holding = Holding(root, found)
+        root = self._roots.setdefault(identity.salt, Node(-1, (), None))
+        holding = Holding(identity, root, found)
         for node in found:
             self._reference(node)
         self._holdings.add(holding)
@@ -124,11 +146,11 @@ class PrefixCache:
         if not self._caching or not holding.shares:
             return
         for index in range(len(holding.nodes), computed // self.page_tokens):
-            parent, key = self._edge(holding, tokens, index)
-            if key in parent.children:
+            edge = self._edge(holding.identity, tokens, index)
+            if edge in _last(holding).children:
                 holding.shares = False
                 return
-            self._add(holding, parent, key)
+            self._add(holding, edge)
 
     def release(self, holding: Holding, tokens: Sequence[int], computed: int) -> None:
         """End a sequence: its full pages stay in the cache while there is room, the rest is free.
@@ -138,10 +160,10 @@ class PrefixCache:
         self._holdings.remove(holding)
         if self._caching:
             for index in range(len(holding.nodes), computed // self.page_tokens):
-                parent, key = self._edge(holding, tokens, index)
-                twin = parent.children.get(key)
+                edge = self._edge(holding.identity, tokens, index)
+                twin = _last(holding).children.get(edge)
                 if twin is None:
-                    self._add(holding, parent, key)
+                    self._add(holding, edge)
                 else:
                     self._pages.give_back([holding.own.pop(0)])
                     self._reference(twin)
@@ -153,10 +175,10 @@ class PrefixCache:
                 self._pages.make_idle(node)
 
     def drop(self, adapter: str) -> None:
-        """Free what is cached of an adapter that no sequence uses, and forget it."""
-        for key in [key for key in self._roots if key[1] == adapter]:
+        """Free what was computed with an adapter that no sequence uses, and forget it."""
+        for branch in list(self._branches.pop(adapter, ())):
             # Every node before its children: from the end, each has none left.
-            for node in reversed(list(_below(self._roots.pop(key)))):
+            for node in reversed([branch, *_below(branch)]):
                 self._pages.evict(node)
 
     def owned(self) -> Iterator[int]:
@@ -181,21 +203,30 @@ class PrefixCache:
             assert parent is not None
             if parent in order:
                 assert order[node] < order[parent], "a parent would be evicted before its child"
+            is_branch = node.edge != () and isinstance(node.edge[0], tuple)
+            assert is_branch == bool(node.listed)
+            assert all(node in nodes for nodes in node.listed)
         assert not references, "a sequence holds a node that is not in the tree"
         assert sum(isinstance(tenant, Node) for tenant in order) == sum(
             1 for node in nodes if node.references == 0
         )
 
-    def _edge(
-        self, holding: Holding, tokens: Sequence[int], index: int
-    ) -> tuple[Node, tuple[int, ...]]:
-        parent = holding.nodes[-1] if holding.nodes else holding.root
-        start = index * self.page_tokens
-        return parent, tuple(tokens[start : start + self.page_tokens])
+    def _edge(self, identity: Identity, tokens: Sequence[int], index: int) -> Edge:
+        """Return what leads to a sequence's page from the one before."""
+        first = index * self.page_tokens
+        page = tuple(tokens[first : first + self.page_tokens])
+        begins = identity.uses and first <= identity.start < first + self.page_tokens
+        return (identity.uses, identity.start, page) if begins else page
 
-    def _add(self, holding: Holding, parent: Node, key: tuple[int, ...]) -> None:
-        node = Node(holding.own.pop(0), key, parent, references=1)
-        parent.children[key] = node
+    def _add(self, holding: Holding, edge: Edge) -> None:
+        parent = _last(holding)
+        node = Node(holding.own.pop(0), edge, parent, references=1)
+        parent.children[edge] = node
+        if len(holding.nodes) == holding.identity.start // self.page_tokens:
+            for digest, _ in holding.identity.uses:
+                nodes = self._branches.setdefault(digest, {})
+                nodes[node] = None
+                node.listed.append(nodes)
         holding.nodes.append(node)
 
     def _reference(self, node: Node) -> None:
@@ -206,6 +237,11 @@ class PrefixCache:
     def _nodes(self) -> Iterator[Node]:
         for root in self._roots.values():
             yield from _below(root)
+
+
+def _last(holding: Holding) -> Node:
+    """Return the node that the next page of a sequence hangs on."""
+    return holding.nodes[-1] if holding.nodes else holding.root
 
 
 def _below(root: Node) -> Iterator[Node]:

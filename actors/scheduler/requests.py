@@ -73,8 +73,8 @@ class Requests:
 
     def add(self, generate: Generate, now_ns: int) -> Request:
         """Take a request that ``refusal`` has nothing against; its choices get numbers."""
-        tenant, adapter = self._payers.take(generate, now_ns)
-        request = Request(generate, now_ns, tenant, adapter)
+        tenant, adapters = self._payers.take(generate, now_ns)
+        request = Request(generate, now_ns, tenant, adapters)
         for choice in range(generate.choices):
             sequence = Sequence(
                 self._next_sequence, request, choice, list(generate.prompt), generate.max_tokens
@@ -91,7 +91,7 @@ class Requests:
         sequence.is_over = True
         del self._sequences[sequence.number]
         request = sequence.request
-        self._payers.give_back(request.tenant, request.adapter)
+        self._payers.give_back(request.tenant, request.limited)
         if request.is_over:
             del self._requests[request.key]
 
@@ -104,5 +104,5 @@ class Requests:
         assert live == set(self._sequences)
         requests = [sequence.request for sequence in self.sequences]
         self._payers.tenants.check(Counter(request.tenant.name for request in requests))
-        adapters = [request.adapter for request in requests if request.adapter is not None]
-        self._payers.adapters.check(Counter(adapter.name for adapter in adapters))
+        adapters = [adapter.name for request in requests for adapter in request.limited]
+        self._payers.adapters.check(Counter(adapters))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from weft.actors.scheduler.accounts import Account, metered
-from weft.actors.scheduler.prefixes import Holding
+from weft.actors.scheduler.prefixes import Holding, Identity
 from weft.runtime.messages import Generate
 
 
@@ -68,15 +68,21 @@ class Request:
     generate: Generate
     accepted_ns: int
     tenant: Account
-    adapter: Account | None  # if adapters are limited
+    limited: list[Account]  # of its adapters, if adapters are limited
     sequences: list[Sequence] = field(default_factory=list)
     admitted_ns: int | None = None
     first_token_ns: int | None = None
-    tier: Tier | None = None  # where its adapter lay when it came; None: it has none
+    tier: Tier | None = None  # where its farthest adapter lay when it came; None: it has none
     metered: list[Account] = field(init=False)  # who pays for tokens by the minute
+    adapters: tuple[str, ...] = field(init=False)  # digests, each once; none: the base
+    adapter_pages: dict[str, int] = field(default_factory=dict)  # of adapters, once it is known
+    identity: Identity = field(init=False)  # of its KV
 
     def __post_init__(self) -> None:
-        self.metered = metered(self.tenant, self.adapter)
+        self.metered = metered(self.tenant, self.limited)
+        self.adapters = tuple(use.digest for use in self.generate.adapters)
+        uses = tuple((use.digest, use.scale) for use in self.generate.adapters)
+        self.identity = Identity(self.generate.salt, uses, self.generate.lora_start)
 
     @property
     def key(self) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Set
+from collections.abc import Container, Iterator, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,6 +94,11 @@ class AdapterSlots:
         return len(self._residents) + 2 * self.evictions
 
     @property
+    def idle(self) -> Set[str]:
+        """Adapters that may be evicted."""
+        return self.resident - self._pinned.keys() - self._held.keys()
+
+    @property
     def pin_count(self) -> int:
         """Running sequences that use an adapter."""
         return sum(resident.pins for resident in self._pinned.values())
@@ -163,10 +168,15 @@ class AdapterSlots:
         assert acquired is not None, f"{digest} is nowhere"
         return -(-acquired.granules // self._page_granules)
 
-    def load(self, acquired: Acquired) -> AdapterLoad:
-        """Give an adapter pages and a slot. It is idle; there must be room for it."""
+    def load(self, acquired: Acquired, *, keep: Container[str] = ()) -> AdapterLoad:
+        """Give an adapter pages and a slot. It is idle; there must be room for it.
+
+        The slot is not one of those that ``keep`` names.
+        """
         if not self._free:
-            self._pages.evict(next(r for r in self._residents.values() if not r.is_busy))
+            residents = self._residents.values()
+            idle = (r for r in residents if not r.is_busy and r.digest not in keep)
+            self._pages.evict(next(idle))
         pages = self._pages.take(self.page_count(acquired.digest, acquired))
         resident = Resident(acquired.digest, self._free.pop(), pages, self)
         self._residents[acquired.digest] = resident

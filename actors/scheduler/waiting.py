@@ -31,7 +31,7 @@ class Waiting:
     comes next.
 
     Invariants, checked by ``check``: nobody in it holds a row or pages; everyone is in one line or
-    was put first; everyone is noted under their adapter.
+    was put first; everyone is noted under each of their adapters.
     """
 
     def __init__(self, policy: Literal["vtc", "fcfs"] = "vtc") -> None:
@@ -41,13 +41,19 @@ class Waiting:
         self._lines: dict[str, _Line] = {}  # by tenant
         self._last: Account | None = None  # whose line was the last to end
         self._waits_of: Counter[str] = Counter()  # sequences by tenant
-        # Those in lines and those put first, by adapter; a dict keeps the order of arrival.
+        self.several = 0  # sequences that wait for more than one adapter
+        # Those in lines and those put first, by each of their adapters, or None for the base; dicts
+        # keep the order of arrival.
         self._of_adapter: dict[str | None, dict[int, None]] = {}
 
     @property
     def adapters(self) -> Set[str]:
         """Those that some sequence waits for, the one waited for longest first."""
         return dict.fromkeys(each for each in self._of_adapter if each is not None).keys()
+
+    def all_of(self, adapter: str) -> Iterator[Sequence]:
+        """Yield those that wait for an adapter."""
+        return map(self._sequences.__getitem__, self._of_adapter.get(adapter, ()))
 
     @property
     def tenants(self) -> Set[str]:
@@ -73,15 +79,16 @@ class Waiting:
         return self._waits_of[tenant]
 
     def in_order(
-        self, tokens: Callable[[Sequence], int], *, adapters: list[str | None] | None = None
+        self, tokens: Callable[[Sequence], int], *, adapters: frozenset[str] | None = None
     ) -> Iterator[Sequence]:
-        """Whoever is to be admitted first comes first; of those with ``adapters`` alone, if given.
+        """Whoever is to be admitted first comes first; if ``adapters`` is given, of those that need
+        no other.
 
         ``tokens`` says how many a sequence has to compute; it is asked as ``fair.merge`` asks.
         """
         sequences = self._sequences
         for number in self._first:
-            if adapters is None or sequences[number].request.generate.adapter in adapters:
+            if adapters is None or adapters.issuperset(sequences[number].request.adapters):
                 yield sequences[number]
         lines = self._lines if adapters is None else self._lines_with(adapters)
         lanes = map(_lane, sorted(lines.values(), key=_counter))
@@ -119,20 +126,23 @@ class Waiting:
             del self._first[sequence.number]
         else:
             self._leave_line(sequence)
-        tenant, adapter = sequence.request.tenant.name, sequence.request.generate.adapter
+        tenant = sequence.request.tenant.name
         self._waits_of[tenant] -= 1
         if self._waits_of[tenant] == 0:
             del self._waits_of[tenant]
-        del self._of_adapter[adapter][sequence.number]
-        if not self._of_adapter[adapter]:
-            del self._of_adapter[adapter]
+        self.several -= len(sequence.request.adapters) > 1
+        for adapter in _noted_under(sequence):
+            del self._of_adapter[adapter][sequence.number]
+            if not self._of_adapter[adapter]:
+                del self._of_adapter[adapter]
 
     def check(self) -> None:
         """Assert the invariants."""
         assert all(s.row is None and s.holding is None for s in self)
-        found = {n: adapter for adapter, numbers in self._of_adapter.items() for n in numbers}
-        assert found == {s.number: s.request.generate.adapter for s in self}
+        found = {(n, adapter) for adapter, numbers in self._of_adapter.items() for n in numbers}
+        assert found == {(s.number, adapter) for s in self for adapter in _noted_under(s)}
         assert all(self._of_adapter.values())
+        assert self.several == sum(len(s.request.adapters) > 1 for s in self)
         assert Counter(s.request.tenant.name for s in self) == self._waits_of
         lined = [number for line in self._lines.values() for _, number in line.entries]
         assert sorted([*lined, *self._first]) == sorted(self._sequences)
@@ -145,8 +155,9 @@ class Waiting:
     def _note(self, sequence: Sequence) -> None:
         self._sequences[sequence.number] = sequence
         self._waits_of[sequence.request.tenant.name] += 1
-        adapter = sequence.request.generate.adapter
-        self._of_adapter.setdefault(adapter, {})[sequence.number] = None
+        self.several += len(sequence.request.adapters) > 1
+        for adapter in _noted_under(sequence):
+            self._of_adapter.setdefault(adapter, {})[sequence.number] = None
 
     def _put_first(self, number: int) -> None:
         self._first[number] = None
@@ -160,21 +171,29 @@ class Waiting:
             self._last = line.tenant
             del self._lines[key]
 
-    def _lines_with(self, adapters: list[str | None]) -> dict[str, _Line]:
-        """Return lines of those alone that have one of these adapters; some of each, if many."""
+    def _lines_with(self, adapters: frozenset[str]) -> dict[str, _Line]:
+        """Return lines of those alone that need no other adapters; some of each, if many."""
+        found: dict[int, Sequence] = {}
+        for adapter in (*adapters, None):
+            noted = map(self._sequences.__getitem__, self._of_adapter.get(adapter, ()))
+            usable = (s for s in noted if adapters.issuperset(s.request.adapters))
+            some = islice(usable, LOOK_AHEAD // (len(adapters) + 1) + 1)
+            found.update((sequence.number, sequence) for sequence in some)
         lines: dict[str, _Line] = {}
-        for adapter in adapters:
-            some = islice(self._of_adapter.get(adapter, ()), LOOK_AHEAD // len(adapters) + 1)
-            for sequence in map(self._sequences.__getitem__, some):
-                if sequence.number not in self._first:
-                    line = lines.setdefault(self._line_of(sequence), _Line(sequence.request.tenant))
-                    line.entries.append(_entry(sequence))
+        for sequence in found.values():
+            if sequence.number not in self._first:
+                line = lines.setdefault(self._line_of(sequence), _Line(sequence.request.tenant))
+                line.entries.append(_entry(sequence))
         for line in lines.values():
             line.entries.sort()
         return lines
 
     def _line_of(self, sequence: Sequence) -> str:
         return sequence.request.tenant.name if self._is_fair else ""
+
+
+def _noted_under(sequence: Sequence) -> tuple[str | None, ...]:
+    return sequence.request.adapters or (None,)
 
 
 def _entry(sequence: Sequence) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from collections import deque
 from typing import NamedTuple, assert_never
 
 from weft.actors.tokenizer import sampling, tenants
+from weft.actors.tokenizer.composition import Compositions
 from weft.actors.tokenizer.names import Names
 from weft.actors.tokenizer.prompt import PromptEncoder
 from weft.actors.tokenizer.refusal import DRAINING_RETRY_S, QUEUE_FULL_RETRY_S, Refusal, need
@@ -81,6 +82,7 @@ class TokenizerManager:
             max_model_len=model.max_model_len,
         )
         self._names = Names(self._base)
+        self._compositions = Compositions(self._names, config)
         self._tenants = Tenants(config)
         # Where requests go: to the scheduler, or to who chooses one of several.
         self._door = "scheduler" if config.data_parallel_size == 1 else "router"
@@ -191,6 +193,7 @@ class TokenizerManager:
             ("model", submit.model),
             ("user", submit.user),
             ("tenant", submit.tenant),
+            *(("lora", lora.name) for lora in submit.lora or []),
         ):
             need(
                 len(text or "") <= LABEL_CHARACTERS_MAX,
@@ -202,6 +205,7 @@ class TokenizerManager:
             text = f"{self._inbox_max} requests wait already; try again later"
             raise Refusal("queue_full", text, retry_after_s=QUEUE_FULL_RETRY_S)
         tenants.check_priority(submit.priority)
+        self._compositions.check(submit)
         sampling.check(submit.sampling)
         self._prompts.check_size(submit)
 
@@ -285,10 +289,10 @@ class TokenizerManager:
         self._replies.put(client, refused)
 
     def _answer(self, asked: _Asked) -> list[Send]:
-        if (name := asked.submit.model) is not None and self._names.is_unread(name):
-            self._park(asked, name)
-            return []
         try:
+            if (name := self._compositions.unread(asked.submit)) is not None:
+                self._park(asked, name)
+                return []
             generate = self._generate(asked.client, asked.submit)
         except Refusal as refusal:
             self._refuse(asked.client, refusal.refused(asked.submit.label))
@@ -299,22 +303,23 @@ class TokenizerManager:
     def _generate(self, client: str, submit: Submit) -> Generate:
         """Return the request, complete. Raises ``Refusal``."""
         wanted = submit.sampling
-        digest = self._names.digest(submit.model)
-        tenant = self._tenants.of(submit, self._base.name)
-        self._tenants.check_rank(tenant, self._names.rank(submit.model))
+        composition = self._compositions.resolve(submit)
+        tenant = self._tenants.of(submit, composition.tenant)
+        self._tenants.check_rank(tenant, composition.rank)
         # An adapter's own tokens, in text or as ids, are nobody else's.
-        vocab_size = self._model.vocab_size + self._names.tokens_added(submit.model)
+        vocab_size = self._model.vocab_size + composition.tokens_added
         sampling.check_tokens(wanted, vocab_size)
         prompt = self._prompts.encode(submit, vocab_size)
+        lora_start = self._prompts.lora_start(submit, prompt, composition.invocation_tokens)
         stop_token_ids = sampling.stop_tokens(wanted, self._model.eos_token_ids)
         request_id = f"{self._nonce:016x}{self._generated:016x}"
         return Generate(
             request_id=request_id,
             client=client,
             label=submit.label,
-            model=submit.model or self._base.name,
+            model=composition.name,
             prompt=prompt,
-            adapter=digest,
+            adapters=composition.uses,
             salt="",
             max_tokens=self._prompts.output_tokens_max(wanted, len(prompt)),
             choices=wanted.n,
@@ -330,6 +335,7 @@ class TokenizerManager:
             skip_special_tokens=wanted.skip_special_tokens,
             tenant=tenant,
             priority=submit.priority,
+            lora_start=lora_start,
         )
 
 

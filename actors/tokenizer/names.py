@@ -24,35 +24,24 @@ class Names:
             self._adapters.pop(name, None)
         self._adapters |= {adapter.name: adapter for adapter in adapters}
 
-    def is_unread(self, model: str | None) -> bool:
+    def is_unread(self, name: str) -> bool:
         """Whether a name stands for an adapter that has to be read before it can be resolved."""
-        adapter = self._adapters.get(model or "")
+        adapter = self._adapters.get(name)
         return adapter is not None and adapter.is_unread
 
-    def digest(self, model: str | None) -> str | None:
-        """Return the adapter's digest, or None for the base. Raises ``Refusal``."""
-        if model is None or model == self._base.name:
-            return None
-        adapter = self._adapters.get(model)
+    def has(self, name: str) -> bool:
+        """Whether a name is an adapter's, even one that cannot be used."""
+        return name in self._adapters
+
+    def adapter(self, name: str, param: str) -> AdapterEntry:
+        """Return an adapter that has been read. Raises ``Refusal`` about the field ``param``."""
+        adapter = self._adapters.get(name)
         if adapter is None:
-            raise Refusal("model_not_found", self._unknown(model), "model")
+            raise Refusal("model_not_found", self._unknown(name), param)
         if adapter.refused is not None:
-            raise Refusal(
-                "adapter_refused",
-                f"the adapter {model!r} cannot be used: {adapter.refused}",
-                "model",
-            )
-        return adapter.digest
-
-    def rank(self, model: str | None) -> int:
-        """Return an adapter's rank; 0 for the base. The name must be known."""
-        return 0 if model is None or model == self._base.name else self._adapters[model].rank
-
-    def tokens_added(self, model: str | None) -> int:
-        """Return how many tokens an adapter knows beyond the base's. The name must be known."""
-        return (
-            0 if model is None or model == self._base.name else self._adapters[model].tokens_added
-        )
+            text = f"the adapter {name!r} cannot be used: {adapter.refused}"
+            raise Refusal("adapter_refused", text, param)
+        return adapter
 
     def entries(self) -> list[ModelEntry]:
         """Return every name that can be used, the base first."""

@@ -59,6 +59,27 @@ class PromptEncoder:
         )
         return ids
 
+    def lora_start(self, submit: Submit, ids: list[int], invocation_tokens: list[int]) -> int:
+        """Return where the last occurrence of an invocation begins in a prompt; 0 without one.
+
+        There an activated LoRA begins to act, as in PEFT. Raises ``Refusal`` if the prompt does not
+        have it: the base must not answer in the adapter's name.
+        """
+        if not invocation_tokens:
+            return 0
+        first, count = invocation_tokens[0], len(invocation_tokens)
+        for start in range(len(ids) - count, -1, -1):
+            if ids[start] == first and ids[start : start + count] == invocation_tokens:
+                return start
+        text = self._model.backend.decode(invocation_tokens, skip_special_tokens=False)
+        param = "prompt" if submit.messages is None else "messages"
+        raise Refusal(
+            "invocation_missing",
+            f"{param}: the adapter acts from its invocation on, and the prompt does not have it: "
+            f"{text!r}, tokens {invocation_tokens}; put it where the adapter is to begin",
+            param,
+        )
+
     def output_tokens_max(self, wanted: Sampling, prompt_tokens: int) -> int:
         """Return how many tokens to generate. Raises ``Refusal`` if the context is too small."""
         context = self._model.max_model_len

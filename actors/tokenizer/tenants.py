@@ -17,12 +17,12 @@ class Tenants:
             if limits.max_lora_rank is not None or name != ANY_OTHER
         }
 
-    def of(self, submit: Submit, base_name: str) -> str:
+    def of(self, submit: Submit, model: str) -> str:
         """Return the tenant: who the request names, else its user, else the model itself.
 
         So without any of them each adapter is a tenant, and so is the base.
         """
-        return submit.tenant or submit.user or submit.model or base_name
+        return submit.tenant or submit.user or model
 
     def check_rank(self, tenant: str, rank: int) -> None:
         """Raise ``Refusal`` if an adapter's rank is more than the tenant may use."""

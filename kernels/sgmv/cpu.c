@@ -1,5 +1,5 @@
-/* sgmv for weights in pages: y[rows] += scale (x[rows] A^T) B^T for each segment's own adapter,
- * and then y = factor y + offset where the adapter has that.
+/* sgmv for weights in pages: y[rows] += weight scale (x[rows] A^T) B^T for each segment's own
+ * adapter, and then y = factor y + weight offset where the adapter has that.
  *
  * granules.py says where weights lie. They are float32 or bfloat16, everything else is float32. A
  * sum's order does not depend on the other rows of the batch, on the tile it is computed in, or on
@@ -56,12 +56,14 @@ typedef struct {
     const int32_t *pages, *groups, *b_start, *affine_start;
     const float *scales;
     int64_t page_granules, granule_bytes, a_start, total; /* groups of all parts */
+    float weight; /* of the update, beside the parts' scales */
 } weights;
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t blocks(int64_t count, int64_t block) { return (count + block - 1) / block; }
 
-static weights find(const adapters *a, int64_t layer, int64_t site, int64_t slot)
+static weights find(
+    const adapters *a, int64_t layer, int64_t site, int64_t slot, float weight)
 {
     int64_t place = (slot * a->layers + layer) * a->sites + site;
     weights w = {
@@ -74,6 +76,7 @@ static weights find(const adapters *a, int64_t layer, int64_t site, int64_t slot
         .page_granules = a->page_granules,
         .granule_bytes = RANKS * COLUMNS * (a->is_half ? 2 : 4),
         .a_start = a->a_start[place],
+        .weight = weight,
     };
     for (int p = 0; p < PARTS_MAX; p++)
         w.total += w.groups[p];
@@ -213,7 +216,7 @@ INLINE void expand_tile(
                     sums[t][c] += ranks[t * v_stride + r] * row;
             }
     }
-    float scale = w->scales[part];
+    float scale = w->weight * w->scales[part];
     UNROLL for (int t = 0; t < T; t++)
         UNROLL for (int c = 0; c < C; c++) {
             float *out = y + t * y_stride + first + c * WIDTH;
@@ -250,7 +253,7 @@ INLINE void expand_block(
     }
 }
 
-/* y[t][c] = factor[c] y[t][c] + offset[c] for all tokens, if the part has these. */
+/* y[t][c] = factor[c] y[t][c] + weight offset[c] for all tokens, if the part has these. */
 static void apply_affine(
     const weights *w, int64_t part, int64_t block, int64_t columns, int64_t tokens, float *y,
     int64_t y_stride)
@@ -262,7 +265,7 @@ static void apply_affine(
     const float *offset = factor + COLUMNS;
     for (int64_t t = 0; t < tokens; t++, y += y_stride)
         for (int64_t c = 0; c < columns; c++)
-            y[c] = __builtin_fmaf(factor[c], y[c], offset[c]);
+            y[c] = __builtin_fmaf(factor[c], y[c], w->weight * offset[c]);
 }
 
 /* Pieces of work of one segment in both phases. */
@@ -328,9 +331,11 @@ static void expand_piece(
     }
 }
 
-/* The rows of a step: those of segment i are starts[i] .. starts[i + 1] and use slots[i]. */
+/* The rows of a step: those of segment i are starts[i] .. starts[i + 1] and use slots[i], whose
+ * updates are multiplied by weights[i]. */
 typedef struct {
     const int64_t *starts, *slots;
+    const float *weights;
     int64_t count;
 } segments;
 
@@ -357,7 +362,8 @@ INLINE void go_on(cursor *c, const update *u, const int is_expand)
     const segments *s = u->segments;
     c->row = s->starts[++c->segment];
     c->rows = s->starts[c->segment + 1] - c->row;
-    c->weights = find(u->adapters, u->layer, u->site, s->slots[c->segment]);
+    c->weights = find(
+        u->adapters, u->layer, u->site, s->slots[c->segment], s->weights[c->segment]);
     c->first = c->end;
     c->end += is_expand ? expand_pieces(&c->weights, &u->shape, c->rows)
                         : shrink_pieces(&c->weights, c->rows);

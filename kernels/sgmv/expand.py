@@ -1,7 +1,7 @@
 """The second half of a LoRA update, in Triton: ``y += weight * scale * v B^T``, in place.
 
-What has an affine becomes ``factor * y + offset`` then. A row's adapters take their turns in
-float32, in the row's own order, before y is rounded once.
+What has an affine becomes ``factor * y + weight * offset`` then. A row's adapters take their turns
+in float32, in the row's own order, before y is rounded once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _choose(part, first, second, third):
 def _adapter(
     unit_ptr, groups_ptr, b_start_ptr, affine_start_ptr, scales_ptr, place, places, part
 ):  # fmt: skip
-    """Return of a unit's adapter at one part: slot, groups, first rank in v, starts, factor."""
+    """Return of a unit's adapter at one part: slot, groups, rank in v, starts, factor, weight."""
     slot = tl.load(unit_ptr + SLOT)
     weight = tl.load(unit_ptr + WEIGHT).to(tl.float32, bitcast=True)
     entry = (slot * places + place) * PARTS
@@ -48,7 +48,7 @@ def _adapter(
     b_start = tl.load(b_start_ptr + entry + part)
     affine_start = tl.load(affine_start_ptr + entry + part)
     factor = weight * tl.load(scales_ptr + entry + part)
-    return slot, groups, v_rank, b_start, affine_start, factor
+    return slot, groups, v_rank, b_start, affine_start, factor, weight
 
 
 @triton.jit
@@ -85,17 +85,15 @@ def _affine(
 
 @triton.jit
 def _through_adapters(
-    chunk, tile, part, m_ok, n_ok,
+    y, chunk, tile, part, m_ok, n_ok,
     v_ptr, arena_ptr, units_ptr, pages_ptr, groups_ptr, b_start_ptr, affine_start_ptr, scales_ptr,
     place, places, pages_max, page_stride, v_stride,
     PAGE_GRANULES: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Return what all adapters of a chunk make of a tile of y, and the most groups of any of them.
 
-    That is ``y * total + update``, so that y need not be kept while they take their turns.
+    One adapter alone makes of it what the simple form does, to the bit.
     """
-    total = tl.full((G_COLUMNS,), 1.0, dtype=tl.float32)
-    update = tl.zeros((ROWS, G_COLUMNS), dtype=tl.float32)
     product = tl.zeros((ROWS, G_COLUMNS), dtype=tl.float32)
     groups_most = 0
     first_rank = 0
@@ -103,7 +101,7 @@ def _through_adapters(
     # One loop over the blocks of ranks of all adapters: nested ones cost more registers.
     while unit >= 0:
         unit_ptr = units_ptr + unit * UNIT_INTS
-        slot, groups, v_rank, b_start, affine_start, factor = _adapter(
+        slot, groups, v_rank, b_start, affine_start, factor, weight = _adapter(
             unit_ptr, groups_ptr, b_start_ptr, affine_start_ptr, scales_ptr, place, places, part
         )
         rank = first_rank + tl.arange(0, RANKS)
@@ -116,17 +114,16 @@ def _through_adapters(
         groups_most = tl.maximum(groups_most, groups)
         first_rank += RANKS
         is_last = first_rank >= groups * G_RANKS
-        update += tl.where(is_last, product * factor, 0.0)
+        y = tl.where(is_last, tl.fma(product, factor, y), y)
         if is_last & (affine_start > 0):
             scaling, offset = _affine(
                 arena_ptr, slot_pages, affine_start, tile, n_ok, page_stride, PAGE_GRANULES
             )
-            total *= scaling
-            update = update * scaling[None, :] + offset[None, :]
+            y = tl.fma(y, scaling[None, :], (weight * offset)[None, :])
         product = tl.where(is_last, 0.0, product)
         first_rank = tl.where(is_last, 0, first_rank)
         unit = tl.where(is_last, tl.load(unit_ptr + NEXT), unit)
-    return total, update, groups_most
+    return y, groups_most
 
 
 @triton.jit(do_not_specialize=["place"])
@@ -172,7 +169,7 @@ def expand_kernel(
         y_rows = y_ptr + y_row[:, None] * y_stride + y_column  # [M, 1]
         # Where no adapter has this part, y is not touched: not even -0 becomes 0.
         if IS_SIMPLE:
-            slot, groups, v_rank, b_start, affine_start, factor = _adapter(
+            slot, groups, v_rank, b_start, affine_start, factor, weight = _adapter(
                 unit_ptr, groups_ptr, b_start_ptr, affine_start_ptr, scales_ptr, place, places, part
             )
             slot_pages = pages_ptr + slot * pages_max
@@ -189,27 +186,27 @@ def expand_kernel(
                     ok = r // G_RANKS < tl.where(tile * G_COLUMNS < width, groups, 0)
                     granule = b_start + tile * groups + r // G_RANKS
                     b = _b_tile(arena_ptr, slot_pages, granule, r, ok, page_stride, PAGE_GRANULES)
-                    update = tl.dot(v.to(DOT), b.to(DOT), input_precision="ieee") * factor
-                    y = y.to(tl.float32) + update
+                    product = tl.dot(v.to(DOT), b.to(DOT), input_precision="ieee")
+                    y = tl.fma(product, factor, y.to(tl.float32))
                     if (affine_start > 0) & (tile * G_COLUMNS < width):
                         scaling, offset = _affine(
                             arena_ptr, slot_pages, affine_start, tile, column < width, page_stride,
                             PAGE_GRANULES,
                         )  # fmt: skip
-                        y = y * scaling[None, :] + offset[None, :]
+                        y = tl.fma(y, scaling[None, :], (weight * offset)[None, :])
                     tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=y_ok)
         else:
             column = first_tile * G_COLUMNS + n
             n_ok = column < width
             y_ptrs = y_rows + column[None, :]  # [M, N]
-            total, update, groups = _through_adapters(
-                chunk, first_tile, part, m_ok, n_ok,
+            y = tl.load(y_ptrs, mask=m_ok[:, None] & n_ok[None, :], other=0.0).to(tl.float32)
+            y, groups = _through_adapters(
+                y, chunk, first_tile, part, m_ok, n_ok,
                 v_ptr, arena_ptr, units_ptr, pages_ptr, groups_ptr, b_start_ptr, affine_start_ptr,
                 scales_ptr,
                 place, places, pages_max, page_stride, v_stride,
                 PAGE_GRANULES, ROWS, RANKS, DOT,
             )  # fmt: skip
             y_ok = m_ok[:, None] & (column < tl.where(groups > 0, width, 0))[None, :]
-            y = tl.load(y_ptrs, mask=y_ok, other=0.0).to(tl.float32) * total[None, :] + update
             tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=y_ok)
         work += tl.num_programs(0)

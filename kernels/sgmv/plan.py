@@ -61,6 +61,7 @@ class Planner:
     ) -> None:
         """``block_ranks`` are the ranks of an item, ``ranks_max`` of a unit at most; by site."""
         self.chunk_rows = chunk_rows
+        self.row_adapters_max = row_adapters_max
         self._blocks_groups = np.array(block_ranks, dtype=np.int32) // 8
         chunks = min(tokens_max, tokens_max // chunk_rows + min(segments_max, tokens_max))
         units = chunks * row_adapters_max

@@ -7,6 +7,7 @@ spills, widths of loads), not by measurement.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -51,12 +52,17 @@ _TRITON_TYPES = {
 
 
 class Limits(NamedTuple):
-    """What steps may hold. The forms of the kernels depend on it, and on nothing in a step."""
+    """What steps may hold.
+
+    In a plain step a row has one adapter. In others it may have several, and there may be more
+    segments, for rows that differ in their weights alone are in different ones.
+    """
 
     tokens: int
-    segments: int
+    segments: int  # of a plain step
     rank: int  # of a module
     row_adapters: int = 1
+    segments_of_sums: int = 0  # of any other step; 0: there is none
 
 
 class Plan(NamedTuple):
@@ -64,7 +70,7 @@ class Plan(NamedTuple):
 
     ``counts`` says how large a grid is worth launching: for a graph, that of ``planner.bounds``.
     The forms of the kernels depend on the planner alone, so that a launch of an empty plan compiles
-    what all its steps need.
+    what all its steps need. A row's result is the same bits in all forms.
     """
 
     ints: Tensor  # int32, as ``Planner.lay_out`` writes it
@@ -107,30 +113,33 @@ class PagedLora:
         self._programs = PROGRAMS * processors
         v_dtype = torch.promote_types(compute_dtype, arena.dtype)
         self._forms = _forms(self._widths, limits, v_dtype)
-        bounds = self.planner(limits.tokens).bounds
         # Shorter chunks make more items of fewer tokens.
-        few = self.planner(min(limits.tokens, TOKENS_FEW)).bounds
+        sizes = {limits.tokens, min(limits.tokens, TOKENS_FEW)}
+        kinds = {False, limits.segments_of_sums > 0}
+        bounds = [self.planner(size, has_sums=has).bounds for size in sizes for has in kinds]
+        v_rows = max(each.rows for each in bounds)
+        items = max(chain.from_iterable(each.items for each in bounds))
         self._scratch = _Scratch(
-            torch.empty(
-                bounds.rows * max(self._forms.v_strides), dtype=v_dtype, device=arena.device
-            ),
+            torch.empty(v_rows * max(self._forms.v_strides), dtype=v_dtype, device=arena.device),
             torch.empty(PARTIALS_BYTES // 4, dtype=torch.float32, device=arena.device),
-            torch.zeros(max(*bounds.items, *few.items), dtype=torch.int32, device=arena.device),
+            torch.zeros(items, dtype=torch.int32, device=arena.device),
         )
 
-    def planner(self, tokens: int) -> Planner:
-        """Return what makes plans of steps of so many tokens at most.
+    def planner(self, tokens: int, *, has_sums: bool = False) -> Planner:
+        """Return what makes plans of steps of so many tokens at most, plain ones or not.
 
         A step runs best with the planner of fewest tokens that it fits.
         """
         many = CHUNK_ROWS_MANY[self._forms.itemsize]
+        limits = self._limits
+        segments = limits.segments_of_sums if has_sums else limits.segments
         return Planner(
             tokens_max=tokens,
-            segments_max=min(tokens, self._limits.segments),
+            segments_max=min(tokens, segments),
             chunk_rows=CHUNK_ROWS_FEW if tokens <= TOKENS_FEW else many,
             block_ranks=self._forms.shrink_ranks,
             ranks_max=self._forms.ranks_max,
-            row_adapters_max=self._limits.row_adapters,
+            row_adapters_max=limits.row_adapters if has_sums else 1,
         )
 
     @property
@@ -189,7 +198,8 @@ class PagedLora:
         tables, forms, planner = self._tables, self._forms, plan.planner
         # Several tiles pay while there is work for all programs.
         most = planner.bounds.chunks * _works(widths, EXPAND_TILES_MANY)
-        is_many = forms.is_simple and most >= self._programs
+        is_simple = forms.is_short and planner.row_adapters_max == 1
+        is_many = is_simple and most >= self._programs
         tiles = EXPAND_TILES_MANY if is_many else EXPAND_TILES_FEW
         first, second, third = (*widths, 0, 0)[:PARTS_MAX]
         expand_kernel[(min(plan.counts.chunks * _works(widths, tiles), self._programs),)](
@@ -200,7 +210,7 @@ class PagedLora:
             forms.v_strides[site],
             WIDTH_0=first, WIDTH_1=second, WIDTH_2=third,
             TILES=tiles, PAGE_GRANULES=self._arena.shape[2], ROWS=planner.chunk_rows,
-            RANKS=forms.expand_ranks, DOT=forms.dot, IS_SIMPLE=forms.is_simple,
+            RANKS=forms.expand_ranks, DOT=forms.dot, IS_SIMPLE=is_simple,
             num_warps=WARPS[planner.chunk_rows], num_stages=STAGES[forms.itemsize],
             enable_fp_fusion=True,
         )  # fmt: skip
@@ -228,7 +238,7 @@ class _Forms(NamedTuple):
     v_strides: list[int]  # of each site
     shrink_ranks: list[int]  # of an item, of each site
     expand_ranks: int  # of a tile
-    is_simple: bool
+    is_short: bool  # all ranks of a part are one tile
 
 
 def _forms(widths: Sequence[Sequence[int]], limits: Limits, v_dtype: torch.dtype) -> _Forms:
@@ -248,7 +258,7 @@ def _forms(widths: Sequence[Sequence[int]], limits: Limits, v_dtype: torch.dtype
         v_strides=[-(-ranks // 16) * 16 for ranks in ranks_max],
         shrink_ranks=[block_ranks(ranks) for ranks in ranks_max],
         expand_ranks=block_ranks(rank),
-        is_simple=limits.row_adapters == 1 and rank <= block_ranks(rank),
+        is_short=rank <= block_ranks(rank),
     )
 
 

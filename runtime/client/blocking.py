@@ -63,36 +63,41 @@ class Client:
         self.close()
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, model: str | None = None, **sampling: Any
+        self, messages: Sequence[Mapping[str, Any]], *, model: str | None = None, **options: Any
     ) -> Iterator[str]:
         """Yield the answer's text as it comes. Raises ``Refused``, ``Disconnected``.
 
         ``messages`` hold a role and a content each. ``model`` names an adapter or the base (None).
-        ``sampling`` are the fields of Sampling in INGRESS.md, such as ``temperature``.
+        ``options`` are those of ``generate``, and the fields of Sampling in INGRESS.md, such as
+        ``temperature``.
         """
-        return self.generate(messages=messages, model=model, **sampling).text()
+        return self.generate(messages=messages, model=model, **options).text()
 
     def complete(
-        self, prompt: str | Sequence[int], *, model: str | None = None, **sampling: Any
+        self, prompt: str | Sequence[int], *, model: str | None = None, **options: Any
     ) -> Iterator[str]:
         """Yield what follows a prompt, which is text or token ids."""
-        return self.generate(prompt=prompt, model=model, **sampling).text()
+        return self.generate(prompt=prompt, model=model, **options).text()
 
-    def generate(
+    def generate(  # noqa: PLR0913 - each by its name: what a request may say
         self,
         *,
         messages: Sequence[Mapping[str, Any]] | None = None,
         prompt: str | Sequence[int] | None = None,
         model: str | None = None,
+        lora: Sequence[Mapping[str, Any]] | None = None,
         user: str | None = None,
         tenant: str | None = None,
         priority: int = 0,
         **sampling: Any,
     ) -> Stream:
-        """Send a request, and return its events: ``Accepted``, ``Text`` and ``Finished``."""
+        """Send a request, and return its events: ``Accepted``, ``Text`` and ``Finished``.
+
+        ``lora`` are adapters whose updates are added up: ``[{"name": "sql", "scale": 0.7}, …]``.
+        """
         request = self._connection.session.submit(
             _nothing, model=model, messages=messages, prompt=prompt, sampling=sampling,
-            asker=Asker(user, tenant, priority),
+            asker=Asker(user, tenant, priority), lora=lora,
         )  # fmt: skip
         self._connection.pump()
         return Stream(self, request)

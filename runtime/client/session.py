@@ -150,7 +150,7 @@ class Session:
         """Whether both links have been welcomed."""
         return self.tokenizer.is_open and self.detokenizer.is_open
 
-    def submit(
+    def submit(  # noqa: PLR0913 - as for the clients' generate
         self,
         wake: Callable[[], None],
         *,
@@ -159,6 +159,7 @@ class Session:
         prompt: str | Sequence[int] | None,
         sampling: Mapping[str, Any],
         asker: Asker = _NOBODY,
+        lora: Sequence[Mapping[str, Any]] | None = None,
     ) -> Request:
         """Ask for a completion."""
         request = Request(self._label(), wake)
@@ -166,6 +167,8 @@ class Session:
             prompt = list(prompt)
         chat = None if messages is None else [dict(message) for message in messages]
         fields = ["Submit", request.label, model, chat, prompt, dict(sampling), *asker]
+        if lora is not None:
+            fields.append([dict(each) for each in lora])
         if self.failure is not None:
             request.fail(self.failure)
             return request

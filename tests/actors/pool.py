@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from weft.actors.adapters.base import LinearShape
 from weft.actors.adapters.granules import Size, of_module
 from weft.actors.scheduler.pages import Pages
-from weft.actors.scheduler.prefixes import Holding, PrefixCache
+from weft.actors.scheduler.prefixes import Holding, Identity, PrefixCache
 from weft.actors.scheduler.slots import AdapterSlots
 from weft.runtime.messages import Acquired
 
@@ -16,9 +16,14 @@ PAGE_GRANULES = 8
 
 @dataclass(eq=False)
 class Running:
-    adapter: str | None
+    uses: tuple  # of adapters and scales
+    first: int  # token of the adapters'
     tokens: list[int]
     holding: Holding
+
+    @property
+    def adapters(self):
+        return [adapter for adapter, _ in self.uses]
 
 
 class Pool:
@@ -32,23 +37,25 @@ class Pool:
         self.contents = {}  # of pages, as a device would have written them
         self.hits = 0
 
-    def start(self, adapter, tokens):
-        """Run a sequence if there is room for it and for its adapter. Was there?"""
-        found = self.cache.find("", adapter, tokens)
+    def start(self, uses, tokens, first=0):
+        """Run a sequence if there is room for it and for all of its adapters. Was there?"""
+        adapters = [adapter for adapter, _ in uses]
+        identity = Identity("", uses, first)
+        found = self.cache.find(identity, tokens)
         available = self.pages.available
-        cost = self.cache.cost(found, len(tokens)) + self._adapter_cost(adapter)
-        if cost > available or (adapter and self._is_one_too_many(adapter)):
+        cost = self.cache.cost(found, len(tokens)) + sum(map(self._adapter_cost, adapters))
+        if cost > available or self._are_too_many(adapters):
             return False
-        if adapter:
+        for adapter in sorted(adapters, key=lambda each: each not in self.slots.resident):
             if adapter not in self.slots.resident:
                 load = self.slots.load(acquired(adapter))
                 self.contents.update(
                     {page: (adapter, part) for part, page in enumerate(load.pages)}
                 )
             self.slots.pin(adapter, 0)
-        found = self.cache.find("", adapter, tokens)
+        found = self.cache.find(identity, tokens)
         self.hits += len(found)
-        running = Running(adapter, tokens, self.cache.hold("", adapter, found, len(tokens)))
+        running = Running(uses, first, tokens, self.cache.hold(identity, found, len(tokens)))
         for index, node in enumerate(found):
             assert self.contents[node.page] == kv(running, index)
         self.running.append(running)
@@ -75,8 +82,8 @@ class Pool:
         computed = max(computed, len(running.holding.nodes) * PAGE_TOKENS)
         self.running.remove(running)
         self.cache.release(running.holding, running.tokens, computed)
-        if running.adapter:
-            self.slots.unpin(running.adapter)
+        for adapter in running.adapters:
+            self.slots.unpin(adapter)
 
     def check(self):
         """Assert every owner's invariants, and that nobody's pages were written by another."""
@@ -84,6 +91,9 @@ class Pool:
         self.cache.check()
         self.slots.check()
         held = {page for running in self.running for page in running.holding.pages}
+        pins = [adapter for running in self.running for adapter in running.adapters]
+        assert self.slots.pinned == set(pins)
+        assert self.slots.pin_count == len(pins)
         pinned = sum(self.slots.page_count(adapter, None) for adapter in self.slots.pinned)
         assert self.pages.available == self.pages.count - len(held) - pinned
         for adapter in self.slots.resident:
@@ -101,12 +111,12 @@ class Pool:
             self.contents[page] = kv(running, index)
 
     def _adapter_cost(self, adapter):
-        if adapter is None or adapter in self.slots.pinned:
+        if adapter in self.slots.pinned:
             return 0
         return self.slots.page_count(adapter, acquired(adapter))
 
-    def _is_one_too_many(self, adapter):
-        return adapter not in self.slots.pinned and len(self.slots.pinned) == self.slots.count
+    def _are_too_many(self, adapters):
+        return len(self.slots.pinned | set(adapters)) > self.slots.count
 
 
 def acquired(adapter):
@@ -116,4 +126,6 @@ def acquired(adapter):
 
 def kv(running, index):
     """What a page of a sequence holds: it depends on all tokens before its end."""
-    return running.adapter, tuple(running.tokens[: (index + 1) * PAGE_TOKENS])
+    end = (index + 1) * PAGE_TOKENS
+    whose = (running.uses, running.first) if running.uses and end > running.first else None
+    return whose, tuple(running.tokens[:end])

@@ -11,6 +11,7 @@ from weft.runtime.config import Config
 from weft.runtime.messages import (
     Acquire,
     Acquired,
+    AdapterUse,
     Away,
     Begin,
     DeviceRoom,
@@ -25,6 +26,12 @@ from weft.runtime.messages import (
 )
 
 GREEDY = RowSampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0)
+
+
+def uses(adapter, name=None):
+    """What a request says of one adapter, of several (digest -> scale), or of none."""
+    scales = adapter if isinstance(adapter, dict) else {adapter: 1.0} if adapter else {}
+    return [AdapterUse(digest, scale, name or digest) for digest, scale in sorted(scales.items())]
 
 
 def config(**options) -> Config:
@@ -95,9 +102,9 @@ class Harness:
             "request_id": f"{label:>032}",
             "client": client,
             "label": label,
-            "model": adapter or "base",
+            "model": "base" if adapter is None else str(adapter),
             "prompt": prompt,
-            "adapter": adapter,
+            "adapters": uses(adapter, options.get("model")),
             "salt": "",
             "max_tokens": max_tokens,
             "choices": 1,

@@ -114,11 +114,10 @@ def test_an_adapter_that_leaves_no_room_says_which_option_to_raise():
     harness.generate("b", prompt(8), adapter="wide")
     harness.generate("c", prompt(8), max_tokens=2)
     harness.run()
-    assert "the adapter takes 4 pages and memory has 4" in harness.end("a").error
+    assert "adapters take 4 pages and memory has 4" in harness.end("a").error
     assert "raise kv_cache_memory_mib" in harness.end("a").error
-    assert (
-        "8 tokens does not fit: memory has 4 pages of 4 tokens, of which the adapter takes 2"
-        in (harness.end("b").error)
+    assert "8 tokens does not fit: memory has 4 pages of 4 tokens, of which adapters take 2" in (
+        harness.end("b").error
     )
     assert harness.end("c").output_tokens == 2
     harness.assert_all_is_back()
@@ -129,7 +128,7 @@ def test_what_cannot_fit_is_told_so_also_when_its_adapter_is_known():
     ask(harness, "a", "wide", length=3)
     harness.generate("b", prompt(8), adapter="wide")
     harness.run()
-    assert "of which the adapter takes 2" in harness.end("b").error
+    assert "of which adapters take 2" in harness.end("b").error
 
 
 def test_an_answer_ends_where_memory_ends_beside_its_adapter():
@@ -222,7 +221,7 @@ def test_an_adapter_is_copied_while_others_compute_and_used_in_the_next_step():
     harness.generate("cold", prompt(6), adapter="x", max_tokens=3, stop_token_ids=[])
     harness.run()
     [loading] = [step for step in harness.sent_steps if step.loads]
-    assert [join.adapter_slot for join in loading.joins] == [loading.loads[0].slot]
+    assert [join.adapters for join in loading.joins] == [[(loading.loads[0].slot, 1.0)]]
     assert loading.chunks == []
     following = harness.sent_steps[loading.step + 1]
     assert [chunk.tokens for chunk in following.chunks] == [prompt(6)]

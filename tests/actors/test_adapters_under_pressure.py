@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from tests.actors.scheduler_harness import Harness
-from tests.sim.fake_engine import generate
+from tests.actors.scheduler_harness import Harness, uses
+from tests.sim.fake_engine import computed_by, generate
 from weft.actors.scheduler.policy import NeverFits, output_max
 from weft.runtime.messages import Abort, KeepOnDevice
 
@@ -45,7 +45,7 @@ class Crowd:
     def play(self):
         rng, harness = self.rng, self.harness
         for number in range(REQUESTS):
-            label, adapter = f"r{number}", rng.choice([None, *self.granules])
+            label, adapter = f"r{number}", self._some_adapters()
             start = 31 * rng.randint(0, 3)
             prompt = list(range(start, start + rng.randint(1, 24)))
             limit, choices = rng.randint(1, 16), rng.choice([1, 1, 1, 2])
@@ -77,6 +77,13 @@ class Crowd:
                 chosen.append(digest)
         return chosen
 
+    def _some_adapters(self):
+        """None, one, or several with scales: as many as a batch takes."""
+        most = min(len(self.granules), self.harness.config.row_loras_max)
+        several = self.rng.sample(list(self.granules), self.rng.randint(1, most))
+        scales = {adapter: self.rng.choice((1.0, 0.5)) for adapter in several}
+        return self.rng.choice([None, scales, self.rng.choice(list(self.granules))])
+
     def _answer_some(self):
         """The store answers in any order, and not always at once."""
         withheld = self.harness.withheld
@@ -86,7 +93,8 @@ class Crowd:
     def check(self):
         """Assert that everybody got every token, as far as memory reaches beside the adapter."""
         for label, (adapter, prompt, limit, choices) in self.asked.items():
-            adapter_pages = -(-self.granules.get(adapter, 0) // PAGE_GRANULES)
+            scales = {use.digest: use.scale for use in uses(adapter)}
+            adapter_pages = sum(-(-self.granules[each] // PAGE_GRANULES) for each in scales)
             try:
                 room = output_max(
                     len(prompt), adapter_pages, pages=self.pages, page_tokens=PAGE_TOKENS
@@ -96,7 +104,11 @@ class Crowd:
             for choice in range(choices):
                 output, end = self.harness.output(label, choice), self.harness.end(label, choice)
                 expected = generate(
-                    adapter, prompt, max_tokens=min(limit, room), choice=choice, stop=()
+                    computed_by(scales.items()),
+                    prompt,
+                    max_tokens=min(limit, room),
+                    choice=choice,
+                    stop=(),
                 )
                 if label in self.cancelled:
                     assert output == expected[: len(output)]

@@ -16,22 +16,31 @@ from weft.actors.scheduler.policy import (
 ROOM = Room(rows=10, tokens=100, pages=10, adapters=1, pinned=frozenset())
 
 
-def candidate(key, *, adapter=None, overtaken=0, is_ready=True):
-    return Candidate(key, adapter, overtaken, is_ready)
+def candidate(key, *, adapter=None, adapters=None, overtaken=0, is_ready=True):
+    """Of no adapter, one, or several of one letter each."""
+    names = tuple(adapters or ([adapter] if adapter else []))
+    return Candidate(key, names, overtaken, is_ready)
 
 
 def decide(waiting, room=ROOM, *, needs=None, host=lambda adapter: True):
     needs = needs or {}
-    return admit(waiting, room, need=lambda key: needs.get(key, Need(1, 0, 10, 1)), is_at_hand=host)
+    adapters = {each.key: each.adapters for each in waiting}
+
+    def need(key):
+        return needs.get(key) or Need(1, (0,) * len(adapters[key]), 10, 1)
+
+    return admit(waiting, room, need=need, is_at_hand=host)
 
 
-@pytest.mark.parametrize("big", [Need(11, 0, 10, 1), Need(1, 0, 101, 101)], ids=["pages", "tokens"])
+@pytest.mark.parametrize(
+    "big", [Need(11, (), 10, 1), Need(1, (), 101, 101)], ids=["pages", "tokens"]
+)
 def test_a_sequence_that_does_not_fit_is_not_overtaken(big):
     assert decide([candidate(1), candidate(2), candidate(3)], needs={2: big}).admitted == [1]
 
 
 def test_a_prompt_longer_than_the_budget_starts_with_what_there_is():
-    assert decide([candidate(1), candidate(2)], needs={1: Need(1, 0, 500, 1)}).admitted == [1]
+    assert decide([candidate(1), candidate(2)], needs={1: Need(1, (), 500, 1)}).admitted == [1]
 
 
 def test_an_adapter_without_a_slot_is_passed_over():
@@ -56,7 +65,7 @@ def test_an_adapter_that_is_not_in_host_memory_is_fetched_meanwhile():
     waiting = [candidate(1, adapter="a"), candidate(2, adapter="b")]
     admission = decide(waiting, host=lambda adapter: adapter == "b")
     assert admission.admitted == [2]
-    assert admission.wanted == ["a"]
+    assert admission.lacking == [1]
     assert admission.overtaken == []
 
 
@@ -88,6 +97,56 @@ def test_a_starving_adapter_is_overtaken_only_by_base_rows():
     assert admission.starving == 1
 
 
+def test_a_sequence_gets_all_its_adapters_or_waits_for_all():
+    waiting = [
+        candidate(1, adapters="ab"),
+        candidate(2, adapters="xa"),
+        candidate(3, adapters="bc"),
+        candidate(4, adapter="a"),
+    ]
+    room = ROOM._replace(adapters=2, resident=frozenset("abcx"))
+    admission = decide(waiting, room._replace(pinned=frozenset("x")))
+    assert admission.admitted == [2, 4]  # x is in use: one more fits
+    assert admission.overtaken == [1, 1, 3]
+    assert decide(waiting, room).admitted == [1, 4]
+
+
+def test_a_sequence_lacks_its_adapters_if_one_of_them_is_cold():
+    waiting = [candidate(1, adapters="ab"), candidate(2, adapter="a"), candidate(3, adapters="bc")]
+    room = ROOM._replace(adapters=4)
+    admission = decide(waiting, room, host=lambda adapter: adapter == "a")
+    assert admission.admitted == [2]
+    assert admission.lacking == [1, 3]
+
+
+def test_one_of_several_adapters_without_slots_starves_like_any_other():
+    waiting = [
+        candidate(1, adapters="ab", overtaken=OVERTAKEN_MAX),
+        candidate(2, adapters="ac"),
+        candidate(3),
+    ]
+    room = ROOM._replace(adapters=2, pinned=frozenset("ac"))
+    admission = decide(waiting, room)
+    assert (admission.admitted, admission.starving) == ([3], 1)
+    assert decide(waiting, room._replace(pinned=frozenset("a"))).admitted == [1, 3]
+
+
+def test_more_loads_than_a_step_has_get_a_step_for_themselves():
+    several = candidate(1, adapters=[f"cold{i}" for i in range(LOADS_MAX + 1)])
+    cold, warm = candidate(2, adapter="cold"), candidate(3, adapter="warm")
+    room = ROOM._replace(adapters=20, resident=frozenset({"warm"}))
+    assert decide([several, cold, warm], room).admitted == [1, 3]
+    assert decide([cold, several, warm], room).admitted == [2, 3]
+
+
+def test_pages_are_needed_for_those_adapters_alone_that_nobody_uses():
+    waiting = [candidate(1, adapters="ab"), candidate(2, adapters="bc")]
+    needs = {1: Need(1, (2, 3), 1, 1), 2: Need(1, (3, 4), 1, 1)}
+    room = ROOM._replace(adapters=3, pages=11)
+    assert decide(waiting, room, needs=needs).admitted == [1, 2]
+    assert decide(waiting, room._replace(pages=10), needs=needs).admitted == [1]
+
+
 def test_one_that_is_not_ready_holds_nobody_up():
     assert decide([candidate(1, is_ready=False), candidate(2)]).admitted == [2]
 
@@ -99,7 +158,7 @@ def test_room_is_spent_as_sequences_join(room):
 
 def test_an_adapter_takes_pages_once_and_none_while_it_is_in_use():
     waiting = [candidate(i, adapter=adapter) for i, adapter in enumerate("aabb")]
-    needs = dict.fromkeys(range(4), Need(1, 4, 1, 1))
+    needs = dict.fromkeys(range(4), Need(1, (4,), 1, 1))
     two = ROOM._replace(adapters=2)
     assert decide(waiting, two, needs=needs).admitted == [0, 1]  # 6 pages; b takes 5 more
     assert decide(waiting, two._replace(pages=11), needs=needs).admitted == [0, 1, 2]
@@ -109,7 +168,7 @@ def test_an_adapter_takes_pages_once_and_none_while_it_is_in_use():
 
 def test_a_sequence_whose_adapter_does_not_fit_is_not_overtaken():
     waiting = [candidate(1, adapter="a"), candidate(2)]
-    assert decide(waiting, needs={1: Need(1, 10, 1, 1)}).admitted == []
+    assert decide(waiting, needs={1: Need(1, (10,), 1, 1)}).admitted == []
 
 
 def test_an_answer_may_fill_what_its_adapter_leaves():
@@ -121,9 +180,9 @@ def test_an_answer_may_fill_what_its_adapter_leaves():
     ("prompt_tokens", "adapter_pages", "reason"),
     [
         (16, 0, "a prompt of 16 tokens does not fit: memory has 4 pages of 4 tokens; shorten it"),
-        (8, 2, "memory has 4 pages of 4 tokens, of which the adapter takes 2; shorten it"),
-        (1, 4, "the adapter takes 4 pages and memory has 4 pages of 4 tokens; raise"),
-        (1, 9, "the adapter takes 9 pages"),
+        (8, 2, "memory has 4 pages of 4 tokens, of which adapters take 2; shorten it"),
+        (1, 4, "adapters take 4 pages and memory has 4 pages of 4 tokens; raise"),
+        (1, 9, "adapters take 9 pages"),
     ],
 )
 def test_what_could_never_run_is_told_what_to_change(prompt_tokens, adapter_pages, reason):

@@ -23,8 +23,12 @@ def play(seed, operations):
             prompt = rng.choice(prompts)[: rng.randint(1, 40)]
             prompt += [rng.randrange(9) for _ in range(rng.randint(0, 12))]
             # Some adapters are asked for more often than others.
-            adapter = rng.choice([None, *adapters[:6], rng.choice(adapters)])
-            turned_away += not pool.start(adapter, prompt)
+            some = {
+                rng.choice((*adapters[:6], rng.choice(adapters))) for _ in range(rng.randint(0, 3))
+            }
+            uses = tuple((adapter, rng.choice((0.5, 1.0, 1.0))) for adapter in sorted(some))
+            first = rng.choice((0, 0, rng.randrange(len(prompt)))) if len(uses) == 1 else 0
+            turned_away += not pool.start(uses, prompt, first)
         elif choice < 0.6:
             pool.grow(rng.choice(pool.running), [rng.randrange(9)] * rng.randint(1, 8))
         elif choice < 0.7:
@@ -61,11 +65,17 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = Pool(pages=12, slots=slots, policy=policy)
 
     @rule(
-        adapter=st.sampled_from([None, "r1.0", "r16.1", "r17.2", "r64.3", "r150.4", "r512.5"]),
+        scales=st.dictionaries(
+            st.sampled_from(["r1.0", "r16.1", "r17.2", "r64.3", "r150.4", "r512.5"]),
+            st.sampled_from([1.0, -0.5]),
+            max_size=3,
+        ),
         tokens=st.lists(st.integers(0, 1), min_size=1, max_size=20),
+        first=st.integers(0, 19),
     )
-    def start(self, adapter, tokens):
-        self.pool.start(adapter, tokens)
+    def start(self, scales, tokens, first):
+        first = first % len(tokens) if len(scales) == 1 else 0
+        self.pool.start(tuple(sorted(scales.items())), tokens, first)
 
     @precondition(lambda self: self.pool.running)
     @rule(data=st.data(), tokens=st.lists(st.integers(0, 1), min_size=1, max_size=8))

@@ -30,7 +30,7 @@ def scheduler():
 
 
 def generate():
-    return Generate("0" * 32, "c", "a", "base", [5, 6, 7], None, "", 4, 1, [2], GREEDY)
+    return Generate("0" * 32, "c", "a", "base", [5, 6, 7], [], "", 4, 1, [2], GREEDY)
 
 
 def get_ready(scheduler, pages=(9, 7, 8)):

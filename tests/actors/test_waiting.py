@@ -1,6 +1,6 @@
 import pytest
 
-from tests.actors.scheduler_harness import GREEDY, config
+from tests.actors.scheduler_harness import GREEDY, config, uses
 from weft.actors.scheduler.accounts import Payers
 from weft.actors.scheduler.requests import Requests
 from weft.actors.scheduler.waiting import Waiting
@@ -22,7 +22,8 @@ def waiting():
 
 
 def generate(label="a", *, client="c", adapter=None, choices=1):
-    return Generate("0" * 32, client, label, "m", [5, 6], adapter, "", 9, choices, [], GREEDY)
+    adapters = uses(adapter)
+    return Generate("0" * 32, client, label, "m", [5, 6], adapters, "", 9, choices, [], GREEDY)
 
 
 def in_order(waiting):
@@ -82,3 +83,24 @@ def test_an_adapter_is_waited_for_as_long_as_one_sequence_needs_it(requests, wai
     assert waiting.adapters == {"x"}
     waiting.remove(second)
     assert not waiting.adapters
+
+
+def test_who_has_several_adapters_waits_for_each_of_them(requests, waiting):
+    [both] = add(requests, "a", adapter={"x": 1.0, "y": 0.5})
+    [one] = add(requests, "b", adapter="y")
+    [base] = add(requests, "c")
+    for sequence in (both, one, base):
+        waiting.append(sequence)
+    assert waiting.adapters == {"x", "y"}
+    assert list(waiting.all_of("y")) == [both, one]
+
+    def usable(*adapters):
+        return list(waiting.in_order(lambda sequence: 1.0, adapters=frozenset(adapters)))
+
+    assert usable("x", "z") == [base]
+    assert usable("y") == [one, base]
+    assert usable("x", "y") == [both, one, base]
+    waiting.move_to_front(both.number)
+    assert usable("y") == [one, base]
+    waiting.remove(both)
+    assert waiting.adapters == {"y"}

@@ -38,6 +38,21 @@ def test_everything_that_is_said_is_passed_on():
     assert ChatBody.model_validate(CHAT | said).sampling() == said
 
 
+def test_adapters_are_passed_on_and_shown_as_the_model():
+    lora = [{"name": "sql", "scale": 0.5}, {"name": "math"}]
+    body = ChatBody.model_validate(CHAT | {"model": "base", "lora": lora})
+    assert body.adapters == [{"name": "sql", "scale": 0.5}, {"name": "math", "scale": 1.0}]
+    assert body.answering("base") == "sql:0.5+math"
+    assert ChatBody.model_validate(CHAT | {"lora": []}).answering("base") == "base"
+    assert ChatBody.model_validate(CHAT | {"model": "a+b"}).answering("base") == "a+b"
+
+
+@pytest.mark.parametrize("scale", ["1", True, None])
+def test_a_scale_is_a_number(scale):
+    _, param = refusal(ChatBody, CHAT | {"lora": [{"name": "sql", "scale": scale}]})
+    assert param == "lora[0].scale"
+
+
 @pytest.mark.parametrize(
     ("given", "passed"),
     [

@@ -51,12 +51,13 @@ def launch(model: Model, site: str, tokens: int, *, row_adapters: int, rank: int
     meta = torch.device("meta")
     arena = torch.empty(1, 1000, page_granules, 8, 128, dtype=dtype, device=meta)
     tables = Tables(64, 1, len(sites), 512)
-    limits = Limits(tokens, segments=64, rank=rank, row_adapters=row_adapters)
+    segments = 64 if row_adapters > 1 else 0
+    limits = Limits(tokens, 64, rank, row_adapters=row_adapters, segments_of_sums=segments)
     widths = [parts for _, parts in sites.values()]
     lora = PagedLora(
         arena, tables, widths, limits, compute_dtype=dtype, processors=HOPPER_PROCESSORS
     )
-    planner = lora.planner(tokens)
+    planner = lora.planner(tokens, has_sums=row_adapters > 1)
     bounds: Counts = planner.bounds
     ints = torch.empty(bounds.ints, dtype=torch.int32, device=meta)
     features, parts = sites[site]

@@ -77,7 +77,8 @@ class Adapters:
         tokens_max: int | None = None,
     ) -> Tensor:
         """Return y with the updates added by the kernels; y itself stays as it is."""
-        planner = self.lora.planner(tokens_max or len(x))
+        has_sums = weights is not None
+        planner = self.lora.planner(tokens_max or len(x), has_sums=has_sums)
         ints = np.full(planner.bounds.ints, -1, dtype=np.int32)
         factors = None if weights is None else np.array(weights, dtype=np.float32)
         counts = planner.lay_out(
@@ -110,11 +111,8 @@ class Adapters:
         factors = np.ones(own.shape) if weights is None else np.array(weights)
         for i, segment in enumerate(zip(own, factors, strict=True)):
             for slot, factor in zip(*segment, strict=True):
-                weighted = [
-                    part._replace(scale=part.scale * float(factor))
-                    for part in (self.parts[layer][slot] if slot >= 0 else [])
-                ]
-                sgmv(result, x.float().cpu(), starts[i : i + 2], [0], [weighted])
+                parts = self.parts[layer]
+                sgmv(result, x.float().cpu(), starts[i : i + 2], [slot], parts, [float(factor)])
         return result
 
 
@@ -152,7 +150,7 @@ def adapters(
         typed,
         tables,
         [widths],
-        Limits(tokens, segments=64, rank=rank_max, row_adapters=row_adapters),
+        Limits(tokens, 64, rank_max, row_adapters=row_adapters, segments_of_sums=64),
         compute_dtype=dtype,
         processors=processors,
     )

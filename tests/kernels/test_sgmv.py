@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from weft.kernels.sgmv.granules import (
     write,
 )
 from weft.kernels.sgmv.reference import Part
-from weft.kernels.sgmv.segments import Segments
+from weft.kernels.sgmv.segments import Segments, in_turns
 
 # Row counts of each segment: where segmented kernels go wrong.
 SEGMENTS = {
@@ -51,17 +52,17 @@ def random_slots(columns, features):
     return slots
 
 
-def definition(y, x, starts, slots, weights):
+def definition(y, x, starts, slots, parts, weights):
     """Each row by itself, with the update of its adapter as one dense matrix."""
     y = y.double()
-    for i, slot in enumerate(slots):
+    for i, (slot, weight) in enumerate(zip(slots, weights, strict=True)):
         for row in range(starts[i], starts[i + 1]):
-            for a, b, column, scale, affine in weights[slot] if slot >= 0 else []:
-                delta = scale * b.double() @ a.double()
+            for a, b, column, scale, affine in parts[slot] if slot >= 0 else []:
+                delta = weight * scale * b.double() @ a.double()
                 columns = slice(column, column + len(b))
                 y[row, columns] += delta @ x[row].double()
                 if affine is not None:
-                    y[row, columns] = affine.factor * y[row, columns] + affine.offset
+                    y[row, columns] = affine.factor * y[row, columns] + weight * affine.offset
     return y.float()
 
 
@@ -150,9 +151,10 @@ def test_the_reference_agrees_with_the_definition(features, columns, rows):
     weights = random_slots(columns, features)
     slots = [i % (SLOTS + 1) - 1 for i in range(len(rows))]  # -1, 0, .., 4, -1, ..
     starts = starts_of(rows)
+    factors = [(1.0, -0.5, 2.0)[i % 3] for i in range(len(rows))]
     x, y = torch.randn(sum(rows), features), torch.randn(sum(rows), sum(columns))
-    expected = definition(y, x, starts, slots, weights)
-    reference.sgmv(y, x, starts, slots, weights)
+    expected = definition(y, x, starts, slots, weights, factors)
+    reference.sgmv(y, x, starts, slots, weights, factors)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -164,9 +166,10 @@ def test_tables_agree_with_the_reference(table_of, features, columns, rows):
     slots = [i % SLOTS for i in range(len(rows))]
     starts = [2 + start for start in starts_of(rows)]  # two rows of the base come first
     x, y = torch.randn(starts[-1], features), torch.randn(starts[-1], sum(columns))
+    factors = [(1.0, -0.5, 2.0)[i % 3] for i in range(len(rows))]
     expected = y.clone()
-    reference.sgmv(expected, x, starts, slots, weights)
-    table_of(weights, columns).add(y, x, Segments(starts, slots))
+    reference.sgmv(expected, x, starts, slots, weights, factors)
+    table_of(weights, columns).add(y, x, Segments(starts, slots, factors))
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
     assert y[:2].equal(expected[:2])
 
@@ -181,6 +184,29 @@ def test_one_adapter_in_two_segments_updates_both(table_of):
     reference.sgmv(whole, x, [0, 6], [0], weights)
     torch.testing.assert_close(y[[0, 1, 4, 5]], whole[[0, 1, 4, 5]])
     assert y[2:4].eq(0).all()
+
+
+def test_rows_of_several_adapters_get_one_after_another(table_of):
+    parts = random_slots(QKV, 61)
+    slots = np.array([[1, -1, -1], [3, 0, -1], [2, 0, -1], [0, 2, 1]])
+    weights = np.array([[2, 9, 9], [1, 0.5, 9], [-1, 1, 9], [1, 0.25, 3]], dtype=np.float32)
+    starts = np.array([2, 5, 6, 30, 31])
+    x, y = torch.randn(31, 61), torch.randn(31, sum(QKV))
+    expected, before = y.clone(), y.clone()
+    for i, start in enumerate(starts[:-1]):
+        for slot, weight in zip(slots[i].tolist(), weights[i].tolist(), strict=True):
+            reference.sgmv(expected, x, [start, starts[i + 1]], [slot], parts, [weight])
+    table = table_of(parts, QKV)
+    turns = in_turns(starts, slots, weights)
+    for turn in turns:
+        table.add(y, x, turn)
+    assert [len(turn) for turn in turns] == [4, 3, 1]
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
+    assert y[:2].equal(before[:2])
+    alone = before[9:10].clone()
+    for turn in in_turns(np.array([0, 1]), slots[2:3], weights[2:3]):
+        table.add(alone, x[9:10], turn)
+    torch.testing.assert_close(alone[0], y[9], rtol=1e-5, atol=1e-5)
 
 
 def test_columns_without_a_part_stay_bit_equal(table_of):

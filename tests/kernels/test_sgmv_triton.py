@@ -192,6 +192,16 @@ def test_rows_of_several_adapters_are_bit_equal_alone_and_among_others(dots_row_
         assert bits(alone).equal(bits(together[own]))
 
 
+@pytest.mark.parametrize("rank_max", [32, 64], ids=["one block of ranks", "several"])
+def test_a_row_of_one_adapter_is_bit_equal_whether_others_have_several(dots_row_by_row, rank_max):
+    made = adapters(RANKS, SITES["qkv"], 150, row_adapters=3, rank_max=rank_max)
+    x, y = made.batch(24)
+    for slot in range(len(RANKS)):
+        plain = made.add(y, x, [0, 24], [slot])
+        among = made.add(y, x, [0, 24], [[slot]], weights=[[1.0]])
+        assert bits(among).equal(bits(plain))
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str
 )

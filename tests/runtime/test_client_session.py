@@ -16,7 +16,7 @@ from weft.runtime.client.events import (
     TokenLogprob,
 )
 from weft.runtime.endpoint import Lost
-from weft.runtime.messages import METRIC_BUCKETS_S, ChatMessage, End, Sampling, TextLogprobs
+from weft.runtime.messages import METRIC_BUCKETS_S, ChatMessage, End, Lora, Sampling, TextLogprobs
 from weft.runtime.topology import CLIENT, TOPOLOGY
 
 
@@ -54,12 +54,21 @@ def test_everything_that_can_be_asked_arrives_as_it_was_meant(weft):
     assert set(sampling) == set(Sampling.__struct_fields__)
     chat = [{"role": "user", "content": "hi", "name": "Ann"}, {"role": "assistant"}]
     request = weft.session.submit(
-        lambda: None, model="sql", messages=chat, prompt=None, sampling=sampling, asker=Asker("me")
-    )
+        lambda: None, model="sql", messages=chat, prompt=None, sampling=sampling, asker=Asker("me"),
+        lora=[{"name": "sql", "scale": 0.5}, {"name": "math"}],
+    )  # fmt: skip
     weft.settle()
     turns = [ChatMessage(role="user", content="hi", name="Ann"), ChatMessage(role="assistant")]
     assert weft.heard == [
-        messages.Submit(request.label, "sql", turns, None, Sampling(**sampling), "me")
+        messages.Submit(
+            request.label,
+            "sql",
+            turns,
+            None,
+            Sampling(**sampling),
+            "me",
+            lora=[Lora(name="sql", scale=0.5), Lora(name="math")],
+        )
     ]
 
 

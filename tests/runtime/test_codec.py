@@ -47,7 +47,7 @@ def test_a_frame_decodes_to_what_was_encoded():
 
 
 def test_every_messagepack_library_reads_a_frame_as_the_same_plain_values():
-    step = Step(7, joins=[Join(1, None, 0, [5], RowSampling(0.0, 1.0, 0, 0.0, 9), 0, 3, None)])
+    step = Step(7, joins=[Join(1, [], 0, [5], RowSampling(0.0, 1.0, 0, 0.0, 9), 0, 3, None)])
     for message in (SUBMIT, step, Sampled([1], [2], [End(1, "stop", 4, 0)])):
         version, *header, body = msgpack.unpackb(frame_of(message), strict_map_key=False)
         assert [version, *header] == [1, 1, 2, 3, 4]
@@ -103,7 +103,7 @@ def test_unknown_fields_are_refused_rather_than_ignored():
 
 
 def test_a_request_without_a_prompt_is_refused_by_the_decoder():
-    values = ["Generate", "id", "c", "a", "m", [], None, "", 1, 1, [], [1.0, 1.0, 0, 0.0, 0]]
+    values = ["Generate", "id", "c", "a", "m", [], [], "", 1, 1, [], [1.0, 1.0, 0, 0.0, 0]]
     frame = msgspec.msgpack.encode([1, 1, 2, 3, 4, values])
     with pytest.raises(BadFrame, match="prompt is empty"):
         Decoder(SchedulerInbox)(frame)

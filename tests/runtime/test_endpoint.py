@@ -113,7 +113,7 @@ def refusals(endpoint):
         (["Submit", "a", None, None, "x", {"temprature": 1}], "sampling", "`temprature`"),
         (["Submit", "a", None, [{"role": 1}]], "messages[0].role", "Expected `str`, got `int`"),
         (["Submit", "a", 5], "model", "Expected `str | null`, got `int`"),
-        (["Submit", "a", None, None, "x", {}, None, None, 0, "more"], None, "array"),
+        (["Submit", "a", None, None, "x", {}, None, None, 0, None, "more"], None, "array"),
         (["Models", "a", []], None, "Invalid value 'Models'"),
         (["Submit", "a", None, None, "x", {"x" * 1_000_000: 1}], "sampling", "unknown field"),
     ],

@@ -27,7 +27,11 @@ PARTS = {
     messages.TenantMetrics,
     messages.LoadMetrics,
 }
-MAPS = {"ChatMessage": messages.ChatMessage, "Sampling": messages.Sampling}
+MAPS = {
+    "Lora": messages.Lora,
+    "ChatMessage": messages.ChatMessage,
+    "Sampling": messages.Sampling,
+}
 
 # Values as the page spells them.
 DEFAULTS = {"nil": None, "false": False, "true": True, "0": 0, "1": 1, "[]": [], "{}": {}}
@@ -131,6 +135,11 @@ def test_the_client_has_the_protocols_numbers():
     assert list(events.Adapter._fields) == list(messages.AdapterState.__struct_fields__)
     # A Finished is an End whose sequence has become a choice.
     assert list(events.Finished._fields)[1:] == list(messages.End.__struct_fields__)[1:]
+
+
+def test_the_page_has_the_range_of_scales():
+    limit = re.search(r"A scale is within ([\d,]+) of 0", PAGE)[1]
+    assert float(limit.replace(",", "")) == messages.LORA_SCALE_MAX
 
 
 def test_the_page_has_the_range_of_priorities():

@@ -6,15 +6,21 @@ from dataclasses import dataclass, field
 from tests.sim.client import Plan
 from tests.sim.fake_engine import FAILING_SEED
 from tests.sim.flow import ADAPTERS, Flow
-from weft.runtime.messages import ChatMessage, Sampling, Submit
+from weft.runtime.messages import ChatMessage, Lora, Sampling, Submit
 
 MODELS = (None, "base", *ADAPTERS, "alias", "gone", "broken", "unknown")
+ACTIVATED = ("act0", "act0", "act1", "act0:0.5", "a1+act0")
+SUMS = (
+    "a0:0.5", "a0", "alias:2", "a0+a1", "a1+a0", "a2:0.5+a4", "a2+a4:0.5", "a1+a2:-1+a3",
+    "a0+alias", "a1+gone",
+)  # fmt: skip
 PROMPTS = (
     "The quick brown fox jumps over the lazy dog.",
     "The quick brown fox jumps over the lazy cat.",
     "def weave(warp, weft):",
     "織物は縦糸と横糸でできている。",
     "x",
+    "The quick brown fox jumps over a fox jumps over the lazy dog.",
     [7, 8, 9],
 )
 STOPS = ((), (), ("e",), (" t", "x"), ("th", "the"), ("never to be found", "a "))
@@ -79,8 +85,13 @@ def plan(rng, label):
         prompt = [5] * rng.randint(1, 200)
     elif isinstance(prompt, str) and rng.random() < 0.2:
         prompt, messages = None, [ChatMessage(role="user", content=prompt)]
+    model, lora = rng.choice((*MODELS, *SUMS, *ACTIVATED)), None
+    if rng.random() < 0.2:
+        names = rng.choices((*ADAPTERS, "alias", "unknown"), k=rng.randint(0, 4))
+        lora = [Lora(name=name, scale=rng.choice((1.0, 1.0, 0.5, 0.0))) for name in names]
+        model = rng.choice((None, "base", model))
     return Plan(
-        Submit(label, rng.choice(MODELS), messages, prompt, sampling),
+        Submit(label, model, messages, prompt, sampling, lora=lora),
         after_ns=rng.choice((0, 0, rng.randrange(300_000_000))),
         cancel_after_texts=rng.choice((None, None, None, 0, 1, 3)),
         cancels=rng.choice((1, 2)),
@@ -103,7 +114,9 @@ def _options(rng):
         "enable_chunked_prefill": is_chunked,
         "enable_prefix_caching": rng.random() < 0.8,
         "max_loras_per_batch": slots,
+        "max_loras_per_request": rng.randint(1, 4),
         "max_loaded_loras": slots + rng.randint(0, 4),
+        "max_cpu_loras": rng.randint(1, 3),
         "lora_eviction_policy": rng.choice(("lru", "fifo")),
         "max_queued_requests": rng.choice((3, 1000)),
     }

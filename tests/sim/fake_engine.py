@@ -6,6 +6,7 @@ early, shared with the wrong adapter, or resumed at the wrong position changes t
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from weft.actors.runner.engine import Done
@@ -40,8 +41,23 @@ def logprobs_of(token: int, count: int, *, index: int, vocabulary: int) -> Token
     return TokenLogprobs(index, -token / 8, top, [-rival / 8 for rival in top])
 
 
+# One adapter's digest, several with their scales, or the base; and from where on, unless that is 0.
+Adapters = str | tuple | None
+
+
+def computed_by(uses: Iterable[tuple[str, float]], start: int = 0) -> Adapters:
+    """What ``next_token`` takes for adapters with scales, in their order."""
+    match tuple(uses):
+        case ():
+            return None
+        case ((digest, 1.0),) if start == 0:
+            return digest
+        case several:
+            return (start, *several) if start else several
+
+
 def next_token(
-    adapter: str | None,
+    adapter: Adapters,
     context: list[int],
     *,
     seed: int,
@@ -96,6 +112,7 @@ class FakeEngine:
         self._rows_max = rows
         self._next_step = None  # of the first step any: there were others before this life
         self.distinct_adapters_max = 0
+        self.row_adapters_max = 0
 
     def ready(self) -> RunnerReady:
         return self._ready
@@ -131,8 +148,10 @@ class FakeEngine:
             self._write(self._rows[row], tokens)
         sampled = [self._rows[row] for row in sorted(sampling)]
         tokens = [self._sample(row) for row in sampled]
-        used = {self._adapter(self._rows[row]) for row, _ in feeds} - {None}
+        used = {slot for row, _ in feeds for slot, _ in self._rows[row].join.adapters}
         self.distinct_adapters_max = max(self.distinct_adapters_max, len(used))
+        of_rows = [len(self._rows[row].join.adapters) for row, _ in feeds]
+        self.row_adapters_max = max(self.row_adapters_max, *of_rows, 0)
         failed = [
             index
             for index, row in enumerate(sampled)
@@ -152,36 +171,39 @@ class FakeEngine:
     def loads(self) -> Histogram:
         return Histogram(LOAD_BUCKETS_S)
 
-    def _adapter(self, row: Row) -> str | None:
-        """The adapter whose weights lie where the row's slot says."""
-        if row.join.adapter_slot is None:
-            return None
-        load = self._slots[row.join.adapter_slot]
-        assert load is not None, f"slot {row.join.adapter_slot} names no adapter"
-        for part, page in enumerate(load.pages):
-            found = self._pages[page]
-            assert found == (load.digest, part), f"{found} instead of part {part} of {load.digest}"
-        return load.digest
+    def _adapters(self, row: Row) -> Adapters:
+        """The adapters whose weights lie where the row's slots say."""
+        uses = []
+        for slot, weight in row.join.adapters:
+            load = self._slots[slot]
+            assert load is not None, f"slot {slot} names no adapter"
+            for part, page in enumerate(load.pages):
+                found = self._pages[page]
+                assert found == (load.digest, part), f"{found}, not part {part} of {load.digest}"
+            uses.append((load.digest, weight))
+        return computed_by(uses, row.join.lora_start)
 
     def _write(self, row: Row, tokens: list[int]) -> None:
         size = self._ready.page_tokens
-        adapter = self._adapter(row)
+        adapter = self._adapters(row)
         for token in tokens:
             page = row.pages[row.position // size]
             if isinstance(self._pages[page], tuple):
                 self._pages[page] = [None] * size
-            self._pages[page][row.position % size] = (adapter, token)
+            owner = adapter if row.position >= row.join.lora_start else None
+            self._pages[page][row.position % size] = (owner, token)
             row.position += 1
 
     def _sample(self, row: Row) -> int:
         size = self._ready.page_tokens
-        adapter = self._adapter(row)
+        adapter = self._adapters(row)
         context = []
         for position in range(row.position):
             written = self._pages[row.pages[position // size]][position % size]
             assert written is not None, "KV is read that nobody has written"
             owner, token = written
-            assert owner == adapter, f"KV of {owner} read by {adapter}"
+            wanted = adapter if position >= row.join.lora_start else None
+            assert owner == wanted, f"KV of {owner} read by {adapter} at {position}"
             context.append(token)
         if row.join.history is not None:
             row.history = row.history or list(row.join.history)

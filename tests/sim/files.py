@@ -114,8 +114,9 @@ class DirectLoader:
         granules = found.granules(base, base.shards(config.tensor_parallel_size))
         size_bytes = sum(len(part) for part in parts)
         facts = Facts(
-            found.digest, found.rank, size_bytes, granules, found.tokens_added, found.is_whole
-        )
+            found.digest, found.rank, size_bytes, granules, found.tokens_added, found.is_additive,
+            list(found.invocation_tokens),
+        )  # fmt: skip
         return Content(facts, file, source)
 
 

@@ -22,6 +22,9 @@ from weft.runtime.topology import CLIENT, with_runners
 RANKS = {"a0": 1, "a1": 8, "a2": 9, "a3": 30, "a4": 64}
 ADAPTERS = tuple(RANKS)
 
+# Adapters that act from the last of these words on, as far as a prompt has them.
+INVOKED_BY = {"act0": " fox jumps", "act1": "x"}
+
 # What is on its way when nobody has anything left to do has arrived by then.
 SETTLE_NS = 100_000_000
 
@@ -56,7 +59,11 @@ class Flow:
             "max_queued_requests": 1000, "max_model_len": model.max_model_len,
         }  # fmt: skip
         lora_ranks = lora_ranks | {"alias": lora_ranks["a0"]}
-        names = (*lora_ranks, "gone", "broken")
+        invocations = {
+            name: model.backend.encode(text, add_special_tokens=False).ids
+            for name, text in INVOKED_BY.items()
+        }
+        names = (*lora_ranks, "gone", "broken", *invocations)
         self.config = Config(
             model=str(folder),
             served_model_name="base",
@@ -69,6 +76,8 @@ class Flow:
             for number, name in enumerate(names)
         }
         folders["/alias"] = folders["/a0"]
+        for number, (name, tokens) in enumerate(invocations.items(), len(names)):
+            folders[f"/{name}"] = adapter_folder(number, alora_invocation_tokens=tokens)
         folders["/broken"] = adapter_folder(8, use_qalora=True)
         self.files = MemoryFiles(folders)
         self._topology = _narrowed(with_runners(ranks, replicas=replicas), window_max)
@@ -112,10 +121,12 @@ class Flow:
             self.config,
             pages=pages,
             adapter_pages={
-                name: -(-2 * -(-rank // 8) // page_granules) for name, rank in lora_ranks.items()
+                name: -(-2 * -(-rank // 8) // page_granules)
+                for name, rank in (lora_ranks | dict.fromkeys(invocations, 2)).items()
             },
             digest=self._digest,
             vanished={"gone"},
+            invocations=invocations,
         )
         self._mailboxes = {}
         for role, actor in list(self.actors.items()):
@@ -256,7 +267,7 @@ class Flow:
         return self.actors[role].is_idle and self._mailboxes[role].is_flushed
 
     def _digest(self, name):
-        return self.tokenizer._names.digest(name)
+        return self.tokenizer._names.adapter(name, "model").digest
 
 
 def _narrowed(topology, window_max):

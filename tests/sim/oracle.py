@@ -1,14 +1,16 @@
 """What each request must be answered, from the model's definition and the whole text alone."""
 
-from tests.sim.fake_engine import generate, is_failing, logprobs_of
+from itertools import repeat
+
+from tests.sim.fake_engine import computed_by, generate, is_failing, logprobs_of
 from weft.actors.detokenizer.vocabulary import Vocabulary
 from weft.actors.tokenizer.refusal import Refusal
 
 
 class Oracle:
-    """Knows every answer. ``digest`` maps the name of a model to its content, or refuses."""
+    """Knows every answer. ``digest`` maps the name of an adapter to its content, or refuses."""
 
-    def __init__(self, model, config, *, pages, adapter_pages, digest, vanished):
+    def __init__(self, model, config, *, pages, adapter_pages, digest, vanished, invocations):
         self._model = model
         self._bytes_of = Vocabulary(model.backend).bytes_of
         self._config = config
@@ -16,6 +18,7 @@ class Oracle:
         self._adapter_pages = adapter_pages  # by name
         self._digest = digest
         self._vanished = vanished  # names whose weights are not there any more
+        self._invocations = invocations  # of activated adapters, by name
 
     def check(self, plan, heard, *, is_cut_off=False, is_drained=False):
         """Assert that an answer is right.
@@ -51,10 +54,23 @@ class Oracle:
     def _faults(self, submit):
         """What is wrong with a request. With several faults, any may be named."""
         codes = set()
-        try:
-            self._digest(submit.model)
-        except Refusal as refusal:
-            codes.add(refusal.code)
+        if submit.lora is not None and submit.model not in (None, "base"):
+            codes.add("invalid_value")
+        asked = asked_of(submit)
+        digests = []
+        for name in asked:
+            try:
+                digests.append(self._digest(name))
+            except Refusal as refusal:
+                codes.add(refusal.code)
+        is_twice = len(set(digests)) < len(digests) or len(set(asked)) < len(list(_pairs(submit)))
+        if is_twice or len(list(_pairs(submit))) > self._config.row_loras_max:
+            codes.add("invalid_value")
+        if any(name in self._invocations for name in used_by(submit)):
+            if len(used_by(submit)) > 1:
+                codes.add("invalid_value")
+            if min(map(self._start, used_by(submit), repeat(self._prompt(submit)))) < 0:
+                codes.add("invocation_missing")
         room = self._config.max_model_len - len(self._prompt(submit))
         if (submit.sampling.max_tokens or 1) > room:
             codes.add("context_length_exceeded")
@@ -121,14 +137,14 @@ class Oracle:
             assert whole.startswith(text), (submit, text)
 
     def _never_runs(self, submit):
-        """Whether its adapter is gone, or leaves no room for the prompt."""
+        """Whether one of its adapters is gone, or they leave no room for the prompt."""
         too_long = len(self._prompt(submit)) >= self._kv_tokens(submit)
-        return submit.model in self._vanished or too_long
+        return any(name in self._vanished for name in used_by(submit)) or too_long
 
     def _kv_tokens(self, submit):
-        """What fits beside the adapter when nobody else is there."""
-        pages = self._pages - self._adapter_pages.get(submit.model, 0)
-        return pages * self._config.block_size
+        """What fits beside its adapters when nobody else is there."""
+        taken = sum(self._adapter_pages.get(name, 0) for name in used_by(submit))
+        return (self._pages - taken) * self._config.block_size
 
     def _prompt(self, submit):
         if submit.messages is not None:
@@ -144,7 +160,7 @@ class Oracle:
         prompt = self._prompt(submit)
         context = min(self._kv_tokens(submit), self._config.max_model_len)
         tokens = generate(
-            self._digest(submit.model),
+            self._computed_by(submit, prompt),
             prompt,
             max_tokens=min(submit.sampling.max_tokens or context, context - len(prompt)),
             seed=submit.sampling.seed,
@@ -157,6 +173,19 @@ class Oracle:
             if is_failing(prompt_tokens + count, seed=seed):
                 return tokens[:count], True
         return tokens, False
+
+    def _computed_by(self, submit, prompt):
+        uses = sorted((self._digest(name), scale) for name, scale in used_by(submit).items())
+        return computed_by(uses, max(map(self._start, used_by(submit), repeat(prompt)), default=0))
+
+    def _start(self, name, prompt):
+        """Where an adapter begins to act in a prompt; -1: nowhere."""
+        invocation = self._invocations.get(name)
+        if invocation is None:
+            return 0
+        size = len(invocation)
+        starts = [i for i in range(len(prompt)) if prompt[i : i + size] == invocation]
+        return max(starts, default=-1)
 
     def _stop_tokens(self, submit):
         return {*self._model.eos_token_ids, *submit.sampling.stop_token_ids}
@@ -171,6 +200,25 @@ class Oracle:
             for count in range(1, len(tokens) + 1)
             if _cut(self._decode(submit, tokens[:count]), submit.sampling) is not None
         )
+
+
+def asked_of(submit):
+    """The adapters that a request names, and by what it multiplies them."""
+    return dict(_pairs(submit))
+
+
+def used_by(submit):
+    """The same, without those that are multiplied by nothing."""
+    return {name: scale for name, scale in _pairs(submit) if scale}
+
+
+def _pairs(submit):
+    if submit.lora is not None:
+        yield from ((lora.name, lora.scale) for lora in submit.lora)
+    elif submit.model not in (None, "base"):
+        for part in submit.model.split("+"):
+            name, _, scale = part.partition(":")
+            yield name, float(scale or 1)
 
 
 def _cut(text, sampling):

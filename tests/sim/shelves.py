@@ -3,6 +3,7 @@
 import random
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import product
 
 from tests.sim.client import Heard, Plan
 from tests.sim.files import adapter_folder
@@ -85,12 +86,12 @@ class Walker:
 
 @dataclass
 class Asked:
-    """A request, and every content that its name may have meant until it was answered."""
+    """A request, and every content that each of its names may have meant until it was answered."""
 
     plan: Plan
     heard: Heard
     walker: Walker
-    may_mean: set = field(default_factory=set)  # digests; None: nothing
+    may_mean: dict = field(default_factory=dict)  # by name: digests; None: nothing
     is_open: bool = True
 
 
@@ -170,7 +171,7 @@ class Shelves:
         composers = [scheduler._composer for scheduler in self.flow.schedulers.values()]
         on_device = {digest for composer in composers for digest in composer.slots.resident} & ours
         in_host = {path.split("/")[-1].split(".")[0] for path in self.flow.files.written} & ours
-        cached = {key[1] for composer in composers for key in composer.cache._roots} & ours
+        cached = {each for composer in composers for each in composer.cache._branches} & ours
         assert on_device <= wanted
         assert in_host <= wanted
         assert cached <= wanted
@@ -184,12 +185,17 @@ class Shelves:
 
     def _request(self, walker, name, label):
         sampling = Sampling(max_tokens=self.rng.choice((1, 4, 12)), seed=self.rng.randrange(3))
-        submit = Submit(label, name, prompt=self.rng.choice(("x", "The quick")), sampling=sampling)
+        names = [name]
+        if self.rng.random() < 0.3:
+            names.append(self.rng.choice([other for other in NAMES if other != name]))
+        model = "+".join(names)
+        submit = Submit(label, model, prompt=self.rng.choice(("x", "The quick")), sampling=sampling)
         walker.say(submit)
         asked = Asked(Plan(submit, 0), walker.requests[label], walker)
-        asked.may_mean = {self.means[name]}
-        if name in self.changing:
-            asked.may_mean.add(self._target(name))
+        for each in names:
+            asked.may_mean[each] = {self.means[each]}
+            if each in self.changing:
+                asked.may_mean[each].add(self._target(each))
         self.asked.append(asked)
 
     def _change(self, walker, kind, name, label):
@@ -210,8 +216,8 @@ class Shelves:
         self.changing[name] = walker, operation
         walker.say(operation)
         for asked in self.asked:
-            if asked.is_open and asked.plan.submit.model == name:
-                asked.may_mean.add(self._target(name))
+            if asked.is_open and name in asked.may_mean:
+                asked.may_mean[name].add(self._target(name))
 
     def _target(self, name):
         """What a name means once its operation has been done."""
@@ -298,15 +304,26 @@ class Shelves:
         return {"pinned", "invalid_value", "queue_full"} if operation.pinned else {"unpinned"}
 
     def _judge_request(self, asked):
-        """Hold an answer against each content that its name may have meant."""
+        """Hold an answer against each content that its names may have meant."""
+        meanings = [
+            dict(zip(asked.may_mean, digests, strict=True))
+            for digests in product(*asked.may_mean.values())
+        ]
         if asked.heard.refused is not None:
             code = asked.heard.refused.code
-            allowed = {"model_not_found"} if None in asked.may_mean else set()
-            assert code in allowed | ({"cancelled"} if asked.plan.is_cancelled else set()), asked
+            allowed = {"cancelled"} if asked.plan.is_cancelled else set()
+            for meaning in meanings:
+                if None in meaning.values():
+                    allowed.add("model_not_found")
+                elif len(set(meaning.values())) < len(meaning):
+                    allowed.add("invalid_value")  # both names mean one content
+            assert code in allowed, asked
             return
         found = []
-        for digest in asked.may_mean - {None}:
-            self.flow.oracle._digest = lambda name, digest=digest: digest
+        for meaning in meanings:
+            if None in meaning.values():
+                continue
+            self.flow.oracle._digest = meaning.__getitem__
             try:
                 self.flow.oracle.check(asked.plan, asked.heard)
             except AssertionError as error:

@@ -12,7 +12,9 @@ from weft.actors.scheduler.composer import Composer
 from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.pages import Pages
 from weft.actors.scheduler.prefixes import PrefixCache
+from weft.actors.scheduler.sequence import Request
 from weft.actors.scheduler.slots import AdapterSlots
+from weft.actors.tokenizer.prompt import PromptEncoder
 from weft.runtime.link import Link
 from weft.runtime.messages import Sampled, StopFound
 
@@ -23,25 +25,61 @@ SEEDS = range(100)
 def adapters_share_prefixes(monkeypatch):
     find, hold = PrefixCache.find, PrefixCache.hold
     monkeypatch.setattr(
-        PrefixCache, "find", lambda self, salt, _, *rest: find(self, salt, "", *rest)
+        PrefixCache, "find", lambda self, identity, *rest: find(self, anybody(identity), *rest)
     )
     monkeypatch.setattr(
-        PrefixCache, "hold", lambda self, salt, _, *rest: hold(self, salt, "", *rest)
+        PrefixCache, "hold", lambda self, identity, *rest: hold(self, anybody(identity), *rest)
     )
+
+
+def anybody(identity):
+    return identity._replace(uses=())
+
+
+def scales_share_prefixes(monkeypatch):
+    request = Request.__post_init__
+
+    def unscaled(self):
+        request(self)
+        uses = tuple((digest, 1.0) for digest, _ in self.identity.uses)
+        self.identity = self.identity._replace(uses=uses)
+
+    monkeypatch.setattr(Request, "__post_init__", unscaled)
+
+
+def activated_adapters_act_at_once(monkeypatch):
+    monkeypatch.setattr(PromptEncoder, "lora_start", lambda self, *request: 0)
+
+
+def what_activated_adapters_compute_is_taken_for_the_bases(monkeypatch):
+    edge, add = PrefixCache._edge, PrefixCache._add
+
+    def plain(self, identity, *page):
+        return edge(self, anybody(identity) if identity.start else identity, *page)
+
+    def unlisted(self, holding, edge):
+        if holding.identity.start:
+            holding.identity = anybody(holding.identity)
+        add(self, holding, edge)
+
+    monkeypatch.setattr(PrefixCache, "_edge", plain)
+    monkeypatch.setattr(PrefixCache, "_add", unlisted)
 
 
 def slots_are_filled_while_they_are_used(monkeypatch):
     load = AdapterSlots.load
-    monkeypatch.setattr(
-        AdapterSlots, "load", lambda self, acquired: structs.replace(load(self, acquired), slot=0)
-    )
+
+    def first(self, acquired, **more):
+        return structs.replace(load(self, acquired, **more), slot=0)
+
+    monkeypatch.setattr(AdapterSlots, "load", first)
 
 
 def pages_of_adapters_are_given_away(monkeypatch):
     load = AdapterSlots.load
 
-    def generous(self, acquired):
-        loaded = load(self, acquired)
+    def generous(self, acquired, **more):
+        loaded = load(self, acquired, **more)
         self._pages.give_back(loaded.pages[-1:])
         return loaded
 
@@ -58,9 +96,12 @@ def files_are_released_before_they_are_read(monkeypatch):
 
 def adapters_cost_nothing(monkeypatch):
     need = Composer._need
-    monkeypatch.setattr(
-        Composer, "_need", lambda self, sequence: need(self, sequence)._replace(adapter_pages=0)
-    )
+
+    def generous(self, sequence):
+        found = need(self, sequence)
+        return found._replace(adapter_pages=(0,) * len(found.adapter_pages))
+
+    monkeypatch.setattr(Composer, "_need", generous)
 
 
 def preempted_sequences_are_resumed_where_they_were(monkeypatch):
@@ -177,6 +218,9 @@ def play_all(model, folder):
     "break_rule",
     [
         adapters_share_prefixes,
+        scales_share_prefixes,
+        activated_adapters_act_at_once,
+        what_activated_adapters_compute_is_taken_for_the_bases,
         slots_are_filled_while_they_are_used,
         pages_of_adapters_are_given_away,
         files_are_released_before_they_are_read,

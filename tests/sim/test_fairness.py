@@ -46,7 +46,7 @@ class Meter:
             del self._rows[row]
             self._decoding.discard(row)
         for join in step.joins:
-            tenant = self._base if join.adapter_slot is None else self._adapter
+            tenant = self._adapter if join.adapters else self._base
             self._rows[join.row] = tenant
             self.service[tenant] += INPUT_COST * (join.prompt_tokens - join.position)
         tokens = len(self._decoding) + sum(len(chunk.tokens) for chunk in step.chunks)

@@ -101,7 +101,7 @@ def test_content_is_gone_only_once_nobody_uses_it(model, folder):
         assert walker.requests["late"].refused.code == "model_not_found"
         composer = shelves.flow.scheduler._composer
         assert digest not in composer.slots.resident
-        assert not any(key[1] == digest for key in composer.cache._roots)
+        assert digest not in composer.cache._branches
         assert not any(digest in path for path in shelves.flow.files.written)
         assert shelves.flow.store._registry.sources(digest) == []
 

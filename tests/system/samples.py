@@ -15,6 +15,7 @@ from weft.runtime.messages import (
     AdapterReply,
     AdapterRequest,
     AdapterState,
+    AdapterUse,
     Begin,
     Cancel,
     Catalog,
@@ -35,6 +36,7 @@ from weft.runtime.messages import (
     ListAdapters,
     ListModels,
     LoadAdapter,
+    Lora,
     ModelEntry,
     Models,
     PinAdapter,
@@ -70,8 +72,9 @@ COUNTS = [0] * (len(METRIC_BUCKETS_S) + 1)
 METRICS = AdapterMetrics(DIGEST, ["sql"], 1, 9, 0, 12, COUNTS, 0.1, COUNTS, 0.2, True)
 REFUSED = Refused("label", "queue_full", "try again later", None, 1.0)
 END = End(3, "stop", 12, 4, None, 10, 21)
+USE = AdapterUse(DIGEST, 0.5, "sql")
 GENERATE = Generate(
-    REQUEST, "client.x", "label", "sql", [5, 6, 7], DIGEST, "", 16, 2, [2], SAMPLING, [";"]
+    REQUEST, "client.x", "label", "sql", [5, 6, 7], [USE], "", 16, 2, [2], SAMPLING, [";"]
 )
 STATE = AdapterState("sql", 7, DIGEST, "/a", 16, 1000, "host", True, 1, 9, 1)
 ANSWER = AdapterAnswer("j", "listed", [STATE])
@@ -79,6 +82,7 @@ MESSAGES = [
     Submit("a", "sql", [ChatMessage(role="user", content="Hi")], sampling=Sampling(max_tokens=4)),
     Submit("b", prompt="The", sampling=Sampling(n=2, max_tokens=4, stop=[";"], logprobs=1, seed=1)),
     Submit("c", prompt=[5, 6], sampling=Sampling(max_tokens=4, logit_bias={7: 1.5}), user="me"),
+    Submit("d", prompt="The", lora=[Lora(name="sql", scale=0.7), Lora(name="math")]),
     Cancel("a"),
     ListModels("d"),
     Inspect("e"),
@@ -111,7 +115,7 @@ MESSAGES = [
     Release(DIGEST),
     Step(
         7, [AdapterLoad(1, DIGEST, "/a", [6, 8])], [2],
-        [Join(0, 1, 0, [4, 5], SAMPLING, 0, 3, [5, 6, 7])], [3], [9],
+        [Join(0, [(1, 0.5)], 0, [4, 5], SAMPLING, 0, 3, [5, 6, 7])], [3], [9],
         [Chunk(0, 0, [5, 6, 7], True)],
     ),
     RunnerReady(0, 100, 16, 8, 16),

@@ -88,7 +88,7 @@ def test_of_whole_matrices_the_rows_are_kept_that_are_not_the_bases(base):
     assert ids == [7, 290]
     assert (values == changed(0, 7, 290)[ids]).all()
     assert rows(made, "lm_head")[0] == [0]
-    assert (made.tokens_added, made.is_whole) == (0, True)
+    assert (made.tokens_added, made.is_additive) == (0, False)
 
 
 def test_nothing_is_kept_of_copies_of_the_bases_own(base):
@@ -97,7 +97,7 @@ def test_nothing_is_kept_of_copies_of_the_bases_own(base):
     copies = {f"{EMBEDDING}.base_layer.weight": matrix(0), f"{HEAD}.base_layer.weight": matrix(1)}
     targets = {"target_modules": [*TARGETS, "embed_tokens", "lm_head"]}
     assert build(base, own | copies, **targets) == build(base, own, **targets)
-    assert not build(base, own, **targets).is_whole
+    assert build(base, own, **targets).is_additive
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -43,7 +43,10 @@ LORA = {
         {"layer_replication": [(0, 2), (1, 2)]},
         r"layer_replication: .*train the adapter without it",
     ),
-    "activated": ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens: \[5\] .*without it"),
+    "activated-whole": (
+        {"alora_invocation_tokens": [5], "modules_to_save": ["norm"]},
+        r"alora_invocation_tokens: .* modules_to_save, which does not wait for an invocation; ",
+    ),
     "pissa": ({"init_lora_weights": "pissa"}, r"init_lora_weights: 'pissa' .*convert the adapter"),
     "fast-pissa": ({"init_lora_weights": "pissa_niter_4"}, r"'pissa_niter_4' .*convert the adapt"),
     "olora": ({"init_lora_weights": "olora"}, r"init_lora_weights: 'olora' .*convert the adapter"),
@@ -74,7 +77,7 @@ COMPUTED = {
     "peft_type", "task_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
     "target_modules", "init_lora_weights", "bias", "exclude_modules", "layers_to_transform",
     "layers_pattern", "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices",
-    "ensure_weight_tying",
+    "ensure_weight_tying", "alora_invocation_tokens",
 }  # fmt: skip
 FIELDS = {field.name for field in dataclasses.fields(LoraConfig)}
 
@@ -108,7 +111,7 @@ def test_a_field_that_may_change_the_result_is_refused_if_it_says_anything(field
 
 EMPTY_TOO = {
     "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
-    "trainable_token_indices",
+    "trainable_token_indices", "alora_invocation_tokens",
 }  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def test_no_replica_runs_away_from_the_least_loaded(requests, count):
 def test_an_answer_counts_with_what_it_will_take_at_most_and_no_more_than_is_usual():
     def request(max_tokens, choices):
         return Generate(
-            "0" * 32, "c", "a", "base", [5] * 10, None, "", max_tokens, choices, [2], GREEDY
+            "0" * 32, "c", "a", "base", [5] * 10, [], "", max_tokens, choices, [2], GREEDY
         )
 
     assert expected_tokens(request(7, 1)) == 17

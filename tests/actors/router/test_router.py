@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.actors.scheduler_harness import GREEDY
+from tests.actors.scheduler_harness import GREEDY, uses
 from weft.actors.router.actor import Router
 from weft.runtime.actor import Send
 from weft.runtime.config import Config, Limits, TenantLimits
@@ -45,8 +45,8 @@ class Desk:
         self._count += 1
         request_id = f"{self._count:032x}"
         generate = Generate(
-            request_id, client, label or request_id, adapter or "base", [token] * prompt, adapter,
-            "", 8, choices, [2], GREEDY, tenant=tenant,
+            request_id, client, label or request_id, adapter or "base", [token] * prompt,
+            uses(adapter), "", 8, choices, [2], GREEDY, tenant=tenant,
         )  # fmt: skip
         [(to, message)] = self.hear("tokenizer", generate)
         if isinstance(message, Reject):

@@ -97,7 +97,7 @@ def prefill(engine, prompts, *, sampling=GREEDY, adapters=(), step=0):
         joins.append(
             Join(
                 row,
-                adapters[row] if adapters else None,
+                [] if not adapters or adapters[row] is None else [(adapters[row], 1.0)],
                 0,
                 list(range(first, first + count)),
                 sampling,

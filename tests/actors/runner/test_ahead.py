@@ -60,7 +60,8 @@ def ahead_of(model, paths, *, backend=on_host, **options):
 @pytest.mark.parametrize("tokens", [64, 40], ids=["whole-prompts", "chunks"])
 def test_requests_that_come_and_go_get_the_tokens_of_steps_that_wait(model, paths, record, tokens):
     options = {"max_num_batched_tokens": tokens}
-    requests = {"count": 24, "adapters": ["wide", None, "few", "narrow", "huge"]}
+    both = {"wide": 1.0, "few": -0.5}
+    requests = {"count": 24, "adapters": ["wide", None, "few", both, "narrow", "huge"]}
     expected = served(harness_of(model, paths, **options), **requests)
     ahead = ahead_of(model, paths, backend=lambda: on_host(record), **options)
     assert served(ahead, **requests) == expected
@@ -130,7 +131,7 @@ def test_a_load_waits_for_no_step_and_no_step_without_it_waits_for_a_load(model,
     assert two.collect().tokens
     engine.launch(Step(3, leaves=[0, 1])).collect()
     assert copies.done == 0
-    join = Join(0, 0, 0, [10], GREEDY, 0, 1, None)
+    join = Join(0, [(0, 1.0)], 0, [10], GREEDY, 0, 1, None)
     four = engine.launch(Step(4, joins=[join], chunks=[Chunk(0, 0, [5, 6], True)]))
     assert copies.done == 0  # the host does not wait either
     four.collect()
@@ -244,7 +245,7 @@ def test_the_largest_steps_hold_as_many_tokens_and_rows_as_any(model, rows):
     ahead = engine._executor
     launch = ahead.launch
     ahead.launch = lambda number, host, started: laid_out.append(host) or launch(number, host, 0)
-    limits = warmup.Limits(rows=rows, tokens=64, row_pages=10, adapters=1, rank=8)
+    limits = warmup.Limits(rows=rows, tokens=64, row_pages=10, adapters=1, rank=8, row_adapters=1)
     scratch = warmup.Scratch(page=engine.ready().pages, tokens=4)
     with torch.inference_mode():
         warmup.run_largest(ahead, limits, scratch)
@@ -252,7 +253,7 @@ def test_the_largest_steps_hold_as_many_tokens_and_rows_as_any(model, rows):
     assert len(most.tokens) == min(64, rows * 40)
     assert all(len(host.sampled_rows) == rows for host in laid_out)
     assert all(host.positions.max() < 40 for host in laid_out)
-    assert {bool(host.lora_slots) for host in laid_out} == {True, False}
+    assert {host.has_adapters for host in laid_out} == {True, False}
 
 
 @pytest.mark.slow
@@ -266,7 +267,8 @@ def test_a_gpus_kernels_in_graphs_give_the_tokens_of_a_cpus(tmp_path, name):
     save_model(tmp_path, name)
     paths = save_several(tmp_path, tmp_path, {"wide": {"rank": 20}, "narrow": {"rank": 3}})
     options = {"max_num_seqs": 6, "max_num_batched_tokens": 32, "max_lora_rank": 32}
-    requests = {"count": 6, "adapters": ["wide", None, "narrow"], "max_tokens": 5}
+    adapters = ["wide", None, {"wide": 0.5, "narrow": 1.0}, "narrow"]
+    requests = {"count": 6, "adapters": adapters, "max_tokens": 5}
     expected = served(harness_of(tmp_path, paths, **options), **requests)
     actual = served(ahead_of(tmp_path, paths, backend=interpreted, **options), **requests)
     assert actual == expected

@@ -59,7 +59,7 @@ def slots():
 
 
 def join(pages):
-    return Join(0, None, 0, pages, GREEDY, 0, 1, None)
+    return Join(0, [], 0, pages, GREEDY, 0, 1, None)
 
 
 def test_a_step_that_uses_nothing_of_a_load_does_not_wait_for_it(slots, load):

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -46,7 +47,7 @@ def updates(model, slots, slot=1):
     """What a slot adds to zeros, at every site of every layer."""
     shapes = architecture.read(model)
     generator = torch.Generator().manual_seed(0)
-    batch = replace(warmup.blank([5], 0, SCRATCH, has_adapters=True), lora_slots=[slot])
+    batch = replace(warmup.blank([5], 0, SCRATCH, adapters=1), lora_slots=np.array([[slot]]))
     found = {}
     for layer in range(shapes.layers):
         for index, (site, modules) in enumerate(SITES.items()):

@@ -17,7 +17,7 @@ def runner():
 
 
 def first_step():
-    joins = [Join(0, None, 0, [0, 1], GREEDY, 0, 2, None)]
+    joins = [Join(0, [], 0, [0, 1], GREEDY, 0, 2, None)]
     return Step(0, joins=joins, chunks=[Chunk(0, 0, [5, 6], True)])
 
 

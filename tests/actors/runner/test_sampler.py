@@ -30,7 +30,7 @@ def rules(base=GREEDY, **changes):
 
 def join(row, sampling, *, choice=0, prompt_tokens=4, history=None):
     """Behind PROMPT, unless told otherwise."""
-    return Join(row, None, 0, [], sampling, choice, prompt_tokens, history)
+    return Join(row, [], 0, [], sampling, choice, prompt_tokens, history)
 
 
 def logits_of(rows, *, vocabulary=VOCABULARY, seed=0):

@@ -11,6 +11,7 @@ from weft.runtime.config import Config, TenantLimits
 from weft.runtime.messages import (
     Abort,
     AdapterEntry,
+    AdapterUse,
     Cancel,
     Catalog,
     CatalogSeen,
@@ -87,7 +88,7 @@ def test_a_prompt_becomes_a_complete_request(desk, model):
     assert isinstance(generate, Generate)
     assert generate.prompt == model.backend.encode("Hello").ids
     assert (generate.client, generate.label, generate.model) == ("ann", "a", "base")
-    assert (generate.adapter, generate.max_tokens, generate.choices) == (None, 5, 1)
+    assert (generate.adapters, generate.max_tokens, generate.choices) == ([], 5, 1)
     assert generate.stop_token_ids == list(model.eos_token_ids)
     assert generate.request_id == f"{NONCE:016x}{0:016x}"
     assert generate.sampling.temperature == 1.0
@@ -104,8 +105,8 @@ def test_messages_are_rendered_by_the_models_template(desk, reference):
 
 def test_an_adapters_name_becomes_its_digest(desk):
     generate = desk.answer(model="sql")
-    assert (generate.adapter, generate.model) == ("d1", "sql")
-    assert desk.answer(model="base").adapter is None
+    assert (generate.adapters, generate.model) == ([AdapterUse("d1", 1.0, "sql")], "sql")
+    assert desk.answer(model="base").adapters == []
 
 
 def test_an_unknown_model_is_not_found(desk):
@@ -257,7 +258,7 @@ def test_requests_wait_for_the_catalog(model):
     desk.hear(CATALOG, source="adapters")
     seen, generate = desk.advance()
     assert seen.message == CatalogSeen(1)
-    assert generate.message.adapter == "d1"
+    assert [use.digest for use in generate.message.adapters] == ["d1"]
 
 
 def test_requests_wait_for_room_and_are_refused_beyond_the_queue(model):
@@ -400,7 +401,7 @@ def test_an_adapter_of_a_higher_rank_than_the_tenant_may_use_is_refused(
     if is_refused:
         assert (answer.code, answer.param) == ("lora_rank_exceeded", "model")
         assert "rank 8, and yours may have 7" in answer.message
-    assert desk.answer(label="b", tenant=tenant).adapter is None
+    assert desk.answer(label="b", tenant=tenant).adapters == []
 
 
 def test_a_tenants_name_of_any_length_is_not_taken(desk):

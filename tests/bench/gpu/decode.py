@@ -84,9 +84,9 @@ class Bench:
         rng = np.random.default_rng(0)
         joins, chunks = [], []
         for row in range(rows):
-            slot = row % adapters if adapters else None
+            used = [(row % adapters, 1.0)] if adapters else []
             own = self._free[row * pages : (row + 1) * pages]
-            joins.append(Join(row, slot, 0, own, GREEDY, 0, PROMPT_TOKENS, None))
+            joins.append(Join(row, used, 0, own, GREEDY, 0, PROMPT_TOKENS, None))
             prompt = rng.integers(4, 400, size=PROMPT_TOKENS).tolist()
             chunks.append(Chunk(row, 0, prompt, True))
         for first in range(0, rows, per_step):
