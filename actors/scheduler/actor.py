@@ -88,7 +88,7 @@ class Scheduler:
         self._composer: Composer | None = None  # while every runner is ready
         self._waiting = Waiting(config.scheduling_policy)
         held_max = min(config.max_loaded_loras, config.max_cpu_loras or config.max_loaded_loras)
-        self._host = HostPins(held_max, config.host_memory_bytes // config.data_parallel_size)
+        self._host = HostPins(held_max, config.host_memory_bytes)
         self._suspects = Suspects()
         self._lives_lost = 0  # of the runners
         self._visiting: list[Inspection] = []  # on their way from runner to runner

@@ -27,7 +27,7 @@ class HostPins:
     """
 
     def __init__(self, held_max: int, bytes_max: int) -> None:
-        """``bytes_max`` is this scheduler's share of what adapters may take in host memory."""
+        """``bytes_max`` is what adapters may take in host memory."""
         assert held_max > 0
         self._held_max = held_max
         self._bytes_max = bytes_max

@@ -19,6 +19,7 @@ from weft.runtime.messages import (
     Acquire,
     Acquired,
     AdapterUse,
+    Away,
     Begin,
     CatalogSeen,
     DeviceRoom,
@@ -111,7 +112,7 @@ class Cluster:
                 case Sampled(ends=ends):
                     self.ended += len(ends)
                     self.cached += sum(end.cached_tokens for end in ends)
-                case Release() | Begin() | CatalogSeen() | DeviceRoom():
+                case Release() | Begin() | CatalogSeen() | DeviceRoom() | Away():
                     pass
                 case _ if to not in ("tokenizer", "adapters"):
                     self._say(to, source, message)
