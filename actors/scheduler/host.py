@@ -53,9 +53,11 @@ class HostPins:
         """Whether there is room for what is not urgent: half is left to what is.
 
         What the store has been asked for, and one more, may be as large as any that came before.
+        Where a single one is more than half, it may come while nothing else is there.
         """
         expected = self._bytes + (self._missing + 1) * self._largest
-        return len(self._pins) < self._held_max // 2 and expected <= self._bytes_max // 2
+        is_small = not self._pins or expected <= self._bytes_max // 2
+        return len(self._pins) < self._held_max // 2 and is_small
 
     def want(self, digest: str) -> list[Acquire]:
         """Ask the store for an adapter, once, if there is room to hold it."""
