@@ -24,10 +24,12 @@ def build(
     run_dir: Path,
     report: Callable[[float, str], None],
     wakes: select.epoll,
+    epoch: int,
 ) -> Actor[Any]:
     """Return the actor of ``role``; ``report`` hears how far a long start has come, 0 to 1.
 
-    What is registered with ``wakes`` gives the actor a turn once it is readable.
+    What is registered with ``wakes`` gives the actor a turn once it is readable. ``epoch`` counts
+    the role's lives.
     Raises ``ConfigError`` for what the user can mend.
     """
     match role.rstrip("0123456789_"):  # of one kind there may be several
@@ -42,7 +44,7 @@ def build(
         case "scheduler":
             return _scheduler(role, config)
         case "runner":
-            return _runner(role, config, run_dir, report)
+            return _runner(role, config, run_dir, report, epoch)
     raise AssertionError(f"no actor is called {role}")
 
 
@@ -104,7 +106,7 @@ def _scheduler(role: str, config: Config) -> Actor[Any]:
 
 
 def _runner(
-    role: str, config: Config, run_dir: Path, report: Callable[[float, str], None]
+    role: str, config: Config, run_dir: Path, report: Callable[[float, str], None], epoch: int
 ) -> Actor[Any]:
     from weft.actors.runner import group
     from weft.actors.runner.actor import Runner
@@ -114,7 +116,8 @@ def _runner(
     replica = replica_of(role, config.data_parallel_size)
     rank = serving(config).groups[replica.scheduler].index(role)
     first_device = replica.index * config.tensor_parallel_size
-    meeting = run_dir / replica.scheduler  # where the ranks of a group find each other
+    # Where the ranks of one life of a group find each other.
+    meeting = run_dir / f"{replica.scheduler}.{epoch}"
     meeting.mkdir(mode=0o700, exist_ok=True)
     try:
         joined = group.join(config, rank, meeting, first_device=first_device)
@@ -126,4 +129,4 @@ def _runner(
         )
     except UnsupportedModel as error:
         raise ConfigError(str(error)) from None
-    return Runner(engine, role=role, scheduler=replica.scheduler)
+    return Runner(engine, role=role, scheduler=replica.scheduler, epoch=epoch)

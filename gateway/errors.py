@@ -51,11 +51,16 @@ def of_exception(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]
             json = body(error.message, kind, shown, error.param)
             return status, json, _retry_headers(error.retry_after_s)
         case Disconnected():
-            json = body(f"{error}; try again later", "server_error", "service_unavailable")
-            return 503, json, _retry_headers(RESTART_RETRY_S)
+            return unavailable(f"{error}; try again later")
         case Failed():
             return 500, body(str(error), "server_error", "engine_error"), {}
     raise error
+
+
+def unavailable(text: str) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Return status, JSON and headers while weft, or a part of it, is not there."""
+    json = body(text, "server_error", "service_unavailable")
+    return 503, json, _retry_headers(RESTART_RETRY_S)
 
 
 def respond(status: int, json: Mapping[str, Any], headers: Mapping[str, str]) -> JSONResponse:

@@ -27,15 +27,17 @@ async def health(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/ready")
-async def ready(request: Request) -> Json:
-    """Say 200 when a request sent now would be served."""
+@router.get("/ready", response_model=None)
+async def ready(request: Request) -> Response:
+    """Say 200 when a request sent now would be computed, 503 when it would be refused, or wait."""
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
-            models = await request.app.state.client.models()
+            served = await request.app.state.client.served()
     except TimeoutError:
         raise Disconnected(f"weft has not answered in {READY_TIMEOUT_S:.0f} s") from None
-    return {"status": "ready", "models": len(models)}
+    if served.away is not None:
+        return errors.respond(*errors.unavailable(served.away))
+    return JSONResponse({"status": "ready", "models": len(served.models)})
 
 
 @router.get("/metrics", response_model=None)

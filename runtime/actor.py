@@ -44,7 +44,10 @@ class Actor(Protocol[InboxIn]):
         ...
 
     def lost(self, peer: str, now_ns: int) -> list[Send]:
-        """Hear that a client's link is gone and nothing more can be sent to it."""
+        """Hear that nothing more can be sent to a client, or that a role's former life is over.
+
+        Whatever that life had said was received before; what comes from the role now is the next's.
+        """
         ...
 
     def drain(self) -> None:

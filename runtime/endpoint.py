@@ -41,9 +41,9 @@ class Mail(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """Nothing more can be sent to this client: what is held for it can go."""
+    """A client's link is gone, or a role's former life: what is held for it can go."""
 
-    client: str
+    peer: str
 
 
 class Parcel(NamedTuple):

@@ -64,13 +64,22 @@ class Drain:
         self.is_wanted = True
 
 
-def turn(actor: Actor[Any], mailbox: Mailbox, clock: Callable[[], int], wait_s: float) -> bool:
+def turn(
+    actor: Actor[Any],
+    mailbox: Mailbox,
+    clock: Callable[[], int],
+    wait_s: float,
+    beat: Callable[[], None] = lambda: None,
+) -> bool:
     """Let the actor work once, then take in what has arrived; return whether anything happened.
 
-    Waits only if the actor had nothing to do, and nothing under way. ``clock`` returns nanoseconds.
+    Waits only if the actor had nothing to do, and nothing under way. ``clock`` returns nanoseconds;
+    ``beat`` is called unless all that the actor does is to wait for what is under way.
     An exception is a bug in the actor, and ends the process.
     """
     produced = actor.advance(Turn(clock(), mailbox.room))
+    if produced is not None:
+        beat()
     for send in produced or ():
         mailbox.send(send)
     events = mailbox.take(TURN_MESSAGES_MAX, wait_s if produced == [] else 0.0)
@@ -80,8 +89,8 @@ def turn(actor: Actor[Any], mailbox: Mailbox, clock: Callable[[], int], wait_s: 
                 if _log.isEnabledFor(logging.DEBUG):
                     _tell(source, message)
                 replies = actor.receive(source, message, clock())
-            case Lost(client):
-                replies = actor.lost(client, clock())
+            case Lost(peer):
+                replies = actor.lost(peer, clock())
         for send in replies:
             mailbox.send(send)
     return produced != [] or bool(events)
@@ -96,11 +105,17 @@ def _tell(source: str, message: Message) -> None:
             _log.debug("%s from %s", type(message).__name__, source)
 
 
-def run(actor: Actor[Any], mailbox: Mailbox, drain: Drain, on_ready: Callable[[], None]) -> None:
+def run(
+    actor: Actor[Any],
+    mailbox: Mailbox,
+    drain: Drain,
+    on_ready: Callable[[], None],
+    beat: Callable[[], None],
+) -> None:
     """Drive ``actor`` until it is drained: told to stop, idle, and everything it said has left.
 
     ``on_ready`` is called once the actor had a turn with every link open, and so has said what the
-    others must know first.
+    others must know first; ``beat`` as in ``turn``.
     """
     # Everything loaded so far stays: the garbage collector need not look at it again.
     gc.collect()
@@ -108,7 +123,7 @@ def run(actor: Actor[Any], mailbox: Mailbox, drain: Drain, on_ready: Callable[[]
     is_ready = is_draining = False
     while True:
         was_open = is_ready or mailbox.is_open
-        did_work = turn(actor, mailbox, time.monotonic_ns, IDLE_WAIT_S)
+        did_work = turn(actor, mailbox, time.monotonic_ns, IDLE_WAIT_S, beat)
         if not is_ready and was_open and mailbox.is_flushed:
             on_ready()
             is_ready = True

@@ -217,6 +217,7 @@ class Models(Message, frozen=True):
 
     label: str
     models: list[ModelEntry]
+    away: str | None = None  # why a request sent now would be taken but wait, if so
 
 
 class AdapterState(Part, frozen=True):
@@ -429,6 +430,16 @@ class Progress(Message, frozen=True):
     evicted: list[str] = []
 
 
+class Away(Message, frozen=True):
+    """Scheduler to tokenizer: why what it is sent waits; None: nothing keeps it from running.
+
+    Of several schedulers, to router: which sends requests to the others, and tells the tokenizer of
+    it once none is left.
+    """
+
+    reason: str | None
+
+
 class AdapterReply(Message, frozen=True):
     """Adapters to scheduler to tokenizer: the answer for a client.
 
@@ -571,13 +582,17 @@ class Step(Message, frozen=True):
 
 
 class RunnerReady(Message, frozen=True):
-    """Runner to scheduler: weights are loaded; rows and slots are empty."""
+    """Runner to scheduler: weights are loaded; rows and slots are empty.
+
+    Ranks of one life of their group have the same ``epoch``: no others compute together.
+    """
 
     rank: int
     pages: int  # that the device holds, of every layer; for KV and for adapters
     page_tokens: int  # whose KV of one layer fills a page
     adapter_slots: int  # entries of the table of adapters
     page_granules: int  # granules of adapter weights that one layer's page holds
+    epoch: int = 1  # of the runner
 
 
 class TokenLogprobs(Part, frozen=True):
@@ -785,12 +800,12 @@ LinkInbox = Hello | Welcome | Ack | Goodbye
 # What each actor hears.
 TokenizerInbox = (
     Submit | Cancel | ListModels | Inspect | LoadAdapter | UnloadAdapter | PinAdapter
-    | PrefetchAdapter | ListAdapters | Catalog | Reject | AdapterReply
+    | PrefetchAdapter | ListAdapters | Catalog | Reject | Away | AdapterReply
 )  # fmt: skip
 AdaptersInbox = (
     Acquire | Release | CatalogSeen | Retired | DeviceRoom | AdapterRequest | Discover | Inspection
 )  # fmt: skip
-RouterInbox = Generate | Abort | CatalogSeen | Reject | Progress | AdapterReply | Inspection
+RouterInbox = Generate | Abort | CatalogSeen | Reject | Away | Progress | AdapterReply | Inspection
 SchedulerInbox = (
     Generate | Abort | CatalogSeen | Inspection | Acquired | AcquireFailed | KeepOnDevice | Retire
     | AdapterReply

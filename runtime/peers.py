@@ -96,8 +96,8 @@ class Peers:
     def admit(self, name: str, identity: str, edge: Edge, *, epoch: int, window: int) -> bool:
         """Make way for the Hello of a client or a role, or of its next life.
 
-        Returns whether a client's former life has ended by it. Raises ``LinkError`` for one that
-        may not come.
+        Returns whether a former life has ended by it. Raises ``LinkError`` for one that may not
+        come.
         """
         if window < 2:
             raise LinkError("handshake", f"a window of {window}")
@@ -115,11 +115,11 @@ class Peers:
         peer = self.processes[name]
         if not peer.link.is_open:
             peer.identity = identity  # what waits for it waits in this link
-        elif identity == peer.identity or epoch <= peer.link.peer_epoch:
+            return False
+        if identity == peer.identity or epoch <= peer.link.peer_epoch:
             raise LinkError("fenced", f"{identity} is not newer than {peer.identity}")
-        else:
-            self.processes[name] = newcomer
-        return False
+        self.processes[name] = newcomer
+        return True
 
     def check(self) -> None:
         """Assert the invariants."""

@@ -1,4 +1,7 @@
-"""One process of a run: ``python -m weft.runtime.process ROLE RUN_DIR STATUS_FD``."""
+"""One process of a run: a role in the run's directory, in one of the role's lives.
+
+``python -m weft.runtime.process ROLE RUN_DIR STATUS_FD PULSE_FD EPOCH``
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
@@ -22,6 +25,7 @@ from weft.runtime import log, loop, topology
 from weft.runtime.config import Config, ConfigError
 from weft.runtime.endpoint import Endpoint
 from weft.runtime.identity import process_identity
+from weft.runtime.pulse import Pulse
 from weft.runtime.status import Failed, Progress, Ready, StatusPipe
 from weft.runtime.transport import ZmqMailbox
 
@@ -33,14 +37,21 @@ _PR_SET_NAME = 15
 # allow 1,024, fewer than there may be clients, and libzmq ends a process that has none left.
 FILES_MAX = 65536
 
-# A process's first life. A restarted one will have the next number.
-EPOCH = 1
-
 # Exit codes, of a process and of the whole run.
 EXIT_BUG = 1
 EXIT_REFUSED = 2  # the user can mend it
 
 _log = logging.getLogger(__name__)
+
+
+class Life(NamedTuple):
+    """What tells a process from all others, as its launcher names it."""
+
+    role: str
+    run_dir: Path
+    status: StatusPipe
+    pulse: Pulse
+    epoch: int  # which of the role's lives this is, from 1
 
 
 class Handover(msgspec.Struct, frozen=True):
@@ -64,6 +75,7 @@ class Handover(msgspec.Struct, frozen=True):
 def main() -> int:
     """Run one role until it is drained; return the exit code."""
     role, run_dir, status = sys.argv[1], Path(sys.argv[2]), StatusPipe(int(sys.argv[3]))
+    life = Life(role, run_dir, status, Pulse(int(sys.argv[4])), epoch=int(sys.argv[5]))
     handover = Handover.read(run_dir)
     _live_with(handover.launcher_pid, role)
     log.setup(role, handover.config.log_level)
@@ -74,7 +86,7 @@ def main() -> int:
     try:
         start = _function(process.start)
         if process.is_actor:
-            _run_actor(start, role, table, handover, run_dir, status)
+            _run_actor(start, life, table, handover)
         else:
             start(handover.config, run_dir, lambda url: status.say(Ready(url)))
     except ConfigError as error:
@@ -84,23 +96,25 @@ def main() -> int:
 
 
 def _run_actor(
-    build: Callable[..., Any],
-    role: str,
-    table: topology.Topology,
-    handover: Handover,
-    run_dir: Path,
-    status: StatusPipe,
+    build: Callable[..., Any], life: Life, table: topology.Topology, handover: Handover
 ) -> None:
+    role, status, key = life.role, life.status, handover.key
     drain = loop.Drain()
     wakes = select.epoll()
-    actor = build(
-        role, handover.config, run_dir, lambda share, what: status.say(Progress(what, share)), wakes
-    )
-    identity = process_identity(role, EPOCH, handover.key)
-    endpoint = Endpoint(role, table, identity=identity, epoch=EPOCH, key=handover.key)
-    mailbox = ZmqMailbox(endpoint, table, run_dir, wakes.fileno())
+    identity = process_identity(role, life.epoch, key)
+    endpoint = Endpoint(role, table, identity=identity, epoch=life.epoch, key=key)
+    # Before anything that takes long: the others hear at once that a former life is over.
+    mailbox = ZmqMailbox(endpoint, table, life.run_dir, wakes.fileno())
     try:
-        loop.run(actor, mailbox, drain, lambda: status.say(Ready()))
+        actor = build(
+            role,
+            handover.config,
+            life.run_dir,
+            lambda share, what: status.say(Progress(what, share)),
+            wakes,
+            life.epoch,
+        )
+        loop.run(actor, mailbox, drain, lambda: status.say(Ready()), life.pulse.beat)
     finally:
         mailbox.close()
 

@@ -71,14 +71,17 @@ class World:
         actor: Actor[Any],
         *,
         name: str | None = None,
+        epoch: int = 1,
         turn_ns: tuple[int, int] | None = None,
     ) -> InprocessMailbox:
         """Bring an actor to life. A client, of which there may be many, has a ``name``.
 
-        ``turn_ns`` is for one that is faster or slower than the conditions say.
+        ``epoch`` counts a role's lives; ``turn_ns`` is for one that is faster or slower than the
+        conditions say.
         """
         assert (name is not None) == (role == CLIENT), "clients have names, and only they"
-        mailbox = self._network.join(role, identity=name or f"{role}.1.{len(self._residents)}")
+        identity = name or f"{role}.{epoch}.{len(self._residents)}"
+        mailbox = self._network.join(role, identity=identity, epoch=epoch)
         resident = _Resident(actor, mailbox, turn_ns or self._conditions.turn_ns)
         self._residents[mailbox.endpoint.identity] = resident
         self._wake(resident, self.now_ns)

@@ -20,6 +20,7 @@ from weft.runtime.messages import (
     AdapterAnswer,
     AdapterReply,
     AdapterRequest,
+    Away,
     Begin,
     Cancel,
     Catalog,
@@ -67,9 +68,10 @@ class Process(NamedTuple):
     """One row of the table: a process and how it starts.
 
     ``start`` names a function as "module:function". An actor's is called with ``(role, config,
-    run_dir, report, wakes)`` and returns the actor; one that is not an actor runs its own loop
-    until SIGTERM, and is called with ``(config, run_dir, on_ready)``. ``wakes`` is an epoll object:
-    what is registered with it gives the actor a turn once it is readable, as a message does.
+    run_dir, report, wakes, epoch)`` and returns the actor; one that is not an actor runs its own
+    loop until SIGTERM, and is called with ``(config, run_dir, on_ready)``. ``wakes`` is an epoll
+    object: what is registered with it gives the actor a turn once it is readable, as a message
+    does. ``epoch`` counts the role's lives.
     """
 
     role: str
@@ -238,7 +240,7 @@ def with_runners(count: int, *, replicas: int = 1) -> Topology:
                 [
                     Edge(
                         "tokenizer", "router", (Generate, Abort, CatalogSeen),
-                        (Reject, AdapterReply), 1024, 1024,
+                        (Reject, Away, AdapterReply), 1024, 1024,
                     )
                 ]
                 if replicas > 1
@@ -280,7 +282,7 @@ def _edges(replica: Replica, runners: int) -> list[Edge]:
         Edge(
             replica.door, scheduler,
             (Generate, Abort, *seen, *from_router),
-            (Reject, AdapterReply, *to_router, *to_next),
+            (Reject, Away, AdapterReply, *to_router, *to_next),
             1024, 1024,
         ),
         Edge(

@@ -17,6 +17,7 @@ from weft.runtime.config import ANY_OTHER, Config
 from weft.runtime.messages import (
     Abort,
     AdapterReply,
+    Away,
     CatalogSeen,
     Generate,
     Inspection,
@@ -63,6 +64,7 @@ class Router:
         self._catalogs: deque[_Catalog] = deque()  # that the store has not heard of
         self._sent = [0] * len(self._schedulers)  # requests, to each
         self._moved = 0
+        self._away: set[int] = set()  # replicas whose runners are not there
 
     @property
     def is_idle(self) -> bool:
@@ -92,6 +94,8 @@ class Router:
                 return self._pass_catalog()
             case Reject():
                 return self._reconsider(message, now_ns)
+            case Away(reason):
+                return [self._note_away(self._index[source], reason)]
             case Progress():
                 return self._note(self._index[source], message, now_ns)
             case AdapterReply():
@@ -153,13 +157,23 @@ class Router:
         return [self._refuse(generate, reject.refused), *self._pass_catalog()]
 
     def _choose(self, wants: Wants, full: set[int]) -> int:
+        allowed = set(range(len(self._schedulers))) - full
         return choose(
             self._method,
             self._ledger.loads(wants),
-            set(range(len(self._schedulers))) - full,
+            allowed - self._away or allowed,  # where it would wait only if it would everywhere
             turn=self._ledger.routed,
             slack=self._slack,
         )
+
+    def _note_away(self, replica: int, reason: str | None) -> Send:
+        """Send requests elsewhere, if one replica is there; if none is, the tokenizer must know."""
+        if reason is None:
+            self._away.discard(replica)
+        else:
+            self._away.add(replica)
+        is_nobody_there = len(self._away) == len(self._schedulers)
+        return Send("tokenizer", Away(reason if is_nobody_there else None))
 
     def _send(self, generate: Generate, replica: int) -> Send:
         self._sent[replica] += 1

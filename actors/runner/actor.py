@@ -21,11 +21,15 @@ from weft.runtime.replicas import ALONE
 class Runner:
     """Says that it is ready, then answers each step. Makes no decision."""
 
-    def __init__(self, engine: Engine, *, role: str, scheduler: str = ALONE.scheduler) -> None:
+    def __init__(
+        self, engine: Engine, *, role: str, scheduler: str = ALONE.scheduler, epoch: int = 1
+    ) -> None:
+        """``epoch`` counts the lives of the role."""
         self._scheduler = scheduler
         self._engine = engine
         self._role = role
-        self._answers = engine.ready().rank == 0
+        self._ready = msgspec.structs.replace(engine.ready(), epoch=epoch)
+        self._answers = self._ready.rank == 0
         self._is_announced = False
         self._steps: deque[Step] = deque()
         self._launched: deque[Launched] = deque()
@@ -57,7 +61,7 @@ class Runner:
         """Answer the oldest step if it is done; launch the next one while it is not."""
         if not self._is_announced:
             self._is_announced = True
-            return [Send(self._scheduler, self._engine.ready())]
+            return [Send(self._scheduler, self._ready)]
         while True:
             if self._launched and self._launched[0].is_done:
                 done = self._launched.popleft().collect()

@@ -11,9 +11,9 @@ from weft.kernels.collectives import process_group, shared_memory
 from weft.kernels.collectives.reference import Alone, Collectives
 from weft.runtime.config import Config
 
-# How long a rank may keep the others waiting. They start together and do the same things; what
-# differs most is how long an adapter takes to come from disk.
-TIMEOUT_S = 60.0
+# The least time for which a rank may keep the others waiting: they start together, but on a busy
+# machine not all at once, and an adapter may take long to come from disk.
+TIMEOUT_MIN_S = 60.0
 
 
 def join(config: Config, rank: int, folder: Path, *, first_device: int = 0) -> Collectives:
@@ -23,10 +23,12 @@ def join(config: Config, rank: int, folder: Path, *, first_device: int = 0) -> C
     Raises ``RankLost``, and ``UnsupportedModel`` if there is no device for it.
     """
     size, device = config.tensor_parallel_size, device_of(config, first_device + rank)
+    # The launcher's watchdog is to be first: it looks at every group, and not only at such.
+    timeout_s = max(TIMEOUT_MIN_S, config.watchdog_timeout_s)
     if size == 1:
         return Alone()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif shared_memory.library() is not None:
-        return shared_memory.join(folder, rank, size, timeout_s=TIMEOUT_S)
-    return process_group.join(folder, rank, size, device=device, timeout_s=TIMEOUT_S)
+        return shared_memory.join(folder, rank, size, timeout_s=timeout_s)
+    return process_group.join(folder, rank, size, device=device, timeout_s=timeout_s)

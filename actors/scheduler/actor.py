@@ -18,12 +18,15 @@ from weft.actors.scheduler.accounts import Payers
 from weft.actors.scheduler.composer import Composer
 from weft.actors.scheduler.draft import Composed
 from weft.actors.scheduler.group import agreed
+from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.metrics import Metrics, mean, summed, together
 from weft.actors.scheduler.outbox import Outbox
 from weft.actors.scheduler.policy import NeverFits
 from weft.actors.scheduler.progress import ProgressNotes
 from weft.actors.scheduler.requests import Requests
 from weft.actors.scheduler.sequence import Request, Sequence
+from weft.actors.scheduler.suspects import DEATHS_MAX, Suspects
+from weft.actors.scheduler.waiting import Waiting
 from weft.runtime.actor import Send, Turn
 from weft.runtime.config import ANY_OTHER, Config
 from weft.runtime.messages import (
@@ -32,6 +35,7 @@ from weft.runtime.messages import (
     AcquireFailed,
     AdapterReply,
     AdapterState,
+    Away,
     Begin,
     CatalogSeen,
     ClientGone,
@@ -56,17 +60,24 @@ from weft.runtime.replicas import ALONE, Replica
 # that follows it without a pause.
 STEPS_IN_FLIGHT = 2
 
+# Inspections that visit the runners; while those get on with nothing, further ones pass them by.
+VISITING_MAX = 16
+
+# What is said of requests meanwhile.
+AWAY_REASON = "the model's processes are being started again; requests are taken, and wait"
+
 log = logging.getLogger("weft.scheduler")
 
 
 class Scheduler:
     """Reacts to messages, and sends a step whenever one may be sent.
 
-    ``runners`` are one model's, by rank: each gets every step, and the first one answers. Of
-    several replicas each has a scheduler; a router chooses whose a request is, and is told of it.
+    ``runners`` are one model's, by rank: each gets every step, and the first one answers. They live
+    and die together. Everything on their devices is then forgotten, and computed again by the next.
+    Of several replicas each has a scheduler; a router chooses whose a request is, and hears of it.
 
-    Invariants, checked by ``check``: a sequence has a row if it lives and runs, and those of what
-    the parts own.
+    Invariants, checked by ``check``: a sequence has a row if it lives and runs; without runners all
+    wait; and those of what the parts own.
     """
 
     def __init__(self, config: Config, *, runners: list[str], replica: Replica = ALONE) -> None:
@@ -74,7 +85,14 @@ class Scheduler:
         self._replica = replica
         self._runners = runners
         self._ready: dict[str, RunnerReady] = {}  # by runner
-        self._composer: Composer | None = None  # until every runner is ready
+        self._composer: Composer | None = None  # while every runner is ready
+        self._waiting = Waiting(config.scheduling_policy)
+        held_max = min(config.max_loaded_loras, config.max_cpu_loras or config.max_loaded_loras)
+        self._host = HostPins(held_max, config.host_memory_bytes // config.data_parallel_size)
+        self._suspects = Suspects()
+        self._lives_lost = 0  # of the runners
+        self._visiting: list[Inspection] = []  # on their way from runner to runner
+        self._staying: list[str] = []  # adapters that are to stay on the device
         self._retiring: dict[str, int] = {}  # adapters without a name: catalog version
         self._payers = Payers(config)
         self._requests = Requests(
@@ -101,8 +119,15 @@ class Scheduler:
         """
 
     def lost(self, peer: str, now_ns: int) -> list[Send]:
-        """Nothing here belongs to one link: clients are the detokenizer's to watch."""
-        return []
+        """Hear that a runner's former life is over, and with it the whole group's.
+
+        Its last words came before, if at all. Clients are the detokenizer's to watch.
+        """
+        lost = self._ready.get(peer)
+        if lost is None:
+            return []
+        self._ready = {r: each for r, each in self._ready.items() if each.epoch != lost.epoch}
+        return self._lose_runners() if self._composer is not None else []
 
     def receive(self, source: str, message: SchedulerInbox, now_ns: int) -> list[Send]:
         """Take in one message."""
@@ -111,6 +136,8 @@ class Scheduler:
                 return self._accept(message, now_ns)
             case StepDone():
                 assert source == self._runners[0], f"{source} answers; only rank 0 does"
+                if self._composer is None:
+                    return []  # it still answered when another of its life was gone already
                 return self._finish_step(message, now_ns)
             case StopFound(number, output_tokens):
                 sequence = self._requests.sequence(number)
@@ -127,8 +154,9 @@ class Scheduler:
             case CatalogSeen():
                 return [Send("adapters", message)]  # behind it, all older requests are here
             case KeepOnDevice(digests):
-                assert self._composer is not None
-                self._composer.slots.stay(digests)
+                self._staying = digests
+                if self._composer is not None:
+                    self._composer.slots.stay(digests)
                 return []
             case Retire(digest, version):
                 self._retiring[digest] = version
@@ -152,22 +180,33 @@ class Scheduler:
         """Tell the detokenizer what is due, and send the next step if the runners can take it."""
         room = turn.room("detokenizer")
         sends = self._outbox.flush(room)
-        if self._composer is not None and room - len(sends) >= STEPS_IN_FLIGHT:
+        self._suspects.clear()
+        if self._composer is None:
+            released = self._host.release(self._waiting.adapters, self._steps_sent)
+            sends += [Send("adapters", message) for message in released]
+        elif room - len(sends) >= STEPS_IN_FLIGHT:
             sends += self._send_step(self._composer, turn)
         return sends + self._retire() + self._tell_progress(turn)
 
     def check(self) -> None:
         """Assert the invariants of everything that a request can hold."""
         self._requests.check()
+        self._waiting.check()
+        self._host.check()
+        self._suspects.check()
+        running = sum(1 for s in self._requests.sequences if s.row is not None)
         if self._composer is not None:
             self._composer.check()
-            running = sum(1 for s in self._requests.sequences if s.row is not None)
             assert running == len(self._composer.rows)
+        else:
+            assert running == 0
+            assert all(self._waiting.has(s.number) for s in self._requests.sequences)
+            assert not self._in_flight
+            assert not self._visiting
 
     # ---- requests -------------------------------------------------------------------------------
 
     def _accept(self, generate: Generate, now_ns: int) -> list[Send]:
-        composer = self._composer
         refused = self._requests.refusal(generate, now_ns, room=self._room_for(generate.tenant))
         if refused is not None:
             # Who is told in the end, and who gets room elsewhere, is the router's to count.
@@ -202,42 +241,43 @@ class Scheduler:
                 skip_special_tokens=generate.skip_special_tokens,
             )
         )
-        if composer is not None:
-            for sequence in request.sequences:
-                self._enqueue(sequence, composer)
+        for sequence in request.sequences:
+            self._waiting.append(sequence)
+            self._limit(sequence)
         return []
 
     def _room_for(self, tenant: str) -> int:
         """Return how many more of a tenant's sequences may wait."""
         queued_max = self._config.max_queued_requests
-        if self._composer is None:
-            return queued_max - self._requests.sequence_count
-        waiting = self._composer.waiting
+        waiting = self._waiting
         if self._config.scheduling_policy == "fcfs":
             return queued_max - len(waiting)
         tenants = len(waiting.tenants | {tenant})
         return fair.queue_room(queued_max, len(waiting), waiting.count(tenant), tenants)
 
-    def _enqueue(self, sequence: Sequence, composer: Composer) -> None:
-        composer.waiting.append(sequence)
-        self._limit(sequence, composer)
+    def _limit(self, sequence: Sequence) -> None:
+        """Bound a sequence's output by what fits when it runs alone, or end it if nothing does.
 
-    def _limit(self, sequence: Sequence, composer: Composer) -> None:
-        """Bound a sequence's output by what fits when it runs alone, or end it if nothing does."""
+        That is known once there are runners. The next ones may have less memory than the last.
+        """
+        if self._composer is None:
+            return
         try:
-            room = composer.output_max(sequence)
+            room = self._composer.output_max(sequence)
         except NeverFits as error:
             self._end(sequence, "error", error=str(error))
-        else:
-            sequence.output_max = min(sequence.output_max, room)
+            return
+        sequence.output_max = min(sequence.output_max, room)
+        if sequence.output_tokens >= sequence.output_max:
+            self._end(sequence, "length")
 
     def _note_adapter(self, acquired: Acquired) -> None:
-        composer = self._composer
-        assert composer is not None
-        for sequence in composer.arrived(acquired):
+        self._host.arrived(acquired)
+        for sequence in list(self._waiting.all_of(acquired.digest)):
             if acquired.was_read and sequence.request.tier == "host":
                 sequence.request.tier = "disk"
-            self._limit(sequence, composer)
+            sequence.request.granules[acquired.digest] = acquired.granules
+            self._limit(sequence)
 
     def _cancel(self, requests: list[Request]) -> None:
         for request in requests:
@@ -246,9 +286,8 @@ class Scheduler:
                     self._end(sequence, "cancelled")
 
     def _lose_adapter(self, digest: str, reason: str) -> None:
-        assert self._composer is not None
-        self._composer.host.failed(digest)
-        for sequence in list(self._composer.waiting.all_of(digest)):
+        self._host.failed(digest)
+        for sequence in list(self._waiting.all_of(digest)):
             self._end(sequence, "error", error=f"the adapter cannot be loaded: {reason}")
 
     def _end(
@@ -262,6 +301,8 @@ class Scheduler:
         """Free everything that a live sequence holds, and remember to say that it is over."""
         if self._composer is not None:
             self._composer.remove(sequence)
+        else:
+            self._waiting.remove(sequence)
         self._requests.end(sequence)
         count = sequence.output_tokens if output_tokens is None else output_tokens
         if self._notes is not None:
@@ -295,29 +336,76 @@ class Scheduler:
         progress = self._notes.take(self._composer.slots if self._composer else None)
         return [] if progress is None else [Send(self._replica.door, progress)]
 
-    # ---- steps ----------------------------------------------------------------------------------
+    # ---- runners --------------------------------------------------------------------------------
 
     def _take_runner(self, source: str, ready: RunnerReady) -> list[Send]:
+        """Go on once every runner of one life is ready."""
         assert source not in self._ready, f"{source} started twice"
         self._ready[source] = ready
-        if len(self._ready) < len(self._runners):
+        epochs = {each.epoch for each in self._ready.values()}
+        if len(self._ready) < len(self._runners) or len(epochs) > 1:
             return []
-        self._composer = Composer(self._config, agreed([self._ready[r] for r in self._runners]))
-        for sequence in list(self._requests.sequences):
-            self._enqueue(sequence, self._composer)
-        return [Send("adapters", self._composer.room_to_stay)]
+        together = agreed([self._ready[runner] for runner in self._runners])
+        self._composer = composer = Composer(self._config, together, self._waiting, self._host)
+        composer.slots.stay(self._staying)
+        for sequence in list(self._waiting):
+            self._limit(sequence)
+        log.info("the runners are ready: %d sequences wait", len(self._waiting))
+        return [Send(self._replica.door, Away(None)), Send("adapters", composer.room_to_stay)]
+
+    def _lose_runners(self) -> list[Send]:
+        """Forget what the runners' devices held; whoever ran waits again, before all others."""
+        composer, self._composer = self._composer, None
+        assert composer is not None
+        self._lives_lost += 1
+        computed = {s for composed in self._in_flight for s in composed.sequences}
+        guilty = self._suspects.died(computed)
+        rows = {sequence: index for index, sequence in enumerate(composer.rows)}
+        # Those without a row wait for their last token only, so they were admitted before.
+        running = [s for s in self._requests.sequences if not self._waiting.has(s.number)]
+        running.sort(key=lambda sequence: rows.get(sequence, -1))
+        for sequence in self._requests.sequences:
+            sequence.lose_device()
+        for sequence in reversed(running):
+            self._waiting.prepend(sequence)
+            log.info(
+                "its runners are gone: choice %d goes on after %d output tokens",
+                sequence.choice, sequence.output_tokens,
+                extra={"request": sequence.request.generate.request_id},
+            )  # fmt: skip
+        self._in_flight.clear()
+        if guilty is not None:
+            self._give_up(guilty)
+        log.warning("the runners are gone: %d sequences wait", len(self._waiting))
+        visiting, self._visiting = self._visiting, []
+        for inspection in visiting:
+            self._outbox.inspection(inspection)
+        return [Send(self._replica.door, Away(AWAY_REASON))]
+
+    def _give_up(self, request: Request) -> None:
+        text = f"the model's processes died {DEATHS_MAX} times while they computed this request "
+        text += "and no other; it is not tried again"
+        for sequence in request.sequences:
+            if not sequence.is_over:
+                self._end(sequence, "error", error=text)
+
+    # ---- steps ----------------------------------------------------------------------------------
 
     def _send_step(self, composer: Composer, turn: Turn) -> list[Send]:
         sends = []
         lacking: list[int] = []
-        if len(self._in_flight) < STEPS_IN_FLIGHT:
+        alone = self._suspects.alone
+        composer.let_alone(alone)
+        has_way = alone is None or self._is_alone(alone)
+        if len(self._in_flight) < STEPS_IN_FLIGHT and has_way:
             composed, lacking = composer.compose(self._steps_sent)
             if composed is not None:
                 self._in_flight.append(composed)
                 self._steps_sent += 1
                 self._note_admissions(composed, turn.now_ns)
                 sends += [Send(runner, composed.step) for runner in self._runners]
-        messages = composer.host_messages(lacking, self._steps_done)
+        answered = self._steps_sent - len(self._in_flight)
+        messages = composer.host_messages(lacking, answered)
         return sends + [Send("adapters", message) for message in messages]
 
     def _note_admissions(self, composed: Composed, now_ns: int) -> None:
@@ -333,6 +421,10 @@ class Scheduler:
                 (now_ns - request.accepted_ns) / 1e6,
                 extra={"request": request.generate.request_id},
             )  # fmt: skip
+
+    def _is_alone(self, request: Request) -> bool:
+        """Whether nobody else is being computed."""
+        return all(s.request is request for composed in self._in_flight for s in composed.sequences)
 
     def _finish_step(self, done: StepDone, now_ns: int) -> list[Send]:
         assert self._in_flight, f"an answer to step {done.step}, and none was sent"
@@ -405,12 +497,17 @@ class Scheduler:
         used = {adapter for request in self._requests for adapter in request.adapters}
         sends = []
         for digest, version in list(self._retiring.items()):
-            if digest in used or not (self._composer is None or self._composer.forget(digest)):
+            if digest in used or not self._forget(digest):
                 continue
             del self._retiring[digest]
             self._metrics.forget(digest)
             sends.append(Send("adapters", Retired(digest, version)))
         return sends
+
+    def _forget(self, digest: str) -> bool:
+        if self._composer is None:
+            return not self._host.has(digest)
+        return self._composer.forget(digest)
 
     def _completed(self, reply: AdapterReply) -> AdapterReply:
         """Return an answer for a client with what the scheduler knows of each adapter added."""
@@ -447,12 +544,13 @@ class Scheduler:
     # ---- inspection -----------------------------------------------------------------------------
 
     def _inspect(self, source: str, inspection: Inspection) -> list[Send]:
-        if source in self._runners[:-1]:
-            following = self._runners[self._runners.index(source) + 1]
-            return [Send(following, inspection)]
         if source in self._runners:
-            self._outbox.inspection(inspection)
-            return []
+            key = (inspection.client, inspection.label)
+            known = [each for each in self._visiting if (each.client, each.label) == key]
+            if not known:
+                return []  # it went on when its runners were lost
+            self._visiting.remove(known[0])
+            return self._visit(self._runners[self._runners.index(source) + 1 :], inspection)
         self.check()
         sections = {**inspection.sections, self._replica.scheduler: self._counters()}
         metrics = self._metrics.report(self._resident, self._requests)
@@ -463,7 +561,16 @@ class Scheduler:
             adapters=summed(inspection.adapters, metrics),
             tenants=summed(inspection.tenants, tenants),
         )
-        return [Send(self._runners[0], forward)]
+        is_busy = self._composer is None or len(self._visiting) == VISITING_MAX
+        return self._visit([] if is_busy else self._runners, forward)
+
+    def _visit(self, runners: list[str], inspection: Inspection) -> list[Send]:
+        """Let an inspection go on to the first of these runners, or past all."""
+        if not runners:
+            self._outbox.inspection(inspection)
+            return []
+        self._visiting.append(inspection)
+        return [Send(runners[0], inspection)]
 
     def _counters(self) -> dict[str, float]:
         counters: dict[str, float] = {
@@ -473,5 +580,10 @@ class Scheduler:
             "tenants": len(self._payers.tenants),
             "steps_total": self._steps_done,
             "compute_us_total": self._compute_us,
+            "runners_ready": 0 if self._composer is None else len(self._runners),
+            "runners_lost_total": self._lives_lost,
+            "requests_in_doubt": len(self._suspects),
+            "waiting": len(self._waiting),
+            "adapters_held": len(self._host),
         }
         return counters | (self._composer.counters() if self._composer else {})

@@ -12,13 +12,12 @@ from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.pages import Pages
 from weft.actors.scheduler.policy import Candidate, Need, Room
 from weft.actors.scheduler.prefixes import PrefixCache
-from weft.actors.scheduler.sequence import Rows, Sequence
+from weft.actors.scheduler.sequence import Request, Rows, Sequence
 from weft.actors.scheduler.slots import AdapterSlots
 from weft.actors.scheduler.waiting import Waiting
 from weft.runtime.config import Config
 from weft.runtime.messages import (
     Acquire,
-    Acquired,
     Chunk,
     DeviceRoom,
     Join,
@@ -28,20 +27,22 @@ from weft.runtime.messages import (
 
 
 class Composer:
-    """Owner of rows, pages and adapters, and of the order in which sequences get them.
+    """Owner of rows, pages and adapters on the device, and of the order in which they are given.
 
-    Steps are composed one ahead of the runner, and the runner executes them in order. Hence what a
-    sequence leaves in step n is free for others in step n, even while n - 1 is being computed.
+    It lives as long as the runners do; who waits, and what is in host memory, outlive it. Steps are
+    composed one ahead of the runner, and the runner executes them in order. Hence what a sequence
+    leaves in step n is free for others in step n, even while n - 1 is being computed.
     """
 
-    def __init__(self, config: Config, ready: RunnerReady) -> None:
+    def __init__(
+        self, config: Config, ready: RunnerReady, waiting: Waiting, host: HostPins
+    ) -> None:
         self.rows = Rows(config.max_num_seqs)
         self.pages = Pages(ready.pages)
         self.cache = PrefixCache(
             self.pages, ready.page_tokens, caching=config.enable_prefix_caching
         )
-        held_max = min(config.max_loaded_loras, config.max_cpu_loras or config.max_loaded_loras)
-        self.host = HostPins(held_max, config.host_memory_bytes // config.data_parallel_size)
+        self.host = host
         assert ready.adapter_slots >= config.max_loras_per_batch
         self.slots = AdapterSlots(
             ready.adapter_slots,
@@ -49,8 +50,9 @@ class Composer:
             page_granules=ready.page_granules,
             policy=config.lora_eviction_policy,
         )
-        self.waiting = Waiting(config.scheduling_policy)
-        self.gathering = Gathering(self.waiting, self._is_at_hand)
+        self.waiting = waiting
+        self.gathering = Gathering(waiting, self._is_at_hand)
+        self.alone: Request | None = None  # nobody else may have a row
         self.preemptions = 0
         self._config = config
         self._page_granules = ready.page_granules
@@ -74,15 +76,6 @@ class Composer:
             pages=self.pages.count,
             page_tokens=self.cache.page_tokens,
         )
-
-    def arrived(self, acquired: Acquired) -> list[Sequence]:
-        """Note an adapter in host memory; return who waits for it."""
-        self.host.arrived(acquired)
-        waiting = list(self.waiting.all_of(acquired.digest))
-        pages = self.slots.page_count(acquired.digest, acquired)
-        for sequence in waiting:
-            sequence.request.adapter_pages[acquired.digest] = pages
-        return waiting
 
     def remove(self, sequence: Sequence) -> None:
         """Take back everything that a sequence has, whatever its state."""
@@ -112,9 +105,13 @@ class Composer:
             if self.waiting.several:
                 needed = set(filter(self.gathering.may_hold, needed))
             needed.update(missing)
+            if self.alone is not None:  # the others keep no room from it
+                needed &= {*self.alone.adapters}
             messages += self.host.release(needed, steps_done)
         for digest in self.gathering.wanted(lacking):
             messages += self.host.want(digest)
+        if self.alone is not None:
+            return messages
         for digest in (*self._waited_for(), *missing):
             if not self.host.has_room_ahead:
                 break
@@ -134,19 +131,28 @@ class Composer:
             lacking = self._admit(draft)  # now that nothing else is in the way
         self.gathering.take_turns(lacking)
         self._load_gathered(draft)
-        self._load_those_that_stay(draft)
-        if draft.sampled or draft.chunks:
+        if self.alone is None:
+            self._load_those_that_stay(draft)
+        if (draft.sampled or draft.chunks) and self.alone is None:
             self._load_ahead(draft)
         composed = draft.finish(self._leaves)
         if composed is not None:
             self._leaves = []
         return composed, lacking
 
+    def let_alone(self, request: Request | None) -> None:
+        """Give rows to nobody else, and take those of all others; None: to anybody again."""
+        self.alone = request
+        if request is not None:
+            self.gathering.give_way_to(request)
+        others = [s for s in self.rows if request is not None and s.request is not request]
+        for sequence in reversed(others):
+            self._preempt(sequence)
+
     def counters(self) -> dict[str, float]:
         """Return what is free, and who holds the rest: pages add up to ``pages``."""
         pages, slots = self.pages, self.slots
         return {
-            "waiting": len(self.waiting),
             "rows_running": len(self.rows),
             "rows": self.rows.count,
             "pages": pages.count,
@@ -161,7 +167,6 @@ class Composer:
             "adapters_in_batch_max": self._config.max_loras_per_batch,
             "adapters_resident": len(slots.resident),
             "adapters_staying": slots.held,
-            "adapters_held": len(self.host),
             "adapter_pins": slots.pin_count,
             "adapter_evictions_total": slots.evictions,
             "preemptions_total": self.preemptions,
@@ -172,11 +177,9 @@ class Composer:
         self.rows.check()
         self.pages.check(self.cache.owned(), self.slots.owned())
         self.cache.check()
-        self.host.check()
         self.slots.check()
         assert len(self.slots.pinned) <= self._config.max_loras_per_batch
         assert self.slots.pin_count == sum(len(s.request.adapters) for s in self.rows)
-        self.waiting.check()
 
     @property
     def _pages_of_sequences(self) -> int:
@@ -265,7 +268,9 @@ class Composer:
             return len(sequence.tokens) if needed is None else needed.tokens
 
         order = self.waiting.in_order(tokens)
-        if len(self.waiting) > policy.LOOK_AHEAD:
+        if self.alone is not None:
+            order = (s for s in self.alone.sequences if self.waiting.has(s.number))
+        elif len(self.waiting) > policy.LOOK_AHEAD:
             order = self._without_gaps(order, tokens)
         admission = policy.admit(
             map(self._candidate, order),
@@ -382,11 +387,11 @@ class Composer:
 
     def _adapter_pages(self, sequence: Sequence) -> tuple[int, ...]:
         """Return the pages of each of a sequence's adapters, as far as they are known."""
-        known = sequence.request.adapter_pages
+        known = sequence.request.granules
         return tuple(
             self.slots.page_count(adapter, self.host.get(adapter))
             if self._is_at_hand(adapter)
-            else known.get(adapter, 0)
+            else -(-known.get(adapter, 0) // self._page_granules)
             for adapter in sequence.request.adapters
         )
 

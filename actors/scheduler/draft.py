@@ -17,6 +17,11 @@ class Composed:
     computed: list[tuple[Sequence, int]]  # prefilled sequences, and how far
     admitted: list[Sequence]
 
+    @property
+    def sequences(self) -> list[Sequence]:
+        """Everyone for whom it does something; some are there more than once."""
+        return [*self.sampled, *(sequence for sequence, _ in self.computed), *self.admitted]
+
 
 @dataclass(slots=True)
 class Draft:

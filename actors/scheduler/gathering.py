@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from weft.actors.scheduler.sequence import Sequence
+from weft.actors.scheduler.sequence import Request, Sequence
 from weft.actors.scheduler.waiting import Waiting
 
 
@@ -25,9 +25,8 @@ class Gathering:
     @property
     def adapters(self) -> tuple[str, ...]:
         """Those of the sequence whose turn it is."""
-        if self._number is None or not self._waiting.has(self._number):
-            return ()
-        return self._waiting[self._number].request.adapters
+        request = self._request
+        return () if request is None else request.adapters
 
     def take_turns(self, lacking: Iterable[int]) -> None:
         """Let the most urgent be the next, once the one whose turn it is has everything.
@@ -37,6 +36,11 @@ class Gathering:
         if all(map(self._is_at_hand, self.adapters)):
             several = (n for n in lacking if len(self._waiting[n].request.adapters) > 1)
             self._number = next(several, None)
+
+    def give_way_to(self, request: Request) -> None:
+        """End the turn of any other request's sequence."""
+        if self._request is not request:
+            self._number = None
 
     def wanted(self, lacking: Iterable[int]) -> Iterator[str]:
         """Yield what is to be fetched for those who lack adapters, in their order."""
@@ -50,6 +54,12 @@ class Gathering:
         if not self._waiting.several or adapter in self.adapters:
             return True
         return any(map(self._is_complete, self._waiting.all_of(adapter)))
+
+    @property
+    def _request(self) -> Request | None:
+        if self._number is None or not self._waiting.has(self._number):
+            return None
+        return self._waiting[self._number].request
 
     def _is_complete(self, sequence: Sequence) -> bool:
         adapters = sequence.request.adapters

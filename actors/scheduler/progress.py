@@ -16,7 +16,7 @@ class ProgressNotes:
         self.ended: list[str] = []
         self.metered: list[str] = []
         self._resident: Set[str] = frozenset()  # adapters on the device, as the router knows them
-        self._changes = 0  # of the device's adapters, up to then
+        self._seen: tuple[AdapterSlots | None, int] = (None, 0)  # and changes of it up to then
 
     def take(self, slots: AdapterSlots | None) -> Progress | None:
         """Return what is to be told, if anything."""
@@ -29,8 +29,9 @@ class ProgressNotes:
 
     def _changed(self, slots: AdapterSlots | None) -> tuple[list[str], list[str]]:
         """Return which adapters have come, and which have gone."""
-        if slots is None or slots.changes == self._changes:
+        seen = (slots, slots.changes if slots else 0)
+        if seen == self._seen:
             return [], []
-        before, self._resident = self._resident, frozenset(slots.resident)
-        self._changes = slots.changes
+        self._seen = seen
+        before, self._resident = self._resident, frozenset(slots.resident if slots else ())
         return list(self._resident - before), list(before - self._resident)

@@ -41,6 +41,11 @@ class Sequence:
         """Known tokens that are not prompt."""
         return len(self.tokens) - len(self.request.generate.prompt)
 
+    def lose_device(self) -> None:
+        """Forget everything but the tokens that are known: what is computed begins anew."""
+        self.computed = self.prefill_end = self.in_flight = 0
+        self.row = self.holding = None
+
     @property
     def is_prefilling(self) -> bool:
         """Whether some of the tokens it joined with have not been ordered yet."""
@@ -70,7 +75,7 @@ class Request:
     tier: Tier | None = None  # where its farthest adapter lay when it came; None: it has none
     metered: list[Account] = field(init=False)  # who pays for tokens by the minute
     adapters: tuple[str, ...] = field(init=False)  # digests, each once; none: the base
-    adapter_pages: dict[str, int] = field(default_factory=dict)  # of adapters, once it is known
+    granules: dict[str, int] = field(default_factory=dict)  # of adapters, once it is known
     identity: Identity = field(init=False)  # of its KV
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from weft.runtime.messages import (
     AdapterOperation,
     AdapterReply,
     AdapterRequest,
+    Away,
     Cancel,
     Catalog,
     CatalogSeen,
@@ -91,6 +92,7 @@ class TokenizerManager:
         self._refused = 0
         self._has_catalog = False
         self._is_draining = False
+        self._away: str | None = None  # why requests wait
         self._inbox: deque[_Asked] = deque()
         self._aborts: dict[Abort, None] = {}  # a set in order of arrival
         self._parked: dict[str, deque[_Asked]] = {}  # by the name that is being read
@@ -106,9 +108,8 @@ class TokenizerManager:
             case Cancel(label):
                 self._cancel(source, label)
             case ListModels(label):
-                self._replies.put(
-                    source, Models(label[:LABEL_CHARACTERS_MAX], self._names.entries())
-                )
+                label = label[:LABEL_CHARACTERS_MAX]
+                self._replies.put(source, Models(label, self._names.entries(), self._away))
             case Inspect(label):
                 self._inspect(source, label[:LABEL_CHARACTERS_MAX])
             case (
@@ -122,6 +123,8 @@ class TokenizerManager:
                 self._unpark()
             case Reject(client, refused):
                 self._refuse(client, refused)
+            case Away(reason):
+                self._away = reason
             case AdapterReply(client, answer):
                 self._replies.put(client, answer)
             case _:

@@ -19,6 +19,7 @@ from weft.runtime.client.events import (
     Disconnected,
     Event,
     Model,
+    Models,
     Report,
     first_text,
 )
@@ -115,6 +116,10 @@ class AsyncClient:
 
     async def models(self) -> list[Model]:
         """Return every name that ``model`` may take, the base first."""
+        return (await self.served()).models
+
+    async def served(self) -> Models:
+        """Return the models, and whether anything keeps them from being computed now."""
         return await self._ask(self._connection.session.list_models)
 
     async def load_adapter(

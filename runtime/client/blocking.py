@@ -12,7 +12,16 @@ from typing import Any, TypeVar
 import zmq
 
 from weft.runtime.client.connection import Connection
-from weft.runtime.client.events import Adapter, Asker, Changed, Event, Model, Report, first_text
+from weft.runtime.client.events import (
+    Adapter,
+    Asker,
+    Changed,
+    Event,
+    Model,
+    Models,
+    Report,
+    first_text,
+)
 from weft.runtime.client.session import (
     ANSWER_TIMEOUT_S,
     Answer,
@@ -95,6 +104,10 @@ class Client:
 
     def models(self) -> list[Model]:
         """Return every name that ``model`` may take, the base first."""
+        return self.served().models
+
+    def served(self) -> Models:
+        """Return the models, and whether anything keeps them from being computed now."""
         return self._ask(self._connection.session.list_models)
 
     def load_adapter(

@@ -102,6 +102,13 @@ class Model(NamedTuple):
     max_model_len: int
 
 
+class Models(NamedTuple):
+    """Every name that requests may use, the base first."""
+
+    models: list[Model]
+    away: str | None = None  # why a request sent now would be taken but wait, if so
+
+
 class Adapter(NamedTuple):
     """What is true of one adapter."""
 

@@ -15,6 +15,7 @@ from weft.runtime.client.events import (
     Event,
     Finished,
     Model,
+    Models,
     Refused,
     Report,
     Text,
@@ -98,7 +99,7 @@ class Request:
         self._wake()
 
 
-Answer = TypeVar("Answer", list[Model], Report, Changed)
+Answer = TypeVar("Answer", Models, Report, Changed)
 
 
 class Question(Generic[Answer]):
@@ -180,9 +181,9 @@ class Session:
         if not request.is_over and self.failure is None:
             self.tokenizer.send(["Cancel", request.label])
 
-    def list_models(self, wake: Callable[[], None]) -> Question[list[Model]]:
+    def list_models(self, wake: Callable[[], None]) -> Question[Models]:
         """Ask for every name that ``model`` may take, the base first."""
-        return self._ask("ListModels", Question[list[Model]](wake))
+        return self._ask("ListModels", Question[Models](wake))
 
     def inspect(self, wake: Callable[[], None]) -> Question[Report]:
         """Ask every process of weft to check its invariants, and for their counters."""
@@ -248,10 +249,10 @@ class Session:
             question.settle(refused)
 
     def _models(self, fields: Fields) -> None:
-        label, models = fields
+        label, models, away = [*fields, None][:3]
         question = self._questions.pop(label, None)
         if question is not None:
-            question.settle([Model(*model) for model in models])
+            question.settle(Models([Model(*model) for model in models], away))
 
     def _changed(self, fields: Fields) -> None:
         label, outcome, adapters = fields

@@ -12,6 +12,7 @@ from weft.runtime.messages import (
     Acquire,
     Acquired,
     AdapterUse,
+    Away,
     Begin,
     DeviceRoom,
     End,
@@ -62,6 +63,7 @@ class Harness:
         self.logprobs: dict[int, list[tuple]] = {}
         self.ends: dict[int, End] = {}
         self.rejected: list[Reject] = []
+        self.away: str | None = None
         self.inspections: list[Inspection] = []
         self.pinned_in_host: dict[str, int] = {}
         self.withheld: list[Acquire] = []
@@ -157,6 +159,8 @@ class Harness:
                     self.rejected.append(message)
                 case DeviceRoom():
                     self.device_room = message
+                case Away(reason):
+                    self.away = reason
                 case Acquire(digest) if self.holds_acquires:
                     self.withheld.append(message)
                 case Acquire(digest):

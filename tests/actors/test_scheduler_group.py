@@ -5,8 +5,18 @@ import pytest
 from tests.actors.scheduler_harness import GREEDY, config
 from weft.actors.scheduler.actor import Scheduler
 from weft.actors.scheduler.group import agreed
-from weft.runtime.actor import Turn
-from weft.runtime.messages import Generate, Inspection, RunnerReady, Step, StepDone
+from weft.runtime.actor import Send, Turn
+from weft.runtime.messages import (
+    Acquire,
+    Away,
+    DeviceRoom,
+    Generate,
+    Inspection,
+    KeepOnDevice,
+    RunnerReady,
+    Step,
+    StepDone,
+)
 
 RUNNERS = ["runner0", "runner1", "runner2"]
 TURN = Turn(0, lambda peer: 100)
@@ -60,6 +70,56 @@ def test_an_answer_of_any_but_the_first_rank_is_a_bug(scheduler):
     scheduler.advance(TURN)
     with pytest.raises(AssertionError, match="runner1 answers"):
         scheduler.receive("runner1", StepDone(0, []), 0)
+
+
+def test_an_answer_of_a_life_that_is_over_is_ignored(scheduler):
+    get_ready(scheduler)
+    scheduler.receive("tokenizer", generate(), 0)
+    assert scheduler.advance(TURN)
+    scheduler.lost("runner1", 0)
+    scheduler.check()
+    assert scheduler.receive("runner0", StepDone(0, [9]), 0) == []
+    assert not scheduler.is_idle
+
+
+def test_runners_of_two_lives_do_not_compute_together(scheduler):
+    get_ready(scheduler)
+    for runner in RUNNERS:
+        scheduler.lost(runner, 0)
+    for rank in (0, 1):
+        scheduler.receive(RUNNERS[rank], RunnerReady(rank, 9, 4, 2, 2, epoch=2), 0)
+    # One of them dies before the third is ready, and two of the next life are quick.
+    scheduler.lost("runner2", 0)
+    scheduler.receive("runner2", RunnerReady(2, 9, 4, 2, 2, epoch=3), 0)
+    scheduler.receive("tokenizer", generate(), 0)
+    assert not scheduler.advance(TURN)[1:]
+    for rank in (1, 0):
+        scheduler.lost(RUNNERS[rank], 0)
+        scheduler.receive(RUNNERS[rank], RunnerReady(rank, 9, 4, 2, 2, epoch=3), 0)
+    assert [send.to for send in scheduler.advance(TURN)][-3:] == RUNNERS
+
+
+def test_the_tokenizer_hears_when_runners_go_and_when_they_are_back(scheduler):
+    get_ready(scheduler)
+    [(to, away)] = scheduler.lost("runner2", 0)
+    assert to == "tokenizer"
+    assert away.reason
+    assert scheduler.lost("runner0", 0) == scheduler.lost("runner1", 0) == []
+    for rank in (0, 1):
+        assert scheduler.receive(RUNNERS[rank], RunnerReady(rank, 9, 4, 2, 2, epoch=2), 0) == []
+    last = RunnerReady(2, 9, 4, 2, 2, epoch=2)
+    assert Send("tokenizer", Away(None)) in scheduler.receive("runner2", last, 0)
+
+
+def test_what_is_to_stay_on_the_device_is_so_in_the_next_life_too(scheduler):
+    get_ready(scheduler)
+    scheduler.receive("adapters", KeepOnDevice(["a" * 64]), 0)
+    scheduler.lost("runner0", 0)
+    scheduler.receive("adapters", KeepOnDevice(["b" * 64]), 0)
+    for rank in (0, 1, 2):
+        sends = scheduler.receive(RUNNERS[rank], RunnerReady(rank, 9, 4, 2, 2, epoch=2), 0)
+    assert DeviceRoom(0, 4, 2) in [send.message for send in sends]
+    assert Send("adapters", Acquire("b" * 64)) in scheduler.advance(TURN)
 
 
 @pytest.mark.parametrize(

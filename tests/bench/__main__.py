@@ -18,6 +18,7 @@ from tests.bench import (
     log_lines,
     pool,
     ranks,
+    recovery,
     replicas,
     steps,
     tenants,
@@ -116,6 +117,13 @@ def _tables(section, options):
                 f"beside one that sends {tenants.FLOOD_PER_S} requests a second",
                 tenants.run(threads=threads, rounds=rounds),
             )
+        case "recovery":
+            for shape in options.shapes:
+                yield (
+                    f"Seconds after kill -9 of a runner amid {recovery.STREAMS} streams, {shape}: "
+                    f"median of {rounds}",
+                    recovery.run(shape, rounds=rounds, threads=threads),
+                )
         case "peers":
             yield from _peers(options, load, what)
         case "lora":

@@ -13,7 +13,7 @@ from tests.bench.peers.install import FOLDER
 
 SECTIONS = (
     "throughput", "latency", "steps", "logging", "kernels", "pool", "ranks", "replicas", "adapters",
-    "tenants",
+    "tenants", "recovery",
 )  # fmt: skip
 # They need what is not part of this project, or another machine.
 OTHERS = ("peers", "lora", "decode", "gpu")

@@ -20,7 +20,7 @@ from tests.bench.load import make_prompts
 from tests.bench.serving import generate, serve
 from tests.bench.table import markdown
 from weft.kernels.collectives import process_group, shared_memory
-from weft.runtime.launch import OMP_SPINS
+from weft.runtime.child import OMP_SPINS
 
 KINDS = ("gloo", "shared memory")
 ROWS = (1, 8, 32, 64, 512)

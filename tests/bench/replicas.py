@@ -112,7 +112,7 @@ class Cluster:
                     self.cached += sum(end.cached_tokens for end in ends)
                 case Release() | Begin() | CatalogSeen():
                     pass
-                case _:
+                case _ if to != "tokenizer":
                     self._say(to, source, message)
 
 

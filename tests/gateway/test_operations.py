@@ -5,18 +5,21 @@ import pytest
 from fastapi import FastAPI
 
 from weft.gateway import errors, operations
-from weft.runtime.client import Disconnected
+from weft.runtime.client import Disconnected, Models
 
 
 class Weft:
-    """A client of a weft that is there but never answers, or of one that has ended."""
+    """A client of a weft that has ended, that answers, or is there and never does."""
 
-    def __init__(self, failure=None):
+    def __init__(self, failure=None, answer=None):
         self.failure = failure
+        self.answer = answer
 
-    async def models(self):
+    async def served(self):
         if self.failure is not None:
             raise self.failure
+        if self.answer is not None:
+            return self.answer
         await asyncio.Event().wait()
 
 
@@ -40,6 +43,16 @@ def test_a_weft_that_has_ended_is_neither_there_nor_ready(path):
     assert response.status_code == 503
     assert response.json()["error"]["message"] == "weft has ended; try again later"
     assert response.headers["retry-after"] == "5"
+
+
+def test_while_its_runners_are_away_weft_is_there_but_not_ready():
+    away = Weft(answer=Models([], "the runners are away"))
+    assert ask(away, "/health").json() == {"status": "ok"}
+    response = ask(away, "/ready")
+    assert response.status_code == 503
+    assert response.json()["error"]["message"] == "the runners are away"
+    back = ask(Weft(answer=Models([])), "/ready")
+    assert (back.status_code, back.json()) == (200, {"status": "ready", "models": 0})
 
 
 def test_a_weft_that_does_not_answer_is_there_but_not_ready(monkeypatch):

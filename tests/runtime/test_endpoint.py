@@ -275,6 +275,19 @@ def test_one_client_too_many_is_turned_away(town):
     endpoint.check()
 
 
+def test_the_next_life_of_a_process_comes_after_the_loss_of_the_former(town, server):
+    first = town.join("store", epoch=1)
+    town.settle()
+    first.send(Send("server", Models("old", [])))
+    second = town.join("store", epoch=2)
+    second.send(Send("server", Models("new", [])))
+    town.settle()
+    first.send(Send("server", Models("late", [])))
+    assert server.take(64, 0.0) == [
+        Mail("store", Models("old", [])), Lost("store"), Mail("store", Models("new", [])),
+    ]  # fmt: skip
+
+
 def test_a_newer_life_of_a_process_replaces_the_older_but_not_the_other_way_round(town, server):
     town.join("store", epoch=2)
     town.settle()

@@ -103,6 +103,21 @@ def test_the_loop_does_not_wait_for_an_actor_whose_work_ends_without_a_message()
     assert mailbox.waits == [0.0, 0.0]
 
 
+def test_the_loop_beats_unless_all_that_it_does_is_to_wait_for_what_is_under_way():
+    class Computing(Countdown):
+        def advance(self, turn):
+            return super().advance(turn) if self.credit != 1 else None
+
+    beats = []
+    mailbox = Script([], [MAIL], [], [MAIL])
+    actor = Computing()
+    counts = []
+    for _ in range(5):
+        turn(actor, mailbox, lambda: 5, 1.0, lambda: beats.append(None))
+        counts.append(len(beats))
+    assert counts == [1, 2, 2, 2, 3]
+
+
 def test_a_lost_client_is_told_to_the_actor_in_order():
     actor = Countdown()
     turn(actor, Script([Lost("a"), MAIL, Lost("b")]), lambda: 0, 0.0)
@@ -112,7 +127,7 @@ def test_a_lost_client_is_told_to_the_actor_in_order():
 
 def test_a_drained_actor_finishes_its_work_first():
     actor, mailbox = Countdown(), Script([MAIL])
-    run(actor, mailbox, Order(after=0), lambda: None)
+    run(actor, mailbox, Order(after=0), lambda: None, lambda: None)
     assert actor.is_draining
     assert mailbox.sent[-1] == Send("peer", Cancel("0"))
 
@@ -126,7 +141,7 @@ def test_a_drained_process_waits_until_what_it_said_has_left():
         return []
 
     mailbox.take = take
-    run(Countdown(), mailbox, Order(after=0), lambda: None)
+    run(Countdown(), mailbox, Order(after=0), lambda: None, lambda: None)
     assert mailbox.waits == [IDLE_WAIT_S] * 5
 
 
@@ -141,7 +156,7 @@ def test_ready_is_said_once_after_a_turn_with_every_link_open():
         return []
 
     mailbox.take = take
-    run(actor, mailbox, Order(after=8), lambda: said.append(len(actor.seen)))
+    run(actor, mailbox, Order(after=8), lambda: said.append(len(actor.seen)), lambda: None)
     assert said == [4]
 
 
@@ -151,7 +166,7 @@ def test_an_exception_of_the_actor_ends_the_loop():
             raise AssertionError("numbers")
 
     with pytest.raises(AssertionError, match="numbers"):
-        run(Broken(), Script([MAIL]), Order(after=99), lambda: None)
+        run(Broken(), Script([MAIL]), Order(after=99), lambda: None, lambda: None)
 
 
 SIGNALLED = """

@@ -110,7 +110,7 @@ class FakeEngine:
         self._slots: list[AdapterLoad | None] = [None] * slots
         self._rows: dict[int, Row] = {}
         self._rows_max = rows
-        self._next_step = 0
+        self._next_step = None  # of the first step any: there were others before this life
         self.distinct_adapters_max = 0
         self.row_adapters_max = 0
 
@@ -121,8 +121,8 @@ class FakeEngine:
         return Done(self.execute(step))
 
     def execute(self, step: Step) -> StepDone:
-        assert step.step == self._next_step
-        self._next_step += 1
+        assert self._next_step in (None, step.step)
+        self._next_step = step.step + 1
         for load in step.loads:
             assert len(set(load.pages)) == len(load.pages) > 0
             self._slots[load.slot] = load
@@ -199,7 +199,9 @@ class FakeEngine:
         adapter = self._adapters(row)
         context = []
         for position in range(row.position):
-            owner, token = self._pages[row.pages[position // size]][position % size]
+            written = self._pages[row.pages[position // size]][position % size]
+            assert written is not None, "KV is read that nobody has written"
+            owner, token = written
             wanted = adapter if position >= row.join.lora_start else None
             assert owner == wanted, f"KV of {owner} read by {adapter} at {position}"
             context.append(token)

@@ -1,12 +1,14 @@
-"""A small pipeline for tests of the launcher: client -> front -> worker, beside a door.
+"""A small pipeline for tests of the launcher: client -> front -> workers, beside a door.
 
 ``python -m tests.system.pipeline KEY=VALUE ...`` launches it. The configuration's
 ``served_model_name`` says how it shall misbehave.
 """
 
+import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 
@@ -38,6 +40,8 @@ def topology(config):
 
 
 class Front:
+    """Asks the worker what it is asked, and once more what a worker that has died was asked."""
+
     def __init__(self):
         self.asked = {}  # label -> client
         self.is_draining = False
@@ -56,6 +60,8 @@ class Front:
         return []
 
     def lost(self, peer, now_ns):
+        if peer == "worker":
+            return [Send("worker", ListModels(label)) for label in self.asked]
         self.asked = {label: client for label, client in self.asked.items() if client != peer}
         return []
 
@@ -71,14 +77,23 @@ class Front:
 
 
 class Worker:
-    def __init__(self):
+    """Does what a label says, but only in its first life: "die 2" in the first two."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
         self.held = []  # (due_ns, message)
 
     def receive(self, source, message, now_ns):
-        assert message.label != "die", "asked to die"
-        if message.label == "leave":
-            sys.exit(0)
-        due_ns = now_ns + (SLOW_NS if message.label.startswith("slow") else 0)
+        label, _, lives = message.label.partition(" ")
+        if self.epoch <= int(lives or 1):
+            assert label != "die", "asked to die"
+            if label == "leave":
+                sys.exit(0)
+            if label == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if label == "hang":
+                time.sleep(3600)
+        due_ns = now_ns + (SLOW_NS if label.startswith("slow") else 0)
         self.held.append((due_ns, message))
         return []
 
@@ -102,18 +117,22 @@ class Worker:
         pass
 
 
-def build(role, config, run_dir, report, wakes):
+def build(role, config, run_dir, report, wakes, epoch):
+    behaviour = config.served_model_name
     if role == "front":
-        if config.served_model_name == "refused":
+        if behaviour == "refused":
             raise ConfigError("model: no such thing; name another")
         return Front()
-    if config.served_model_name == "broken":
+    if behaviour == "broken" or (behaviour == "once" and epoch > 1):
         raise RuntimeError("a bug in loading")
-    if config.served_model_name == "stubborn":
+    if behaviour == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if behaviour == "waiting" and epoch > 1:
+        while not Path(run_dir, "go").exists():
+            time.sleep(0.01)
     for percent in (0, 50, 100):
         report(percent / 100, "loading weights")
-    return Worker()
+    return Worker(epoch)
 
 
 def serve(config, run_dir, on_ready):

@@ -166,7 +166,7 @@ def test_a_launcher_killed_while_starting_leaves_nothing_either(start, place):
         run.assert_nothing_is_left()
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", ["door", "front"])
 def test_a_process_that_is_killed_stops_the_run_and_is_named(start, role):
     run = start()
     run.serve()
@@ -177,26 +177,106 @@ def test_a_process_that_is_killed_stops_the_run_and_is_named(start, role):
     run.assert_nothing_is_left()
 
 
-def test_a_crash_shows_its_traceback_and_stops_the_run(start, ask):
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        ("die", "the process worker ended with 1: AssertionError: asked to die"),
+        ("leave", "the process worker ended with 0"),
+        ("stop", "the process worker has not got on for 0.4 s"),
+        ("hang", "the process worker has not got on for 0.4 s"),
+    ],
+)
+def test_who_computes_lives_again_and_answers_what_was_asked(start, ask, label, says):
+    run = start(watchdog_timeout_s=0.4)
+    run.serve()
+    before = run.processes()
+    answer = ask(run, label)
+    assert answer() == label
+    after = run.processes()
+    assert before.pop("worker") != after.pop("worker")
+    assert before == after
+    assert ask(run, "quick")() == "quick"
+    run.stop()
+    code, error = run.end()
+    assert code == 0
+    assert f"{says}; starting worker again" in error
+    assert "worker: back after" in error
+    run.assert_nothing_is_left()
+
+
+def test_a_worker_that_is_killed_again_and_again_comes_back_each_time(start, ask):
     run = start()
     run.serve()
-    ask(run, "die")
+    for _ in range(3):
+        pid = run.processes()["worker"]
+        os.kill(pid, signal.SIGKILL)
+        answer = ask(run, "quick")
+        assert answer() == "quick"
+        assert run.processes()["worker"] != pid
+    run.stop()
+    code, error = run.end()
+    assert code == 0
+    assert error.count("the process worker was killed by SIGKILL; starting worker again") == 3
+
+
+def test_a_worker_that_is_slow_but_not_stuck_is_left_alone(start, ask):
+    run = start(watchdog_timeout_s=0.4)
+    run.serve()
+    pid = run.processes()["worker"]
+    assert ask(run, "slow")() == "slow"
+    time.sleep(0.6)  # with nothing to do
+    assert run.processes()["worker"] == pid
+
+
+def test_who_cannot_live_again_ends_the_run_with_the_reason(start):
+    run = start(served_model_name="once")
+    run.serve()
+    os.kill(run.processes()["worker"], signal.SIGKILL)
     code, error = run.end()
     assert code == 1
-    assert "Traceback" in error
     assert error.endswith(
-        "weft: error: the process worker ended with 1: AssertionError: asked to die\n"
+        "weft: error: worker did not become ready in 3 lives; the last time: the process worker "
+        "ended with 1: RuntimeError: a bug in loading\n"
     )
     run.assert_nothing_is_left()
 
 
-def test_a_process_that_leaves_without_being_told_stops_the_run_too(start, ask):
-    run = start()
+def test_a_drain_waits_for_a_worker_that_work_is_waiting_for(start, ask):
+    run = start(served_model_name="waiting")
     run.serve()
-    ask(run, "leave")
+    pid = run.processes()["worker"]
+    os.kill(pid, signal.SIGKILL)
+    while run.processes().get("worker", pid) == pid:
+        time.sleep(0.01)
+    answer = ask(run, "quick")
+    run.stop()
+    (run.run_dir / "go").touch()
+    assert answer() == "quick"
     code, error = run.end()
-    assert code == 1
-    assert error.endswith("weft: error: the process worker ended with 0\n")
+    assert code == 0, error
+    run.assert_nothing_is_left()
+
+
+def test_a_drain_does_not_wait_for_a_worker_that_nobody_waits_for(start):
+    run = start(served_model_name="waiting")
+    run.serve()
+    os.kill(run.processes()["worker"], signal.SIGKILL)
+    run.stop()
+    code, error = run.end()
+    assert code == 0, error
+    run.assert_nothing_is_left()
+
+
+def test_a_launcher_killed_while_a_worker_comes_back_leaves_nothing(start):
+    run = start(served_model_name="waiting")
+    run.serve()
+    pid = run.processes()["worker"]
+    os.kill(pid, signal.SIGKILL)
+    while run.processes().get("worker", pid) == pid:
+        time.sleep(0.01)
+    run.stop(signal.SIGKILL)
+    run.end()
+    run.assert_nothing_is_left()
 
 
 def test_what_the_user_can_mend_is_one_line_without_a_traceback(start):

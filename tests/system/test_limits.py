@@ -173,7 +173,7 @@ def test_requests_over_zeromq_are_refused_while_draining_and_finished_if_accepte
     server.assert_nothing_is_left()
 
 
-@pytest.mark.parametrize("role", ["launcher", "scheduler", "runner0", "gateway"])
+@pytest.mark.parametrize("role", ["launcher", "scheduler", "gateway"])
 def test_after_a_kill_nothing_is_left_and_clients_hear_of_it(serve, role):
     server = serve()
     kill_while_answering(server, role)

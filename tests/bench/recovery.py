@@ -1,0 +1,102 @@
+"""How long answers pause when a runner is killed."""
+
+import asyncio
+import os
+import signal
+import statistics
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import torch
+
+from tests.bench import models
+from tests.bench.load import Load, make_prompts
+from tests.bench.serving import serve
+from tests.bench.table import markdown
+from weft.runtime.client import AsyncClient, Text
+
+STREAMS = 16
+LOAD = Load(STREAMS, 64, 256)
+ADAPTERS = 4
+RANKS = (1, 2)
+
+# Of one stream, before the kill; then all are in the middle of their answers.
+TEXTS_BEFORE = 16
+
+READY_POLL_S = 0.002
+
+
+def run(shape, *, rounds, threads):
+    """Return the table."""
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        place = Path(place)
+        folder = models.model_folder(shape, place, torch.float32)
+        adapters = models.adapter_folders(folder, place, ADAPTERS)
+        for ranks in RANKS:
+            options = {"threads": max(1, threads // ranks), "tensor_parallel_size": ranks}
+            with serve(folder, adapters, **options) as server:
+                measured = [_kill(server, list(adapters), ranks - 1) for _ in range(rounds)]
+            columns = zip(*measured, strict=True)
+            rows.append((ranks, *(f"{statistics.median(column):.2f}" for column in columns)))
+    header = ("runners", "/ready says 503", "first stream goes on", "last stream goes on")
+    return markdown(header, rows)
+
+
+def _kill(server, names, rank):
+    """Kill a runner amid streams; return seconds from then to what the table's columns say."""
+    prompts = make_prompts(LOAD, names)
+
+    async def work():
+        texts, killed_at = [[] for _ in prompts], 0.0
+        begun = asyncio.Event()
+        async with await AsyncClient.connect(server.run_dir) as client:
+
+            async def one(number, model, prompt):
+                async for event in client.generate(
+                    prompt=prompt, model=model, temperature=0, ignore_eos=True,
+                    max_tokens=LOAD.output_tokens, skip_special_tokens=False,
+                ):  # fmt: skip
+                    if isinstance(event, Text):
+                        texts[number].append(time.perf_counter())
+                        if min(map(len, texts)) >= TEXTS_BEFORE:
+                            begun.set()
+
+            async with asyncio.TaskGroup() as group:
+                for number, prompt in enumerate(prompts):
+                    group.create_task(one(number, *prompt))
+                await begun.wait()
+                os.kill(_pid(server.run_dir, f"runner{rank}"), signal.SIGKILL)
+                killed_at = time.perf_counter()
+                unready_at = await _until_unready(server.url)
+        resumed = [_end_of_longest_gap(times, killed_at) for times in texts]
+        return [at - killed_at for at in (unready_at, min(resumed), max(resumed))]
+
+    return asyncio.run(work())
+
+
+async def _until_unready(url):
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        while (await client.get("/ready")).status_code == 200:
+            await asyncio.sleep(READY_POLL_S)
+    return time.perf_counter()
+
+
+def _end_of_longest_gap(times, since):
+    """When a stream went on: what was on its way when its runner died still came."""
+    after = [since, *(at for at in times if at > since)]
+    return max(pairwise(after), key=lambda gap: gap[1] - gap[0])[1]
+
+
+def _pid(run_dir, role):
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (folder / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if role in arguments and str(run_dir) in arguments:
+            return int(folder.name)
+    raise ProcessLookupError(f"{role} is not there")
