@@ -23,7 +23,7 @@ def requests():
 
 def running(requests, label, choices=1):
     """A request of which each choice has a token under way."""
-    generate = Generate("0" * 32, "c", label, "base", [5, 6, 7], None, "", 9, choices, [2], GREEDY)
+    generate = Generate("0" * 32, "c", label, "base", [5, 6, 7], [], "", 9, choices, [2], GREEDY)
     request = requests.add(generate, 0)
     for sequence in request.sequences:
         sequence.in_flight = 1

@@ -69,15 +69,17 @@ def what_activated_adapters_compute_is_taken_for_the_bases(monkeypatch):
 def slots_are_filled_while_they_are_used(monkeypatch):
     load = AdapterSlots.load
     monkeypatch.setattr(
-        AdapterSlots, "load", lambda self, acquired: structs.replace(load(self, acquired), slot=0)
+        AdapterSlots,
+        "load",
+        lambda self, *asked, **kept: structs.replace(load(self, *asked, **kept), slot=0),
     )
 
 
 def pages_of_adapters_are_given_away(monkeypatch):
     load = AdapterSlots.load
 
-    def generous(self, acquired):
-        loaded = load(self, acquired)
+    def generous(self, acquired, **kept):
+        loaded = load(self, acquired, **kept)
         self._pages.give_back(loaded.pages[-1:])
         return loaded
 

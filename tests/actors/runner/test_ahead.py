@@ -131,7 +131,7 @@ def test_a_load_waits_for_no_step_and_no_step_without_it_waits_for_a_load(model,
     assert two.collect().tokens
     engine.launch(Step(3, leaves=[0, 1])).collect()
     assert copies.done == 0
-    join = Join(0, 0, 0, [10], GREEDY, 0, 1, None)
+    join = Join(0, [(0, 1.0)], 0, [10], GREEDY, 0, 1, None)
     four = engine.launch(Step(4, joins=[join], chunks=[Chunk(0, 0, [5, 6], True)]))
     assert copies.done == 0  # the host does not wait either
     four.collect()
