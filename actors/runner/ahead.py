@@ -67,7 +67,8 @@ class Ahead:
         self._scratch_slot = (parts.arena.pages - 1) * parts.arena.shape.tokens
         size = limits.tokens * _TOKEN_BYTES + limits.rows * (_ROW_BYTES + STAGED_BYTES)
         size += parts.lora.kernel.staged_bytes() + parts.attention.staged_bytes()
-        size += limits.rows * 8 + limits.adapters * ALIGNMENT  # of adapters with own modules
+        # Of adapters with own modules.
+        size += limits.rows * limits.row_adapters * (8 + ALIGNMENT)
         self._staging = Staging(size + _ARRAYS * ALIGNMENT, device)
         self._last_tokens = torch.zeros(limits.rows, dtype=torch.int64, device=device)
         record = None if means.record is None else means.record()

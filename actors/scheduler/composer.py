@@ -106,7 +106,7 @@ class Composer:
                 needed = set(filter(self.gathering.may_hold, needed))
             needed.update(missing)
             if self.alone is not None:  # the others keep no room from it
-                needed &= {*self.alone.adapters}
+                needed.intersection_update(self.alone.adapters)
             messages += self.host.release(needed, steps_done)
         for digest in self.gathering.wanted(lacking):
             messages += self.host.want(digest)
@@ -144,7 +144,7 @@ class Composer:
         """Give rows to nobody else, and take those of all others; None: to anybody again."""
         self.alone = request
         if request is not None:
-            self.gathering.give_way_to(request)
+            self.gathering.let_alone(request)
         others = [s for s in self.rows if request is not None and s.request is not request]
         for sequence in reversed(others):
             self._preempt(sequence)

@@ -28,6 +28,11 @@ class Gathering:
         request = self._request
         return () if request is None else request.adapters
 
+    def let_alone(self, request: Request) -> None:
+        """End the turn of whoever is not of this request."""
+        if self._request is not request:
+            self._number = None
+
     def take_turns(self, lacking: Iterable[int]) -> None:
         """Let the most urgent be the next, once the one whose turn it is has everything.
 
@@ -36,11 +41,6 @@ class Gathering:
         if all(map(self._is_at_hand, self.adapters)):
             several = (n for n in lacking if len(self._waiting[n].request.adapters) > 1)
             self._number = next(several, None)
-
-    def give_way_to(self, request: Request) -> None:
-        """End the turn of any other request's sequence."""
-        if self._request is not request:
-            self._number = None
 
     def wanted(self, lacking: Iterable[int]) -> Iterator[str]:
         """Yield what is to be fetched for those who lack adapters, in their order."""

@@ -13,9 +13,13 @@
 
 enum { ROWS = 8, COLUMNS = 128, GRANULE = ROWS * COLUMNS };
 
-/* Sums that stay in registers: of two rows of x with half of a granule's rows, and of one row of v
- * with so many columns. */
-enum { TILE_TOKENS = 2, TILE_ROWS = 4, TILE_VECTORS = 8 };
+/* Sums that stay in registers: of one row of x with a granule's rows, of two with half of them, and
+ * of one row of v with so many columns. */
+enum { TILE_TOKENS = 2, TILE_VECTORS = 8 };
+
+/* Groups of rows in one piece of work, granules that are asked for before they are needed, for they
+ * lie anywhere, and the bytes that come together. */
+enum { GROUPS = 8, AHEAD = 4, LINE = 64 };
 
 /* Granule (block of columns, group of rows) is granules[places[block * groups + group]]. */
 typedef struct {
@@ -53,35 +57,49 @@ INLINE float read_one(const char *granule, int64_t i, const int is_half)
     return is_half ? widen_one(((const uint16_t *)granule)[i]) : ((const float *)granule)[i];
 }
 
-/* The sums of T rows of x with TILE_ROWS rows of a group, ``first`` and on. */
-INLINE void tile(
-    const int T, const int is_half, const matrix *m, int64_t group, int64_t first, const float *x,
-    float *y)
+/* The granule that is so many blocks after a group's first one, or of the groups after it. */
+static const char *later(const matrix *m, int64_t block, int64_t group)
 {
-    vec sums[TILE_TOKENS][TILE_ROWS];
-    float rests[TILE_TOKENS][TILE_ROWS] = {{0}};
+    const int64_t all = blocks(m->columns, COLUMNS);
+    for (; block >= all; block -= all)
+        group++;
+    return group < blocks(m->rows, ROWS) ? granule(m, block, group) : m->granules;
+}
+
+/* The sums of T rows of x with R rows of a group, ``first`` and on. */
+INLINE void tile(
+    const int T, const int R, const int is_half, const int is_first, const matrix *m,
+    int64_t group, int64_t first, const float *x, float *y)
+{
+    const int64_t bytes = is_half ? 2 : 4;
+    vec sums[TILE_TOKENS][ROWS];
+    float rests[TILE_TOKENS][ROWS] = {{0}};
     UNROLL for (int t = 0; t < T; t++)
-        UNROLL for (int r = 0; r < TILE_ROWS; r++)
+        UNROLL for (int r = 0; r < R; r++)
             sums[t][r] = (vec){0};
     for (int64_t block = 0; block < blocks(m->columns, COLUMNS); block++) {
         const char *weights = granule(m, block, group);
+        const char *next = is_first ? later(m, block + AHEAD, group) : 0;
         const float *own = x + block * COLUMNS;
         int64_t columns = smaller(m->columns - block * COLUMNS, COLUMNS), k = 0;
         for (; k + WIDTH <= columns; k += WIDTH)
-            UNROLL for (int r = 0; r < TILE_ROWS; r++) {
-                vec row = read(weights, (first + r) * COLUMNS + k, is_half);
+            UNROLL for (int r = 0; r < R; r++) {
+                const int64_t i = (first + r) * COLUMNS + k;
+                if (is_first && i * bytes % LINE == 0)
+                    __builtin_prefetch(next + i * bytes);
+                vec row = read(weights, i, is_half);
                 UNROLL for (int t = 0; t < T; t++)
                     sums[t][r] += load(own + t * m->columns + k) * row;
             }
         for (; k < columns; k++)
-            for (int r = 0; r < TILE_ROWS; r++)
+            for (int r = 0; r < R; r++)
                 for (int t = 0; t < T; t++)
                     rests[t][r] += own[t * m->columns + k]
                                    * read_one(weights, (first + r) * COLUMNS + k, is_half);
     }
     const int64_t row = group * ROWS + first;
     UNROLL for (int t = 0; t < T; t++)
-        UNROLL for (int r = 0; r < TILE_ROWS; r++)
+        UNROLL for (int r = 0; r < R; r++)
             if (row + r < m->rows)
                 y[t * m->rows + row + r] = sum_lanes(sums[t][r]) + rests[t][r];
 }
@@ -89,23 +107,34 @@ INLINE void tile(
 INLINE void group_of_rows(
     const int is_half, const matrix *m, int64_t group, const float *x, int64_t count, float *y)
 {
+    if (count == 1) {
+        tile(1, ROWS, is_half, 1, m, group, 0, x, y);
+        return;
+    }
     for (int64_t t = 0; t < count; t += TILE_TOKENS)
-        for (int64_t first = 0; first < ROWS; first += TILE_ROWS)
-            if (count - t >= TILE_TOKENS)
-                tile(TILE_TOKENS, is_half, m, group, first, x + t * m->columns, y + t * m->rows);
+        for (int64_t first = 0; first < ROWS; first += ROWS / 2) {
+            const float *own = x + t * m->columns;
+            float *out = y + t * m->rows;
+            if (t == 0)
+                tile(TILE_TOKENS, ROWS / 2, is_half, 1, m, group, first, own, out);
+            else if (count - t >= TILE_TOKENS)
+                tile(TILE_TOKENS, ROWS / 2, is_half, 0, m, group, first, own, out);
             else
-                tile(1, is_half, m, group, first, x + t * m->columns, y + t * m->rows);
+                tile(1, ROWS / 2, is_half, 0, m, group, first, own, out);
+        }
 }
 
 /* x [rows, columns of M], y [rows, rows of M]. */
 void weft_matrix_times_transposed(team *t, const product *p, int64_t rows)
 {
     const matrix *m = &p->matrix;
-    for (int64_t group; (group = take(t, blocks(m->rows, ROWS))) >= 0;)
-        if (m->is_half)
-            group_of_rows(1, m, group, p->x, rows, p->y);
-        else
-            group_of_rows(0, m, group, p->x, rows, p->y);
+    const int64_t groups = blocks(m->rows, ROWS);
+    for (int64_t piece; (piece = take(t, blocks(groups, GROUPS))) >= 0;)
+        for (int64_t g = piece * GROUPS; g < smaller((piece + 1) * GROUPS, groups); g++)
+            if (m->is_half)
+                group_of_rows(1, m, g, p->x, rows, p->y);
+            else
+                group_of_rows(0, m, g, p->x, rows, p->y);
 }
 
 /* A row of y, as far as it is in one block of columns. */

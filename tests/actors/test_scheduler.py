@@ -389,7 +389,7 @@ def test_an_answer_to_no_step_is_a_bug():
 
 def test_a_request_without_a_prompt_is_no_message():
     with pytest.raises(ValueError, match="prompt is empty"):
-        Generate("id", "c", "l", "m", [], None, "", 1, 1, [], GREEDY)
+        Generate("id", "c", "l", "m", [], [], "", 1, 1, [], GREEDY)
 
 
 def _fields(struct):

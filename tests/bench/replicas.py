@@ -21,6 +21,7 @@ from weft.runtime.messages import (
     Acquired,
     Begin,
     CatalogSeen,
+    DeviceRoom,
     Generate,
     Release,
     RowSampling,
@@ -110,7 +111,7 @@ class Cluster:
                 case Sampled(ends=ends):
                     self.ended += len(ends)
                     self.cached += sum(end.cached_tokens for end in ends)
-                case Release() | Begin() | CatalogSeen():
+                case Release() | Begin() | CatalogSeen() | DeviceRoom():
                     pass
                 case _ if to != "tokenizer":
                     self._say(to, source, message)

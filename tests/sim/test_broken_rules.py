@@ -68,18 +68,18 @@ def what_activated_adapters_compute_is_taken_for_the_bases(monkeypatch):
 
 def slots_are_filled_while_they_are_used(monkeypatch):
     load = AdapterSlots.load
-    monkeypatch.setattr(
-        AdapterSlots,
-        "load",
-        lambda self, *asked, **kept: structs.replace(load(self, *asked, **kept), slot=0),
-    )
+
+    def first(self, acquired, **more):
+        return structs.replace(load(self, acquired, **more), slot=0)
+
+    monkeypatch.setattr(AdapterSlots, "load", first)
 
 
 def pages_of_adapters_are_given_away(monkeypatch):
     load = AdapterSlots.load
 
-    def generous(self, acquired, **kept):
-        loaded = load(self, acquired, **kept)
+    def generous(self, acquired, **more):
+        loaded = load(self, acquired, **more)
         self._pages.give_back(loaded.pages[-1:])
         return loaded
 
