@@ -274,11 +274,10 @@ class Scheduler:
 
     def _note_adapter(self, acquired: Acquired) -> None:
         self._host.arrived(acquired)
-        if self._composer is not None:
-            self._composer.note_size(acquired)
         for sequence in list(self._waiting.all_of(acquired.digest)):
             if acquired.was_read and sequence.request.tier == "host":
                 sequence.request.tier = "disk"
+            sequence.request.granules[acquired.digest] = acquired.granules
             self._limit(sequence)
 
     def _cancel(self, requests: list[Request]) -> None:

@@ -9,6 +9,7 @@ from collections import deque
 
 import numpy as np
 
+from tests.actors.scheduler_harness import uses
 from tests.bench.table import markdown
 from tests.sim.fake_engine import FakeEngine
 from weft.actors.router.actor import Router
@@ -18,7 +19,6 @@ from weft.runtime.config import Config
 from weft.runtime.messages import (
     Acquire,
     Acquired,
-    AdapterUse,
     Away,
     Begin,
     CatalogSeen,
@@ -141,8 +141,7 @@ def _chosen(rng, count, mix):
 def _request(rng, number, beginning, adapter):
     prompt = beginning + _tokens(rng, rng.randint(*PROMPT_TOKENS))
     return Generate(
-        f"{number:032x}", "c", str(number), adapter or "base", prompt,
-        [AdapterUse(adapter, 1.0, adapter)] if adapter else [], "",
+        f"{number:032x}", "c", str(number), adapter or "base", prompt, uses(adapter), "",
         rng.randint(*OUTPUT_TOKENS), 1, [], ANYTHING, tenant="t",
     )  # fmt: skip
 
