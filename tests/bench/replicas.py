@@ -9,6 +9,7 @@ from collections import deque
 
 import numpy as np
 
+from tests.actors.scheduler_harness import uses
 from tests.bench.table import markdown
 from tests.sim.fake_engine import FakeEngine
 from weft.actors.router.actor import Router
@@ -18,8 +19,10 @@ from weft.runtime.config import Config
 from weft.runtime.messages import (
     Acquire,
     Acquired,
+    Away,
     Begin,
     CatalogSeen,
+    DeviceRoom,
     Generate,
     Release,
     RowSampling,
@@ -109,9 +112,9 @@ class Cluster:
                 case Sampled(ends=ends):
                     self.ended += len(ends)
                     self.cached += sum(end.cached_tokens for end in ends)
-                case Release() | Begin() | CatalogSeen():
+                case Release() | Begin() | CatalogSeen() | DeviceRoom() | Away():
                     pass
-                case _ if to != "tokenizer":
+                case _ if to not in ("tokenizer", "adapters"):
                     self._say(to, source, message)
 
 
@@ -138,7 +141,7 @@ def _chosen(rng, count, mix):
 def _request(rng, number, beginning, adapter):
     prompt = beginning + _tokens(rng, rng.randint(*PROMPT_TOKENS))
     return Generate(
-        f"{number:032x}", "c", str(number), adapter or "base", prompt, adapter, "",
+        f"{number:032x}", "c", str(number), adapter or "base", prompt, uses(adapter), "",
         rng.randint(*OUTPUT_TOKENS), 1, [], ANYTHING, tenant="t",
     )  # fmt: skip
 

@@ -56,7 +56,8 @@ def test_the_drawn_worlds_lose_runners_in_the_middle_of_work(model, folder):
             resumed += any(s.output_tokens for s in flow.scheduler._requests.sequences)
             flow.wait(lambda flow=flow: flow.scheduler._composer is not None or flow._is_over())
         lost += flow.scheduler._lives_lost
-        fenced += flow._mailboxes["scheduler"].endpoint.faults["unopened"]
+        for role in flow.schedulers:
+            fenced += flow._mailboxes[role].endpoint.faults["unopened"]
     assert lost > 20
     assert resumed > 10
     assert fenced > 0  # frames of a former life, after the next one's first

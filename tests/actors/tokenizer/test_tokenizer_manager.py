@@ -115,6 +115,33 @@ def test_an_adapters_name_becomes_its_digest(desk):
     assert desk.answer(model="base").adapters == []
 
 
+@pytest.mark.parametrize(
+    ("prompt", "start"),
+    [([7, 8, 1], 0), ([1, 7, 8], 1), ([7, 8, 7, 8, 9, 7], 2), ([7, 7, 8, 8], 1), ([7, 8], 0)],
+)
+def test_an_activated_adapter_begins_where_the_prompt_has_its_invocation_last(desk, prompt, start):
+    entry = AdapterEntry("act", "/adapters/act", "d9", 8, 5, invocation_tokens=[7, 8])
+    desk.hear(Catalog([entry], [], 2), source="adapters")
+    desk.advance()
+    generate = desk.answer(prompt, model="act")
+    assert (generate.lora_start, generate.prompt) == (start, prompt)
+    assert desk.answer(prompt, model="sql").lora_start == 0
+
+
+@pytest.mark.parametrize("prompt", [[8, 7], [7, 1, 8], [7], "Hello"])
+def test_an_activated_adapter_that_is_not_invoked_is_refused_with_the_words_to_do_it(
+    desk, model, prompt
+):
+    entry = AdapterEntry("act", "/adapters/act", "d9", 8, 5, invocation_tokens=[7, 8])
+    desk.hear(Catalog([entry], [], 2), source="adapters")
+    desk.advance()
+    refused = desk.refusal(prompt, model="act")
+    assert (refused.code, refused.param) == ("invocation_missing", "prompt")
+    assert repr(model.backend.decode([7, 8])) in refused.message
+    messages = [ChatMessage(role="user", content="Hi")]
+    assert desk.refusal(None, messages=messages, model="act").param == "messages"
+
+
 def test_an_unknown_model_is_not_found(desk):
     refused = desk.refusal(model="sqk")
     assert (refused.code, refused.param) == ("model_not_found", "model")
