@@ -18,6 +18,7 @@ from weft.runtime.config import Config
 from weft.runtime.messages import (
     Acquire,
     Acquired,
+    AdapterUse,
     Begin,
     CatalogSeen,
     Generate,
@@ -137,8 +138,9 @@ def _chosen(rng, count, mix):
 
 def _request(rng, number, beginning, adapter):
     prompt = beginning + _tokens(rng, rng.randint(*PROMPT_TOKENS))
+    uses = [AdapterUse(adapter, 1.0, adapter)] if adapter else []
     return Generate(
-        f"{number:032x}", "c", str(number), adapter or "base", prompt, adapter, "",
+        f"{number:032x}", "c", str(number), adapter or "base", prompt, uses, "",
         rng.randint(*OUTPUT_TOKENS), 1, [], ANYTHING, tenant="t",
     )  # fmt: skip
 
