@@ -34,7 +34,7 @@ def build(
     """
     match role.rstrip("0123456789_"):  # of one kind there may be several
         case "tokenizer":
-            return _tokenizer(config)
+            return _tokenizer(config, wakes)
         case "detokenizer":
             return _detokenizer(config)
         case "adapters":
@@ -48,13 +48,16 @@ def build(
     raise AssertionError(f"no actor is called {role}")
 
 
-def _tokenizer(config: Config) -> Actor[Any]:
+def _tokenizer(config: Config, wakes: select.epoll) -> Actor[Any]:
     from weft.actors.tokenizer.actor import TokenizerManager
+    from weft.actors.tokenizer.render_sandbox import SandboxedRenderer
     from weft.actors.tokenizer.text_model import TextModel, keep_torch_out
 
     keep_torch_out()
     nonce, now_s = secrets.randbits(64), int(time.time())
-    return TokenizerManager(config, TextModel.load(config), nonce=nonce, started_s=now_s)
+    model = TextModel.load(config)
+    renderer = SandboxedRenderer(model.max_model_len, wakes)
+    return TokenizerManager(config, model, renderer, nonce=nonce, started_s=now_s)
 
 
 def _detokenizer(config: Config) -> Actor[Any]:

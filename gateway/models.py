@@ -45,4 +45,5 @@ def _entry(model: Model) -> Json:
         "max_model_len": model.max_model_len,
         "rank": model.rank,
         "digest": model.digest,
+        "defaults": model.defaults,
     }

@@ -48,10 +48,11 @@ class Sampling(
 ):
     """How tokens are drawn and when they end. A map on the wire: send only what differs.
 
-    None means the model's own default (generation_config.json), else the neutral value.
+    None means the adapter's own default, else the model's (generation_config.json), else the
+    neutral value. An adapter's own stop strings come beside the request's.
     """
 
-    max_tokens: int | None = None  # None: as many as the context has room for
+    max_tokens: int | None = None  # neutral: as many as the context has room for
     min_tokens: int = 0  # no end-of-sequence token before this many
     temperature: float | None = None  # 0: greedy
     top_p: float | None = None
@@ -65,10 +66,28 @@ class Sampling(
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None  # the chosen token's, and those of this many most likely ones
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     logit_bias: dict[int, float] = {}
+
+
+class SamplingDefaults(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True
+):
+    """What an adapter's requests get that do not say otherwise. A map on the wire.
+
+    The fields mean what they do in ``Sampling``; None means that the adapter does not say.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    max_tokens: int | None = None
 
 
 class ChatMessage(
@@ -200,6 +219,16 @@ class Refused(Message, frozen=True):
     retry_after_s: float | None = None  # set when the same request may succeed later
 
 
+class DefaultsSummary(Part, frozen=True):
+    """What an adapter's folder says about how to talk to it, in short."""
+
+    chat_template: bool  # whether it has one of its own
+    system_prompt: bool  # likewise
+    stop: int  # strings that end an answer
+    added_tokens: int  # beyond the base's
+    sampling: SamplingDefaults
+
+
 class ModelEntry(Part, frozen=True):
     """A name that ``model`` may take."""
 
@@ -210,6 +239,7 @@ class ModelEntry(Part, frozen=True):
     rank: int | None
     created_s: int  # unix time at which it became known
     max_model_len: int
+    defaults: DefaultsSummary | None = None  # of an adapter that has some
 
 
 class Models(Message, frozen=True):
@@ -239,6 +269,7 @@ class AdapterState(Part, frozen=True):
     hits: list[int] = []
     queue_s_mean: float | None = None  # from acceptance to the first step; None: nothing ran yet
     pinned_on_device: bool = False  # it is to stay on the device as well
+    defaults: DefaultsSummary | None = None
 
 
 class AdapterAnswer(Message, frozen=True):
@@ -256,6 +287,49 @@ class AdapterAnswer(Message, frozen=True):
 # ---- adapters to tokenizer ----------------------------------------------------------------------
 
 
+class AddedToken(Part, frozen=True):
+    """A token that a tokenizer looks for in text before anything else (Hugging Face's AddedToken).
+
+    ``special``: it controls, and is no text. ``single_word``: not inside of a word. ``lstrip`` and
+    ``rstrip``: it takes the spaces beside it. ``normalized``: it is looked for in normalized text.
+    """
+
+    id: int
+    content: str
+    special: bool = False
+    normalized: bool = False
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+
+
+class AdapterDefaults(Part, frozen=True):
+    """What an adapter's folder says about how to talk to it.
+
+    It belongs to the name, not to the content, which may have several. None, and what is empty,
+    stands for the base's.
+    """
+
+    chat_template: str | None = None  # Jinja
+    system_prompt: str | None = None  # of conversations without one
+    stop: list[str] = []
+    sampling: SamplingDefaults = SamplingDefaults()
+    eos_token_ids: list[int] | None = None  # instead of those that the base's files name
+    special_tokens: dict[str, str] = {}  # such as eos_token, where they are not the base's
+    added_tokens: list[AddedToken] = []  # those that the base's tokenizer has not, or has otherwise
+
+    @property
+    def summary(self) -> DefaultsSummary:
+        """What clients are shown of it."""
+        return DefaultsSummary(
+            chat_template=self.chat_template is not None,
+            system_prompt=self.system_prompt is not None,
+            stop=len(self.stop),
+            added_tokens=len(self.added_tokens),
+            sampling=self.sampling,
+        )
+
+
 class AdapterEntry(Part, frozen=True):
     """An adapter that the store knows. ``refused`` says why it cannot be used, if so."""
 
@@ -270,6 +344,7 @@ class AdapterEntry(Part, frozen=True):
     is_additive: bool = True  # it is updates alone: they may be multiplied, and added to others
     # It begins to act where a prompt has these last; none: at the start.
     invocation_tokens: list[int] = []
+    defaults: AdapterDefaults | None = None
 
     @property
     def is_unread(self) -> bool:
@@ -286,6 +361,7 @@ class Catalog(Message, frozen=True):
     adapters: list[AdapterEntry]
     removed: list[str] = []  # names that mean nothing any more
     version: int = 1
+    is_last: bool = True  # whether there is nothing newer: what has changed may take several
 
 
 # ---- tokenizer to adapters ----------------------------------------------------------------------
@@ -360,6 +436,7 @@ class Generate(Message, frozen=True):
     tenant: str = ""  # whose share it is
     priority: int = 0  # lower is earlier
     lora_start: int = 0  # the prompt's tokens before it are the base's
+    added_tokens: list[AddedToken] = []  # the adapter's, for the detokenizer
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -630,6 +707,7 @@ class Begin(Message, frozen=True):
     stop: list[str]
     include_stop: bool
     skip_special_tokens: bool
+    added_tokens: list[AddedToken] = []  # tokens of an adapter that the base's tokenizer has not
 
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]

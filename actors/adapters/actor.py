@@ -445,7 +445,11 @@ class AdapterStore:
             raise CannotDo(code, text, "source")
         assert isinstance(result, Content)
         entry = self._registry.find(name)
-        is_same = entry is not None and entry.digest == result.digest
+        # One content may be talked to in several ways: those belong to the name.
+        is_same = entry is not None and (entry.digest, entry.defaults) == (
+            result.digest,
+            result.facts.defaults,
+        )
         is_used = entry is not None and entry.digest != ""
         if is_used and not is_same and not operation.replace:
             text = f"name: {name!r} means another adapter; replace it in place, or unload it first"
@@ -504,6 +508,7 @@ class AdapterStore:
             tokens_added=facts.tokens_added,
             is_additive=facts.is_additive,
             invocation_tokens=facts.invocation_tokens,
+            defaults=facts.defaults,
         )
 
     def _leave(self, digest: str) -> bool:
@@ -628,6 +633,7 @@ class AdapterStore:
             requests_total=0,
             created_s=entry.created_s,
             refused=entry.refused,
+            defaults=entry.defaults.summary if entry.defaults else None,
         )
 
     def _inspect(self, inspection: Inspection) -> Inspection:

@@ -17,8 +17,9 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 
-from weft.actors.adapters import confine
+from weft.actors.adapters import confine, defaults
 from weft.actors.adapters.base import BaseShapes
+from weft.actors.adapters.base_text import BaseText
 from weft.actors.adapters.children import PACKET_BYTES_MAX
 from weft.actors.adapters.errors import BadAdapter
 from weft.actors.adapters.files import FileError, LocalFiles
@@ -48,6 +49,7 @@ class Setup(msgspec.Struct, frozen=True):
     """Parent to child, once: what adapters are checked against."""
 
     base: BaseShapes
+    model: str  # its folder
     rank_max: int
     whole_bytes_max: int
     tensor_parallel_size: int
@@ -74,6 +76,7 @@ def main() -> None:
     jobs = socket.socket(fileno=os.dup(0))
     setup = msgspec.msgpack.decode(jobs.recv(PACKET_BYTES_MAX), type=Setup)
     np.isfinite(np.zeros(1, "<f2")).all()  # whatever is loaded at first use is loaded now
+    base_text = BaseText(setup.model)
     bytes_max = setup.base.adapter_bytes_max(setup.rank_max, setup.whole_bytes_max)
     confine.confine(
         memory_bytes=WORKING_MEMORY_BYTES + _COPIES_MAX * bytes_max,
@@ -88,11 +91,11 @@ def main() -> None:
         job = msgspec.msgpack.decode(packet, type=Job)
         with ExitStack() as opened:
             files = [opened.enter_context(open(descriptor, "wb")) for descriptor in descriptors]
-            answer = _answer(job, setup, files)
+            answer = _answer(job, setup, base_text, files)
         jobs.send(msgspec.msgpack.encode(answer))
 
 
-def _answer(job: Job, setup: Setup, files: Iterable[BinaryIO]) -> Answer:
+def _answer(job: Job, setup: Setup, base_text: BaseText, files: Iterable[BinaryIO]) -> Answer:
     try:
         adapter = read(
             LocalFiles(),
@@ -101,6 +104,8 @@ def _answer(job: Job, setup: Setup, files: Iterable[BinaryIO]) -> Answer:
             rank_max=setup.rank_max,
             whole_bytes_max=setup.whole_bytes_max,
         )
+        rows = setup.base.vocab_size + adapter.tokens_added
+        said = defaults.read(LocalFiles(), job.folder, base_text, rows=rows)
         parts = adapter.file()
         for file in files:
             for part in parts:
@@ -115,6 +120,7 @@ def _answer(job: Job, setup: Setup, files: Iterable[BinaryIO]) -> Answer:
             adapter.tokens_added,
             adapter.is_additive,
             list(adapter.invocation_tokens),
+            said,
         )
     except (BadAdapter, FileError) as error:
         return Refusal(str(error)[:REASON_CHARACTERS_MAX])

@@ -12,8 +12,9 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-# Larger than any honest one: a source has at most 4,096 bytes, a reason 1,024 characters.
-PACKET_BYTES_MAX = 64 * 1024
+# Larger than any honest one: what an adapter's folder says has at most 128 KiB. Linux sends packets
+# of up to 208 KiB, unless it was told otherwise.
+PACKET_BYTES_MAX = 144 * 1024
 
 Task = TypeVar("Task")
 
@@ -42,6 +43,11 @@ class Child(Generic[Task]):
         self.socket.setblocking(False)
         self.descriptor = self.socket.fileno()
         self.socket.send(msgspec.msgpack.encode(setup))
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
 
     def begin(
         self, task: Task, job: msgspec.Struct, deadline: float, descriptors: Sequence[int] = ()

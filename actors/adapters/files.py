@@ -77,9 +77,8 @@ class LocalFiles:
                     raise FileError(f"{name}: it is no regular file; put one there")
                 if status.st_size > bytes_max:
                     raise FileError(
-                        f"{name}: {status.st_size} bytes, more than any adapter for this base, "
-                        f"max_lora_rank and max_whole_modules_mib needs ({bytes_max}); is it the "
-                        f"right file?"
+                        f"{name}: {status.st_size} bytes, more than such a file needs "
+                        f"({bytes_max}); is it the right one?"
                     )
                 # One byte more would show that it grows while it is read.
                 content = file.read(status.st_size + 1)

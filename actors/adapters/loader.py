@@ -7,6 +7,7 @@ from typing import Annotated, NamedTuple, Protocol
 import msgspec
 
 from weft.actors.adapters.errors import BadAdapter
+from weft.runtime.messages import AdapterDefaults
 
 # Of what is said about an adapter. It quotes names from files, and goes into every catalog.
 REASON_CHARACTERS_MAX = 1024
@@ -30,6 +31,7 @@ class Facts(msgspec.Struct, frozen=True, tag="facts", forbid_unknown_fields=True
     is_additive: bool  # it is updates alone: they may be multiplied, and added to others
     # It begins to act where a prompt has these last; none: at the start.
     invocation_tokens: Annotated[list[_TokenId], msgspec.Meta(max_length=INVOCATION_TOKENS_MAX)]
+    defaults: AdapterDefaults | None = None  # of its folder
 
 
 class Content(NamedTuple):

@@ -9,6 +9,12 @@ import msgspec
 from weft.actors.adapters.loader import Facts
 from weft.runtime.messages import AdapterEntry, Catalog
 
+# Of the 32 MiB that a frame holds. A weight may be a few kilobytes less than what it stands for.
+CATALOG_BYTES_MAX = 8 * 1024 * 1024
+
+# A name, a path and a reason.
+_ENTRY_BYTES = 1024
+
 
 class Registry:
     """Every name, with the newest version of what it means.
@@ -27,7 +33,8 @@ class Registry:
         self._facts: dict[str, Facts] = {}  # by digest
         self._pinned: set[str] = set()
         self._on_device: set[str] = set()  # of these
-        self._changed: dict[str, None] = {}  # names, since the last catalog
+        # Name -> the version of its first change since a catalog that told of it, in this order.
+        self._changed: dict[str, int] = {}
         self._is_announced = False
 
     def __len__(self) -> int:
@@ -59,7 +66,7 @@ class Registry:
         self.version += 1
         entry = msgspec.structs.replace(entry, version=self.version)
         self._entries[entry.name] = entry
-        self._changed[entry.name] = None
+        self._changed.setdefault(entry.name, self.version)
         if entry.digest:
             sources = self._sources.setdefault(entry.digest, [])
             if entry.root not in sources:
@@ -73,7 +80,7 @@ class Registry:
         self.version += 1
         self._pinned.discard(name)
         self._on_device.discard(name)
-        self._changed[name] = None
+        self._changed.setdefault(name, self.version)
         return self._entries.pop(name)
 
     def names(self, digest: str) -> list[str]:
@@ -132,13 +139,27 @@ class Registry:
         return any(self._entries[name].digest == digest for name in self._pinned)
 
     def catalog(self) -> Catalog | None:
-        """Return what has changed, if anything has; the first time everything, if only nothing."""
+        """Return what has changed, if anything has; the first time everything, if only nothing.
+
+        What is too much for one message is told in the order of the changes. A catalog's version is
+        that of the last change before the first which it does not tell of.
+        """
         if self._is_announced and not self._changed:
             return None
-        changed, self._changed, self._is_announced = self._changed, {}, True
-        entries = [self._entries[name] for name in changed if name in self._entries]
-        removed = [name for name in changed if name not in self._entries]
-        return Catalog(entries, removed, self.version)
+        self._is_announced = True
+        entries, removed, bytes_left = [], [], CATALOG_BYTES_MAX
+        while self._changed and bytes_left > 0:
+            name = next(iter(self._changed))
+            del self._changed[name]
+            entry = self._entries.get(name)
+            if entry is None:
+                removed.append(name)
+                bytes_left -= _ENTRY_BYTES
+            else:
+                entries.append(entry)
+                bytes_left -= _weight(entry)
+        version = min(self._changed.values(), default=self.version + 1) - 1
+        return Catalog(entries, removed, version, is_last=not self._changed)
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -149,3 +170,9 @@ class Registry:
         assert all(entry.digest in self._sources for entry in self if entry.digest)
         assert self._facts.keys() == self._sources.keys()
         assert self._on_device <= self._pinned
+
+
+def _weight(entry: AdapterEntry) -> int:
+    """Return about how many bytes an entry takes in a message."""
+    said = entry.defaults
+    return _ENTRY_BYTES + (0 if said is None else len(msgspec.msgpack.encode(said)))

@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from weft.actors.adapters import defaults
 from weft.actors.adapters.base import BaseShapes
 from weft.actors.adapters.child import EXIT_MEMORY, Answer, Job, Refusal, Setup
 from weft.actors.adapters.children import Child
 from weft.actors.adapters.errors import BadAdapter, GivenUp, shown
-from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Content, Loaded
+from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Content, Facts, Loaded
 from weft.runtime.config import Config
 
 # As Linux has it: what is longer names no file.
@@ -76,7 +77,11 @@ class SandboxedLoader:
         base.shards(config.tensor_parallel_size)
         folder.mkdir(mode=0o700, exist_ok=True, parents=True)
         self._setup = Setup(
-            base, config.max_lora_rank, config.whole_modules_bytes_max, config.tensor_parallel_size
+            base,
+            config.model,
+            config.max_lora_rank,
+            config.whole_modules_bytes_max,
+            config.tensor_parallel_size,
         )
         self._folder = folder
         self._wakes = wakes
@@ -246,7 +251,9 @@ def _answer(packet: bytes) -> Answer | None:
     """Decode what a child says; None: it is nothing that one should say."""
     try:
         answer: Answer = msgspec.msgpack.decode(packet, type=Answer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        if isinstance(answer, Facts) and answer.defaults is not None:
+            defaults.check(answer.defaults)
+    except (msgspec.DecodeError, UnicodeDecodeError, BadAdapter):
         return None
     return answer
 

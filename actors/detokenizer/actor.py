@@ -11,6 +11,7 @@ from weft.actors.detokenizer.notices import Notices
 from weft.actors.detokenizer.outbox import Outbox
 from weft.actors.detokenizer.sequence import SequenceText
 from weft.actors.detokenizer.stops import StopScanner, StopString
+from weft.actors.detokenizer.vocabularies import Vocabularies
 from weft.actors.detokenizer.vocabulary import Vocabulary
 from weft.runtime.actor import Send, Turn
 from weft.runtime.messages import (
@@ -48,7 +49,7 @@ class Detokenizer:
     def __init__(
         self, vocabulary: Vocabulary, *, schedulers: Roles[str] = (ALONE.scheduler,)
     ) -> None:
-        self._vocabulary = vocabulary
+        self._vocabularies = Vocabularies(vocabulary)
         self._live: dict[Sequence, _Live] = {}
         self._outboxes: dict[str, Outbox] = {}
         self._notices = Notices(schedulers)
@@ -102,12 +103,13 @@ class Detokenizer:
         assert listed == len(self._live), f"{listed} live in outboxes, {len(self._live)} in all"
 
     def _begin(self, begin: Begin) -> None:
+        vocabulary = self._vocabularies.of(begin.added_tokens)
         stops = [StopString(stop) for stop in begin.stop]
         for sequence in range(begin.first_sequence, begin.first_sequence + begin.choices):
             assert sequence not in self._live, f"sequence {sequence} begins twice"
-            stream = self._vocabulary.stream(skip_special_tokens=begin.skip_special_tokens)
+            stream = vocabulary.stream(skip_special_tokens=begin.skip_special_tokens)
             scanner = StopScanner(stops, include_stop=begin.include_stop)
-            text = SequenceText(self._vocabulary, stream, scanner)
+            text = SequenceText(vocabulary, stream, scanner)
             self._live[sequence] = _Live(begin.client, text)
         self._outbox(begin.client).accept(
             Accepted(

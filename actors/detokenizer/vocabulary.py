@@ -54,7 +54,7 @@ class Vocabulary:
 
     def __init__(self, backend: Tokenizer) -> None:
         """Raises ``ConfigError`` if the tokenizer's decoder cannot be streamed."""
-        self._backend = backend
+        self.backend = backend
         added = backend.get_added_tokens_decoder()
         special = {token.content for token in added.values() if token.special}
         self._special = frozenset(id_ for id_, token in added.items() if token.content in special)
@@ -80,10 +80,10 @@ class Vocabulary:
 
         if self._joining is None:
             return _ByteLevelStream(self.bytes_of, is_skipped)
-        return _PieceStream(self._backend, self._joining, is_skipped)
+        return _PieceStream(self.backend, self._joining, is_skipped)
 
     def _read(self, token: int) -> bytes:
-        piece = _piece(self._backend, token) or ""
+        piece = _piece(self.backend, token) or ""
         if self._joining is None:
             return _byte_level_bytes(piece)
         if self._joining.has_byte_tokens and (byte := _BYTE_TOKEN.fullmatch(piece)):

@@ -88,7 +88,7 @@ class Scheduler:
         self._composer: Composer | None = None  # while every runner is ready
         self._waiting = Waiting(config.scheduling_policy)
         held_max = min(config.max_loaded_loras, config.max_cpu_loras or config.max_loaded_loras)
-        self._host = HostPins(held_max, config.host_memory_bytes // config.data_parallel_size)
+        self._host = HostPins(held_max, config.host_memory_bytes)
         self._suspects = Suspects()
         self._lives_lost = 0  # of the runners
         self._visiting: list[Inspection] = []  # on their way from runner to runner
@@ -239,6 +239,7 @@ class Scheduler:
                 stop=generate.stop,
                 include_stop=generate.include_stop,
                 skip_special_tokens=generate.skip_special_tokens,
+                added_tokens=generate.added_tokens,
             )
         )
         for sequence in request.sequences:
@@ -273,11 +274,10 @@ class Scheduler:
 
     def _note_adapter(self, acquired: Acquired) -> None:
         self._host.arrived(acquired)
-        if self._composer is not None:
-            self._composer.note_size(acquired)
         for sequence in list(self._waiting.all_of(acquired.digest)):
             if acquired.was_read and sequence.request.tier == "host":
                 sequence.request.tier = "disk"
+            sequence.request.granules[acquired.digest] = acquired.granules
             self._limit(sequence)
 
     def _cancel(self, requests: list[Request]) -> None:

@@ -18,7 +18,6 @@ from weft.actors.scheduler.waiting import Waiting
 from weft.runtime.config import Config
 from weft.runtime.messages import (
     Acquire,
-    Acquired,
     Chunk,
     DeviceRoom,
     Join,
@@ -77,12 +76,6 @@ class Composer:
             pages=self.pages.count,
             page_tokens=self.cache.page_tokens,
         )
-
-    def note_size(self, acquired: Acquired) -> None:
-        """Tell those who wait for an adapter how many pages it takes."""
-        pages = self.slots.page_count(acquired.digest, acquired)
-        for sequence in self.waiting.all_of(acquired.digest):
-            sequence.request.adapter_pages[acquired.digest] = pages
 
     def remove(self, sequence: Sequence) -> None:
         """Take back everything that a sequence has, whatever its state."""
@@ -394,11 +387,11 @@ class Composer:
 
     def _adapter_pages(self, sequence: Sequence) -> tuple[int, ...]:
         """Return the pages of each of a sequence's adapters, as far as they are known."""
-        known = sequence.request.adapter_pages
+        known = sequence.request.granules
         return tuple(
             self.slots.page_count(adapter, self.host.get(adapter))
             if self._is_at_hand(adapter)
-            else known.get(adapter, 0)
+            else -(-known.get(adapter, 0) // self._page_granules)
             for adapter in sequence.request.adapters
         )
 

@@ -25,13 +25,12 @@ class Gathering:
     @property
     def adapters(self) -> tuple[str, ...]:
         """Those of the sequence whose turn it is."""
-        if self._number is None or not self._waiting.has(self._number):
-            return ()
-        return self._waiting[self._number].request.adapters
+        request = self._request
+        return () if request is None else request.adapters
 
     def let_alone(self, request: Request) -> None:
         """End the turn of whoever is not of this request."""
-        if self._number not in {sequence.number for sequence in request.sequences}:
+        if self._request is not request:
             self._number = None
 
     def take_turns(self, lacking: Iterable[int]) -> None:
@@ -55,6 +54,12 @@ class Gathering:
         if not self._waiting.several or adapter in self.adapters:
             return True
         return any(map(self._is_complete, self._waiting.all_of(adapter)))
+
+    @property
+    def _request(self) -> Request | None:
+        if self._number is None or not self._waiting.has(self._number):
+            return None
+        return self._waiting[self._number].request
 
     def _is_complete(self, sequence: Sequence) -> bool:
         adapters = sequence.request.adapters

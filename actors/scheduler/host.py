@@ -27,7 +27,7 @@ class HostPins:
     """
 
     def __init__(self, held_max: int, bytes_max: int) -> None:
-        """``bytes_max`` is this scheduler's share of what adapters may take in host memory."""
+        """``bytes_max`` is what adapters may take in host memory."""
         assert held_max > 0
         self._held_max = held_max
         self._bytes_max = bytes_max
@@ -53,7 +53,10 @@ class HostPins:
         """Whether there is room for what is not urgent: half is left to what is.
 
         What the store has been asked for, and one more, may be as large as any that came before.
+        One by itself always has room.
         """
+        if not self._pins:
+            return True
         expected = self._bytes + (self._missing + 1) * self._largest
         return len(self._pins) < self._held_max // 2 and expected <= self._bytes_max // 2
 

@@ -75,7 +75,7 @@ class Request:
     tier: Tier | None = None  # where its farthest adapter lay when it came; None: it has none
     metered: list[Account] = field(init=False)  # who pays for tokens by the minute
     adapters: tuple[str, ...] = field(init=False)  # digests, each once; none: the base
-    adapter_pages: dict[str, int] = field(default_factory=dict)  # of adapters, once it is known
+    granules: dict[str, int] = field(default_factory=dict)  # of adapters, once it is known
     identity: Identity = field(init=False)  # of its KV
 
     def __post_init__(self) -> None:

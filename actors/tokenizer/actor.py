@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from weft.actors.tokenizer import sampling, tenants
-from weft.actors.tokenizer.composition import Compositions
+from weft.actors.tokenizer.adapter_texts import AdapterTexts
+from weft.actors.tokenizer.apart import Apart, Asked, Prepared
+from weft.actors.tokenizer.composition import Composition, Compositions
 from weft.actors.tokenizer.names import Names
 from weft.actors.tokenizer.prompt import PromptEncoder
 from weft.actors.tokenizer.refusal import DRAINING_RETRY_S, QUEUE_FULL_RETRY_S, Refusal, need
+from weft.actors.tokenizer.rendering import Renderer
 from weft.actors.tokenizer.replies import Replies
 from weft.actors.tokenizer.tenants import Tenants
 from weft.actors.tokenizer.text_model import TextModel
@@ -54,24 +57,28 @@ REQUESTS_MAX = 256
 ABORTS_MAX = 65536
 
 
-class _Asked(NamedTuple):
-    client: str
-    submit: Submit
-
-
 class TokenizerManager:
     """Turns requests into ``Generate``, or refuses them.
 
     Owns nothing that a request's text could not rebuild: an inbox of requests that wait for room,
     and the adapter store's catalog. Submits wait until the first catalog has arrived, and those for
-    an adapter that nobody has asked for yet until the store has read it.
+    an adapter that nobody has asked for yet until the store has read it. A chat for an adapter with
+    a template of its own goes away to be rendered, and is resolved anew if its name means something
+    else by then.
     """
 
-    def __init__(self, config: Config, model: TextModel, *, nonce: int, started_s: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: TextModel,
+        renderer: Renderer,
+        *,
+        nonce: int,
+        started_s: int,
+    ) -> None:
         """``nonce`` is 64 random bits, new for every life; ``started_s`` is unix time."""
         assert 0 <= nonce < 2**64
-        self._model = model
-        self._prompts = PromptEncoder(model)
+        self._texts = AdapterTexts(model)
         self._base = ModelEntry(
             name=config.base_name,
             root=config.model,
@@ -93,9 +100,10 @@ class TokenizerManager:
         self._has_catalog = False
         self._is_draining = False
         self._away: str | None = None  # why requests wait
-        self._inbox: deque[_Asked] = deque()
+        self._inbox: deque[Asked] = deque()
+        self._apart = Apart(renderer)
         self._aborts: dict[Abort, None] = {}  # a set in order of arrival
-        self._parked: dict[str, deque[_Asked]] = {}  # by the name that is being read
+        self._parked: dict[str, deque[Asked]] = {}  # by the name that is being read
         self._requests: deque[Inspection | AdapterRequest | Discover] = deque()  # to the store
         self._seen: CatalogSeen | None = None  # that the scheduler has not been told of
         self._replies = Replies()
@@ -116,10 +124,10 @@ class TokenizerManager:
                 LoadAdapter() | UnloadAdapter() | PinAdapter() | PrefetchAdapter() | ListAdapters()
             ):
                 self._operate(source, message)
-            case Catalog(adapters, removed, version):
+            case Catalog(adapters, removed, version, is_last):
                 self._names.update(adapters, removed)
                 self._seen = CatalogSeen(version)
-                self._has_catalog = True
+                self._has_catalog = self._has_catalog or is_last
                 self._unpark()
             case Reject(client, refused):
                 self._refuse(client, refused)
@@ -131,8 +139,8 @@ class TokenizerManager:
                 assert_never(message)
         return []
 
-    def advance(self, turn: Turn) -> list[Send]:
-        """Encode what waits, as far as the scheduler has room."""
+    def advance(self, turn: Turn) -> list[Send] | None:
+        """Encode what waits, as far as the scheduler has room; None: there is more to do."""
         sends: list[Send] = []
         room = turn.room(self._door)
         # An abort names a request that was generated before it: they leave in this order.
@@ -145,19 +153,27 @@ class TokenizerManager:
             sends.append(Send(self._door, self._seen))
             self._seen = None
         if self._has_catalog:
-            for _ in range(min(SUBMITS_PER_TURN_MAX, len(self._inbox))):
+            for _ in range(SUBMITS_PER_TURN_MAX):
                 if len(sends) == room:
                     break
-                sends += self._answer(self._inbox.popleft())
+                if (prepared := self._apart.take()) is not None:
+                    sends += self._finish(prepared)
+                elif self._inbox:
+                    sends += self._answer(self._inbox.popleft())
         for _ in range(min(len(self._requests), turn.room("adapters"))):
             sends.append(Send("adapters", self._requests.popleft()))
-        return sends + self._replies.flush(turn.room)
+        is_held_up = len(sends) == room
+        sends += self._replies.flush(turn.room)
+        # What was only given away, to be rendered or read, says nothing.
+        is_more = self._has_catalog and bool(self._inbox) and not is_held_up
+        return None if is_more and not sends else sends
 
     def lost(self, peer: str, now_ns: int) -> list[Send]:
         """Forget a client; the detokenizer hears of it too and tells the scheduler."""
         self._inbox = deque(asked for asked in self._inbox if asked.client != peer)
         for name, parked in list(self._parked.items()):
             self._parked[name] = deque(asked for asked in parked if asked.client != peer)
+        self._apart.cancel(peer)
         self._replies.forget(peer)
         return []
 
@@ -185,7 +201,7 @@ class TokenizerManager:
         except Refusal as refusal:
             self._refuse(client, refusal.refused(submit.label[:LABEL_CHARACTERS_MAX]))
             return
-        self._inbox.append(_Asked(client, submit))
+        self._inbox.append(Asked(client, submit))
 
     def _check(self, submit: Submit) -> None:
         for param, text in (
@@ -207,7 +223,7 @@ class TokenizerManager:
         tenants.check_priority(submit.priority)
         self._compositions.check(submit)
         sampling.check(submit.sampling)
-        self._prompts.check_size(submit)
+        self._texts.base.check_size(submit)
 
     def _need_no_drain(self) -> None:
         if self._is_draining:
@@ -223,6 +239,9 @@ class TokenizerManager:
                         client, Refused(label, "cancelled", "cancelled before it was accepted")
                     )
                     return
+        if self._apart.cancel(client, label):
+            self._refuse(client, Refused(label, "cancelled", "cancelled before it was accepted"))
+            return
         if len(self._aborts) < ABORTS_MAX and len(label) <= LABEL_CHARACTERS_MAX:
             self._aborts[Abort(client, label)] = None
 
@@ -232,6 +251,7 @@ class TokenizerManager:
             return
         counters = {
             "waiting": self._waiting,
+            "rendering": len(self._apart),
             "generated_total": self._generated,
             "refused_total": self._refused,
             "replies_unread": len(self._replies),
@@ -271,9 +291,9 @@ class TokenizerManager:
     @property
     def _waiting(self) -> int:
         """Requests that have not been answered or generated."""
-        return len(self._inbox) + sum(map(len, self._parked.values()))
+        return len(self._inbox) + sum(map(len, self._parked.values())) + len(self._apart)
 
-    def _park(self, asked: _Asked, name: str) -> None:
+    def _park(self, asked: Asked, name: str) -> None:
         """Let a request wait until the store has read what its name stands for."""
         if name not in self._parked:
             self._requests.append(Discover(name))
@@ -288,32 +308,58 @@ class TokenizerManager:
         self._refused += 1
         self._replies.put(client, refused)
 
-    def _answer(self, asked: _Asked) -> list[Send]:
+    def _answer(self, asked: Asked) -> list[Send]:
+        """Resolve a request, and encode it unless it has to be read or rendered for first."""
+        client, submit = asked
         try:
-            if (name := self._compositions.unread(asked.submit)) is not None:
+            if (name := self._compositions.unread(submit)) is not None:
                 self._park(asked, name)
                 return []
-            generate = self._generate(asked.client, asked.submit)
+            composition = self._compositions.resolve(submit)
+            prompts = self._texts.of(composition.speaker)
+            job = prompts.job(submit)
+            if job is None:
+                return self._generate(asked, composition, prompts, prompts.encode(submit))
+        except Refusal as refusal:
+            self._refuse(client, refusal.refused(submit.label))
+            return []
+        assert composition.speaker is not None, "the base's own template is rendered here"
+        self._apart.begin(asked, composition.speaker, job)
+        return []
+
+    def _finish(self, prepared: Prepared) -> list[Send]:
+        """Encode a request whose chat has been rendered, if its name means what it meant then."""
+        asked, entry, _ = prepared
+        if not self._names.is_current(entry):
+            return self._answer(asked)
+        try:
+            if self._compositions.unread(asked.submit) is not None:
+                return self._answer(asked)
+            composition = self._compositions.resolve(asked.submit)
+            prompts = self._texts.of(entry)
+            prompt = prompts.encode(asked.submit, prepared.text())
+            return self._generate(asked, composition, prompts, prompt)
         except Refusal as refusal:
             self._refuse(asked.client, refusal.refused(asked.submit.label))
             return []
-        self._generated += 1
-        return [Send(self._door, generate)]
 
-    def _generate(self, client: str, submit: Submit) -> Generate:
+    def _generate(
+        self,
+        asked: Asked,
+        composition: Composition,
+        prompts: PromptEncoder,
+        prompt: list[int],
+    ) -> list[Send]:
         """Return the request, complete. Raises ``Refusal``."""
-        wanted = submit.sampling
-        composition = self._compositions.resolve(submit)
+        client, submit = asked
+        wanted, model = submit.sampling, prompts.model
+        sampling.check_tokens(wanted, model.vocab_size)
         tenant = self._tenants.of(submit, composition.tenant)
         self._tenants.check_rank(tenant, composition.rank)
-        # An adapter's own tokens, in text or as ids, are nobody else's.
-        vocab_size = self._model.vocab_size + composition.tokens_added
-        sampling.check_tokens(wanted, vocab_size)
-        prompt = self._prompts.encode(submit, vocab_size)
-        lora_start = self._prompts.lora_start(submit, prompt, composition.invocation_tokens)
-        stop_token_ids = sampling.stop_tokens(wanted, self._model.eos_token_ids)
+        lora_start = prompts.lora_start(submit, prompt, composition.invocation_tokens)
+        stop_token_ids = sampling.stop_tokens(wanted, model.eos_token_ids)
         request_id = f"{self._nonce:016x}{self._generated:016x}"
-        return Generate(
+        generate = Generate(
             request_id=request_id,
             client=client,
             label=submit.label,
@@ -321,22 +367,25 @@ class TokenizerManager:
             prompt=prompt,
             adapters=composition.uses,
             salt="",
-            max_tokens=self._prompts.output_tokens_max(wanted, len(prompt)),
+            max_tokens=prompts.output_tokens_max(wanted, len(prompt)),
             choices=wanted.n,
             stop_token_ids=stop_token_ids,
             sampling=sampling.fill(
                 wanted,
-                self._model.defaults,
+                model.defaults,
                 seed=_seed(request_id),
                 stop_token_ids=stop_token_ids,
             ),
-            stop=wanted.stop,
+            stop=sampling.stops(wanted, model.stop),
             include_stop=wanted.include_stop,
             skip_special_tokens=wanted.skip_special_tokens,
             tenant=tenant,
             priority=submit.priority,
             lora_start=lora_start,
+            added_tokens=list(model.added_tokens),
         )
+        self._generated += 1
+        return [Send(self._door, generate)]
 
 
 def _seed(request_id: str) -> int:

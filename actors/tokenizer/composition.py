@@ -25,7 +25,7 @@ class Composition(NamedTuple):
     uses: list[AdapterUse]  # by digest, ascending
     invocation_tokens: list[int]  # from whose last occurrence on they act; none: from the start
     rank: int  # the largest of theirs; 0 for the base
-    tokens_added: int  # that the adapter knows beyond the base's
+    speaker: AdapterEntry | None  # the one named first: its template and defaults hold
     name: str  # as the client spells it
     tenant: str  # whose share it is if the request does not say: the names, whatever their scales
 
@@ -103,7 +103,7 @@ class Compositions:
                 for digest, (lora, _) in sorted(used.items())
             ],
             invocation_tokens=invocations[0] if invocations else [],
-            tokens_added=sum(entry.tokens_added for _, entry in used.values()),
+            speaker=next((entry for _, entry in used.values()), None),
             rank=max((entry.rank for _, entry in used.values()), default=0),
             name=name if submit.lora is None else spell(asked) or name,
             tenant=_PLUS.join(sorted(lora.name for lora, _ in used.values())) or self._base_name,

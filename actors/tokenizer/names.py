@@ -33,6 +33,10 @@ class Names:
         """Whether a name is an adapter's, even one that cannot be used."""
         return name in self._adapters
 
+    def is_current(self, entry: AdapterEntry) -> bool:
+        """Whether a name still means what this entry says."""
+        return self._adapters.get(entry.name) is entry
+
     def adapter(self, name: str, param: str) -> AdapterEntry:
         """Return an adapter that has been read. Raises ``Refusal`` about the field ``param``."""
         adapter = self._adapters.get(name)
@@ -56,6 +60,7 @@ class Names:
                     rank=adapter.rank or None,
                     created_s=adapter.created_s,
                     max_model_len=self._base.max_model_len,
+                    defaults=adapter.defaults.summary if adapter.defaults else None,
                 )
                 for adapter in self._adapters.values()
                 if adapter.refused is None

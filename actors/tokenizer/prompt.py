@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from weft.actors.tokenizer.chat import ChatEncoder
+from weft.actors.tokenizer.guarded import GuardedTokenizer
 from weft.actors.tokenizer.refusal import Refusal, need
+from weft.actors.tokenizer.rendering import Job
 from weft.actors.tokenizer.text_model import TextModel
 from weft.runtime.messages import Sampling, Submit
 
@@ -13,11 +15,12 @@ CHARACTERS_PER_TOKEN_MAX = 16
 
 
 class PromptEncoder:
-    """Messages, text or token ids to token ids within the model's context."""
+    """Messages, text or token ids to token ids within the context of a model, or of an adapter."""
 
-    def __init__(self, model: TextModel) -> None:
-        self._model = model
-        self._chat = ChatEncoder(model)
+    def __init__(self, model: TextModel, tokenizer: GuardedTokenizer) -> None:
+        self.model = model
+        self._tokenizer = tokenizer
+        self._chat = ChatEncoder(model, tokenizer)
 
     def check_size(self, submit: Submit) -> None:
         """Raise ``Refusal`` for a prompt that cannot fit, or that is none. Cheap."""
@@ -37,25 +40,36 @@ class PromptEncoder:
         elif submit.prompt is not None:
             self._check_tokens("prompt", len(submit.prompt))
 
-    def encode(self, submit: Submit, vocab_size: int) -> list[int]:
-        """Return the prompt's token ids, at least one, all below ``vocab_size``.
+    def job(self, submit: Submit) -> Job | None:
+        """Return what has to be rendered elsewhere before ``encode``, if so. Raises ``Refusal``."""
+        if submit.messages is None or self.model.render is not None or self.model.template is None:
+            return None
+        chat = self._chat.guarded(submit.messages)
+        return Job(self.model.template, self.model.special_tokens, chat)
 
-        Raises ``Refusal``.
+    def encode(self, submit: Submit, rendered: str | None = None) -> list[int]:
+        """Return the prompt's token ids, at least one. Raises ``Refusal``.
+
+        ``rendered`` is the text that the request's ``job`` came to, if it has one.
         """
-        if submit.messages is not None:
-            ids = self._chat.encode_chat(submit.messages)
+        if rendered is not None:
+            ids = self._tokenizer.encode_rendered(rendered)
+            need(bool(ids), "messages", "the chat template makes nothing of them")
+        elif submit.messages is not None:
+            ids = self._chat.encode(submit.messages)
             need(bool(ids), "messages", "the chat template makes nothing of them")
         elif isinstance(submit.prompt, str):
-            ids = self._chat.encode_text(submit.prompt)
+            ids = self._tokenizer.encode_text(submit.prompt)
             need(bool(ids), "prompt", "it is empty; send some text")
         else:
             ids = submit.prompt or []
             need(bool(ids), "prompt", "it is empty; send at least one token")
+        limit = self.model.vocab_size
         low, high = min(ids), max(ids)
         need(
-            low >= 0 and high < vocab_size,
+            low >= 0 and high < limit,
             "prompt" if submit.messages is None else "messages",
-            f"{low if low < 0 else high} is no token of the model; ids are 0 .. {vocab_size - 1}",
+            f"{low if low < 0 else high} is no token of the model; ids are 0 .. {limit - 1}",
         )
         return ids
 
@@ -71,7 +85,7 @@ class PromptEncoder:
         for start in range(len(ids) - count, -1, -1):
             if ids[start] == first and ids[start : start + count] == invocation_tokens:
                 return start
-        text = self._model.backend.decode(invocation_tokens, skip_special_tokens=False)
+        text = self.model.backend.decode(invocation_tokens, skip_special_tokens=False)
         param = "prompt" if submit.messages is None else "messages"
         raise Refusal(
             "invocation_missing",
@@ -82,7 +96,7 @@ class PromptEncoder:
 
     def output_tokens_max(self, wanted: Sampling, prompt_tokens: int) -> int:
         """Return how many tokens to generate. Raises ``Refusal`` if the context is too small."""
-        context = self._model.max_model_len
+        context = self.model.max_model_len
         room = context - prompt_tokens
         output_tokens = max(wanted.max_tokens or 1, wanted.min_tokens)
         if output_tokens > room:
@@ -93,10 +107,12 @@ class PromptEncoder:
                 f"shorten the prompt or lower max_tokens",
                 "messages" if wanted.max_tokens is None else "max_tokens",
             )
+        if wanted.max_tokens is None and self.model.defaults.max_tokens is not None:
+            return min(room, max(self.model.defaults.max_tokens, wanted.min_tokens))
         return wanted.max_tokens or room
 
     def _check_characters(self, param: str, characters: int) -> None:
-        context = self._model.max_model_len
+        context = self.model.max_model_len
         limit = context * CHARACTERS_PER_TOKEN_MAX
         if characters > limit:
             raise Refusal(
@@ -107,7 +123,7 @@ class PromptEncoder:
             )
 
     def _check_tokens(self, param: str, tokens_min: int) -> None:
-        context = self._model.max_model_len
+        context = self.model.max_model_len
         if tokens_min >= context:
             raise Refusal(
                 "context_length_exceeded",

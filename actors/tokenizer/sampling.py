@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from weft.actors.tokenizer.generation import GenerationDefaults
 from weft.actors.tokenizer.refusal import need
-from weft.actors.tokenizer.text_model import GenerationDefaults
 from weft.runtime.messages import RowSampling, Sampling
 
 CHOICES_MAX = 128
@@ -18,7 +18,10 @@ REPETITION_PENALTIES = (0.01, 100.0)
 
 
 def check(sampling: Sampling) -> None:
-    """Raise ``Refusal`` for the first value out of its range, naming it."""
+    """Raise ``Refusal`` for the first value out of its range, naming it.
+
+    ``check_tokens`` says the same of token ids, for which the model or adapter must be known.
+    """
     need(
         sampling.max_tokens is None or sampling.max_tokens >= 1,
         "max_tokens",
@@ -74,6 +77,14 @@ def stop_tokens(sampling: Sampling, eos_token_ids: tuple[int, ...]) -> list[int]
     return sorted({*eos, *sampling.stop_token_ids})
 
 
+def stops(sampling: Sampling, own: tuple[str, ...]) -> list[str]:
+    """Return the strings that end a sequence: the request's, and the adapter's own.
+
+    Those are as much the end of its answer as its end-of-sequence tokens, and ignored with them.
+    """
+    return list(dict.fromkeys([*sampling.stop, *(() if sampling.ignore_eos else own)]))
+
+
 def fill(
     sampling: Sampling, defaults: GenerationDefaults, *, seed: int, stop_token_ids: list[int]
 ) -> RowSampling:
@@ -88,8 +99,8 @@ def fill(
         top_k=max(0, defaults.top_k if sampling.top_k is None else sampling.top_k),
         min_p=given(sampling.min_p, defaults.min_p),
         seed=seed if sampling.seed is None else sampling.seed % 2**63,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=given(sampling.presence_penalty, defaults.presence_penalty),
+        frequency_penalty=given(sampling.frequency_penalty, defaults.frequency_penalty),
         repetition_penalty=given(sampling.repetition_penalty, defaults.repetition_penalty),
         logit_bias=sampling.logit_bias,
         logprobs=sampling.logprobs,

@@ -13,33 +13,31 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer
 
+from weft.actors.chat_templates import Chat
+from weft.actors.tokenizer.generation import GenerationConfig, GenerationDefaults, parse
 from weft.runtime.config import Config, ConfigError
-
-# A chat, as transformers takes it: one dict for each message, without absent keys.
-Chat = list[dict[str, str]]
-
-
-class GenerationDefaults(msgspec.Struct, frozen=True):
-    """What a request gets that does not say otherwise (generation_config.json, else neutral)."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+from weft.runtime.messages import AddedToken
 
 
 @dataclass(frozen=True)
 class TextModel:
-    """The text side of a model. Loaded once, by the tokenizer and by the detokenizer."""
+    """The text side of a model, or of an adapter of it (``adapter_texts``).
+
+    Loaded once, by the tokenizer and by the detokenizer.
+    """
 
     backend: Tokenizer
     template: str | None  # Jinja; None: the model takes no messages
-    render: Callable[[Chat], str]  # applies the template as transformers does
+    # Applies the template as transformers does. None: it is an adapter's, and rendered elsewhere.
+    render: Callable[[Chat], str] | None
+    special_tokens: dict[str, str]  # eos_token and its like, as a template knows them
     eos_token_ids: tuple[int, ...]
     defaults: GenerationDefaults
     max_model_len: int  # tokens of prompt and output together
     vocab_size: int  # rows of the embedding: every token id is below
+    system_prompt: str | None = None  # of conversations without one
+    stop: tuple[str, ...] = ()  # strings that end an answer, beside a request's
+    added_tokens: tuple[AddedToken, ...] = ()  # that the backend has not, or has otherwise
 
     @staticmethod
     def load(config: Config) -> TextModel:
@@ -47,7 +45,7 @@ class TextModel:
         folder = Path(config.model)
         model = _read_json(folder / "config.json")
         model = model.get("text_config", model)  # of a multimodal model
-        generation = _read_json(folder / "generation_config.json", missing={})
+        generation = _generation(folder)
         tokenizer = _load_tokenizer(folder)
         template = _template(config, tokenizer)
         backend: Tokenizer = tokenizer.backend_tokenizer
@@ -61,14 +59,15 @@ class TextModel:
             )
             return rendered
 
-        eos = [*_ids(generation.get("eos_token_id")), *_ids(model.get("eos_token_id"))]
+        eos = [*(generation.eos_token_ids or ()), *_ids(model.get("eos_token_id"))]
         eos += _ids(tokenizer.eos_token_id)
         return TextModel(
             backend=backend,
             template=template,
             render=render,
+            special_tokens={name: str(token) for name, token in _special_tokens(tokenizer)},
             eos_token_ids=tuple(sorted(set(eos))),
-            defaults=_defaults(generation),
+            defaults=GenerationDefaults().overridden(generation.sampling),
             max_model_len=_max_model_len(config, model),
             vocab_size=int(model.get("vocab_size") or backend.get_vocab_size()),
         )
@@ -101,6 +100,12 @@ def _load_tokenizer(folder: Path) -> Any:
             f"model: the tokenizer in {folder} has no tokenizer.json; save a fast one beside it"
         )
     return tokenizer
+
+
+def _special_tokens(tokenizer: Any) -> list[tuple[str, Any]]:
+    # Lists of further ones have no place in a template.
+    found = tokenizer.special_tokens_map.items()
+    return [(name, token) for name, token in found if not isinstance(token, list)]
 
 
 def _template(config: Config, tokenizer: Any) -> str | None:
@@ -136,17 +141,9 @@ def _ids(value: int | list[int] | None) -> list[int]:
     return [value] if isinstance(value, int) else list(value)
 
 
-def _defaults(generation: dict[str, Any]) -> GenerationDefaults:
-    given = {
-        name: generation[name]
-        for name in GenerationDefaults.__struct_fields__
-        if generation.get(name) is not None
-    }
-    # transformers says "greedy" in this way, vLLM and OpenAI by the temperature.
-    if generation.get("do_sample") is False:
-        given["temperature"] = 0.0
+def _generation(folder: Path) -> GenerationConfig:
     try:
-        return msgspec.convert(given, GenerationDefaults)
+        return parse(_read_json(folder / "generation_config.json", missing={}))
     except msgspec.ValidationError as error:
         raise ConfigError(f"model: generation_config.json: {error}") from None
 

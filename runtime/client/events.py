@@ -100,6 +100,9 @@ class Model(NamedTuple):
     rank: int | None
     created_s: int  # unix time at which it became known
     max_model_len: int
+    # Of an adapter whose folder says how to talk to it: chat_template and system_prompt (bool:
+    # whether it has its own), stop and added_tokens (how many), sampling (a dict).
+    defaults: dict[str, Any] | None = None
 
 
 class Models(NamedTuple):
@@ -128,6 +131,7 @@ class Adapter(NamedTuple):
     hits: Sequence[int] = ()
     queue_s_mean: float | None = None  # from acceptance to the first step
     pinned_on_device: bool = False  # it is to stay on the device as well
+    defaults: dict[str, Any] | None = None  # as a Model's
 
 
 class Changed(NamedTuple):

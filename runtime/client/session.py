@@ -32,6 +32,7 @@ _METRICS_FIELDS = (
     "digest", "names", "requests", "prompt_tokens", "cached_tokens", "output_tokens", "queue_s",
     "queue_s_sum", "first_token_s", "first_token_s_sum", "resident", "hits", "running", "waiting",
 )  # fmt: skip
+_DEFAULTS_FIELDS = ("chat_template", "system_prompt", "stop", "added_tokens", "sampling")
 _TENANT_FIELDS = (
     "tenant", "requests", "rejected", "prompt_tokens", "output_tokens", "queue_s", "queue_s_sum",
     "counter",
@@ -99,6 +100,7 @@ class Request:
         self._wake()
 
 
+Described = TypeVar("Described", Model, Adapter)
 Answer = TypeVar("Answer", Models, Report, Changed)
 
 
@@ -252,13 +254,15 @@ class Session:
         label, models, away = [*fields, None][:3]
         question = self._questions.pop(label, None)
         if question is not None:
-            question.settle(Models([Model(*model) for model in models], away))
+            described = [_with_defaults(Model(*model)) for model in models]
+            question.settle(Models(described, away))
 
     def _changed(self, fields: Fields) -> None:
         label, outcome, adapters = fields
         question = self._questions.pop(label, None)
         if question is not None:
-            question.settle(Changed(outcome, [Adapter(*adapter) for adapter in adapters]))
+            described = [_with_defaults(Adapter(*adapter)) for adapter in adapters]
+            question.settle(Changed(outcome, described))
 
     def _report(self, fields: Fields) -> None:
         label, sections, adapters, tenants, loads = [*fields, [], []][:5]
@@ -299,6 +303,14 @@ class Session:
 def unanswered() -> Disconnected:
     """Return the error of a weft that has taken longer than ``ANSWER_TIMEOUT_S``."""
     return Disconnected(f"weft has not answered in {ANSWER_TIMEOUT_S:.0f} s")
+
+
+def _with_defaults(described: Described) -> Described:
+    """Return a model or an adapter whose defaults, an array on the wire, have their names."""
+    if described.defaults is None:
+        return described
+    named = dict(zip(_DEFAULTS_FIELDS, described.defaults, strict=False))
+    return described._replace(defaults=named)
 
 
 def _fresh(error: Exception) -> Exception:

@@ -68,6 +68,14 @@ def test_what_is_fetched_ahead_takes_half_of_the_bytes():
     host.check()
 
 
+def test_one_by_itself_may_be_fetched_ahead_though_it_takes_all_there_is():
+    host = HostPins(1, 100)
+    fetch(host, "a")
+    assert not host.has_room_ahead
+    assert host.release(set(), 0) == [Release("a")]
+    assert host.has_room_ahead
+
+
 def test_what_is_needed_or_on_its_way_is_not_released(host):
     fetch(host, "a")
     host.want("b")

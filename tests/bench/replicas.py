@@ -9,6 +9,7 @@ from collections import deque
 
 import numpy as np
 
+from tests.actors.scheduler_harness import uses
 from tests.bench.table import markdown
 from tests.sim.fake_engine import FakeEngine
 from weft.actors.router.actor import Router
@@ -18,9 +19,10 @@ from weft.runtime.config import Config
 from weft.runtime.messages import (
     Acquire,
     Acquired,
-    AdapterUse,
+    Away,
     Begin,
     CatalogSeen,
+    DeviceRoom,
     Generate,
     Release,
     RowSampling,
@@ -110,7 +112,7 @@ class Cluster:
                 case Sampled(ends=ends):
                     self.ended += len(ends)
                     self.cached += sum(end.cached_tokens for end in ends)
-                case Release() | Begin() | CatalogSeen():
+                case Release() | Begin() | CatalogSeen() | DeviceRoom() | Away():
                     pass
                 case _ if to not in ("tokenizer", "adapters"):
                     self._say(to, source, message)
@@ -138,9 +140,8 @@ def _chosen(rng, count, mix):
 
 def _request(rng, number, beginning, adapter):
     prompt = beginning + _tokens(rng, rng.randint(*PROMPT_TOKENS))
-    uses = [AdapterUse(adapter, 1.0, adapter)] if adapter else []
     return Generate(
-        f"{number:032x}", "c", str(number), adapter or "base", prompt, uses, "",
+        f"{number:032x}", "c", str(number), adapter or "base", prompt, uses(adapter), "",
         rng.randint(*OUTPUT_TOKENS), 1, [], ANYTHING, tenant="t",
     )  # fmt: skip
 

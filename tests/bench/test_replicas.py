@@ -14,7 +14,7 @@ def loads(cluster):
     "draw", [with_adapters, pytest.param(with_beginnings, marks=pytest.mark.slow)]
 )
 def test_every_method_answers_all_and_the_aware_one_does_less_for_it(draw):
-    requests = draw("Zipf", 1)[:150]
+    requests = draw("Zipf", 1)[:300]
     found = {method: run(2, method, requests) for method in replicas.METHODS}
     others = [found["round_robin"], found["total_tokens"]]
     aware = found["adapter_aware"]

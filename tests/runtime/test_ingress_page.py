@@ -21,6 +21,7 @@ CONTROL = set(typing.get_args(messages.LinkInbox))
 PARTS = {
     messages.ModelEntry,
     messages.AdapterState,
+    messages.DefaultsSummary,
     messages.End,
     messages.TextLogprobs,
     messages.AdapterMetrics,
@@ -31,6 +32,7 @@ MAPS = {
     "Lora": messages.Lora,
     "ChatMessage": messages.ChatMessage,
     "Sampling": messages.Sampling,
+    "SamplingDefaults": messages.SamplingDefaults,
 }
 
 # Values as the page spells them.
@@ -131,6 +133,7 @@ def test_the_client_has_the_protocols_numbers():
     assert list(session._METRICS_FIELDS) == [name for name, _ in fields(messages.AdapterMetrics)]
     assert list(session._LOAD_FIELDS) == [name for name, _ in fields(messages.LoadMetrics)]
     assert list(session._TENANT_FIELDS) == [name for name, _ in fields(messages.TenantMetrics)]
+    assert list(session._DEFAULTS_FIELDS) == [n for n, _ in fields(messages.DefaultsSummary)]
     assert list(events.Model._fields) == list(messages.ModelEntry.__struct_fields__)
     assert list(events.Adapter._fields) == list(messages.AdapterState.__struct_fields__)
     # A Finished is an End whose sequence has become a choice.

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
+from weft.actors.adapters import defaults
 from weft.actors.adapters.actor import AdapterStore
 from weft.actors.adapters.base import BaseShapes
+from weft.actors.adapters.base_text import BaseText
 from weft.actors.adapters.errors import BadAdapter, GivenUp
 from weft.actors.adapters.files import FileError, LocalFiles
 from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Content, Facts, Loaded
@@ -61,6 +63,7 @@ class DirectLoader:
         self._base = base
         self._files = files
         self._folder = folder
+        self._base_text = BaseText(config.model)
         self._tickets = 0
         self._done = []
 
@@ -106,6 +109,8 @@ class DirectLoader:
                 rank_max=config.max_lora_rank,
                 whole_bytes_max=config.whole_modules_bytes_max,
             )
+            rows = base.vocab_size + found.tokens_added
+            said = defaults.read(self._files, source, self._base_text, rows=rows)
             parts = found.file()
             if file is not None:
                 self._files.write(file, parts)
@@ -115,7 +120,7 @@ class DirectLoader:
         size_bytes = sum(len(part) for part in parts)
         facts = Facts(
             found.digest, found.rank, size_bytes, granules, found.tokens_added, found.is_additive,
-            list(found.invocation_tokens),
+            list(found.invocation_tokens), said,
         )  # fmt: skip
         return Content(facts, file, source)
 

@@ -6,6 +6,7 @@ What a request must be answered is computed beside it, from the model's definiti
 from tests.sim.client import ScriptedClient
 from tests.sim.files import BASE, DirectLoader, MemoryFiles, adapter_folder
 from tests.sim.oracle import Oracle
+from tests.sim.renderer import DirectRenderer
 from tests.sim.runner_group import RunnerGroup
 from weft.actors.adapters.actor import AdapterStore
 from weft.actors.detokenizer.actor import Detokenizer
@@ -84,7 +85,10 @@ class Flow:
         self.world = World(seed, topology=self._topology)
         self.clients = {}  # that are there
         self.left = {}  # that have left
-        self.tokenizer = TokenizerManager(self.config, model, nonce=seed, started_s=0)
+        self.renderer = DirectRenderer()
+        self.tokenizer = TokenizerManager(
+            self.config, model, self.renderer, nonce=seed, started_s=0
+        )
         self.schedulers = {
             role: Scheduler(self.config, runners=group, replica=replica_of(role, replicas))
             for role, group in self._topology.groups.items()

@@ -103,8 +103,8 @@ def test_all_queues_full_is_what_a_client_hears_of(model, folder):
     flow.assert_all_are_answered()
     flow.assert_all_is_back()
     sections = flow.sections()
-    assert sections["router"]["rejected_total"] > 10
-    assert sections["router"]["moved_total"] > 10
+    assert sections["router"]["rejected_total"] > 0
+    assert sections["router"]["moved_total"] > 0
 
 
 def test_limits_hold_over_all_replicas_at_every_moment(model, folder):

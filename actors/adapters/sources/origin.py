@@ -7,24 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from weft.actors.adapters import defaults
 from weft.actors.adapters.errors import BadAdapter, Unavailable
 from weft.actors.adapters.peft_config import CONFIG_BYTES_MAX
 from weft.actors.adapters.reading import CONFIG_NAME, PICKLE_NAME, WEIGHTS_NAME
 from weft.runtime.sources import Remote
 
-# What an adapter may bring beside its weights, and how large that may be. Tokenizers of large
-# vocabularies take 33 MB.
-_MIB = 1024 * 1024
-_BESIDE = {
-    "weft.json": _MIB,
-    "chat_template.jinja": _MIB,
-    "generation_config.json": _MIB,
-    "added_tokens.json": 4 * _MIB,
-    "tokenizer_config.json": 16 * _MIB,
-    "tokenizer.json": 64 * _MIB,
-}
-
-_HASH_CHUNK_BYTES = _MIB
+_HASH_CHUNK_BYTES = 1024 * 1024
 
 
 class File(NamedTuple):
@@ -57,7 +46,7 @@ class Origin(Protocol):
 
 def limits(weights_bytes_max: int) -> dict[str, int]:
     """Return the files that are taken, and how many bytes each may have."""
-    return {CONFIG_NAME: CONFIG_BYTES_MAX, WEIGHTS_NAME: weights_bytes_max, **_BESIDE}
+    return {CONFIG_NAME: CONFIG_BYTES_MAX, WEIGHTS_NAME: weights_bytes_max, **defaults.FILES}
 
 
 def needed(

@@ -30,6 +30,8 @@ def test_whatever_changes_the_result_changes_the_digest():
         folder({"lora_alpha": 9}),
         folder({"use_rslora": True}),
         folder({"alpha_pattern": {"q_proj": 9}}),
+        folder({"alora_invocation_tokens": [5, 6]}),
+        folder({"alora_invocation_tokens": [6, 5]}),
         folder(weights=float16),
         folder(weights=tensors(seed=1)),
         folder(weights=fewer),

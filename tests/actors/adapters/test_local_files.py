@@ -17,7 +17,7 @@ def test_a_file_is_read_whole(tmp_path):
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
     (tmp_path / "a").write_bytes(b"content")
-    with pytest.raises(FileError, match="7 bytes, more than any adapter"):
+    with pytest.raises(FileError, match="7 bytes, more than such a file"):
         FILES.read(str(tmp_path), "a", bytes_max=6)
 
 

@@ -325,3 +325,13 @@ def test_a_base_that_cannot_be_compared_is_told_of(tmp_path, spoil):
         path.write_bytes(content)
     with pytest.raises(BadAdapter, match=r"the base's weights cannot be compared with it: .*"):
         build(shapes(tmp_path), {f"{HEAD}.weight": changed(1, 0)}, modules_to_save=["lm_head"])
+
+
+def test_what_an_invocation_cannot_hold_back_is_refused_beside_one(base):
+    targets = {"target_modules": [*TARGETS, "embed_tokens", "lm_head"]}
+    invoked = {"alora_invocation_tokens": [5]}
+    copies = {f"{EMBEDDING}.base_layer.weight": matrix(0), f"{HEAD}.base_layer.weight": matrix(1)}
+    with pytest.raises(BadAdapter, match="alora_invocation_tokens: what changes embed_tokens"):
+        build(base, lora(EMBEDDING) | lora(HEAD) | copies, **targets, **invoked)
+    head = {"target_modules": [*TARGETS, "lm_head"]}
+    assert build(base, lora(HEAD), **head, **invoked).invocation_tokens == (5,)

@@ -138,6 +138,15 @@ def test_a_field_without_effect_is_no_reason_to_refuse(field):
         ({"layers_to_transform": 0, "layers_pattern": ["x"] * 33}, "layers_pattern: 33 entries"),
         ({"layers_to_transform": [0.5]}, "layers_to_transform"),
         ({"use_dora": True, "lora_bias": True}, "lora_bias: .*together with use_dora"),
+        (
+            {"alora_invocation_tokens": [5], "use_dora": True},
+            "alora_invocation_tokens: .*together with use_dora",
+        ),
+        ({"alora_invocation_tokens": [-5]}, "alora_invocation_tokens: -5 is no token id"),
+        (
+            {"alora_invocation_tokens": [5] * 257},
+            "alora_invocation_tokens: 257 tokens; at most 256",
+        ),
         ({"exclude_modules": "("}, "exclude_modules: .*no regular expression"),
     ],
 )

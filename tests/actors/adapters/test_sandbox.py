@@ -44,7 +44,7 @@ def test_a_child_makes_of_a_folder_what_this_process_makes_of_it(loader, tmp_pat
     content = taken(result)
     assert content == b"".join(expected.file())
     granules = expected.granules(BASE, BASE.shards(1))
-    facts = (expected.digest, expected.rank, len(content), granules, 0, True, [])
+    facts = (expected.digest, expected.rank, len(content), granules, 0, True, [], None)
     assert msgspec.structs.astuple(result.facts) == facts
 
 

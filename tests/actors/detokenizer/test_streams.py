@@ -2,10 +2,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
+from transformers import AddedToken as HfToken
+from transformers import AutoTokenizer
 
 from tests.actors.made_tokenizers import TEXTS
+from weft.actors.detokenizer.vocabularies import Vocabularies
 from weft.actors.detokenizer.vocabulary import BYTE_RUN_MAX, REPLACEMENT, Vocabulary
 from weft.runtime.config import ConfigError
+from weft.runtime.messages import AddedToken
 
 STREAMED = ("byte_level", "metaspace", "legacy")
 
@@ -40,6 +44,51 @@ def test_a_stream_of_any_ids_equals_the_full_decode(backends, vocabularies, kind
 
     expected = backends[kind].decode(ids, skip_special_tokens=skip)
     assert streamed(vocabularies[kind], ids, skip=skip) == expected
+
+
+@pytest.fixture(scope="module")
+def extended(model_folder, vocabularies):
+    """Tokenizers with an adapter's tokens, and the vocabularies that know of them."""
+    found = {}
+    for kind in STREAMED:
+        tokenizer = AutoTokenizer.from_pretrained(model_folder(kind))
+        first = len(tokenizer)
+        tokenizer.add_tokens([HfToken("<think>", normalized=False), HfToken(" wide ▁é ")])
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
+        end = tokenizer.convert_tokens_to_ids("a")
+        tokenizer.add_special_tokens({"sep_token": "a"})  # of the ordinary vocabulary
+        own = [
+            AddedToken(first, "<think>"),
+            AddedToken(first + 1, " wide ▁é ", normalized=True),
+            AddedToken(first + 2, "<|tool|>", special=True),
+            AddedToken(end, "a", special=True),
+        ]
+        found[kind] = tokenizer, Vocabularies(vocabularies[kind]).of(own)
+    return found
+
+
+@pytest.mark.parametrize("kind", STREAMED)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_stream_with_added_tokens_equals_the_full_decode(extended, kind, data):
+    tokenizer, vocabulary = extended[kind]
+    size = len(tokenizer)
+    special = tokenizer.convert_tokens_to_ids("a")
+    tokens = st.one_of(st.integers(0, size + 3), st.integers(size - 5, size), st.just(special))
+    ids = data.draw(st.lists(tokens, max_size=12))
+    skip = data.draw(st.booleans())
+    expected = tokenizer.decode(ids, skip_special_tokens=skip)
+    assert streamed(vocabulary, ids, skip=skip) == expected
+
+
+def test_added_tokens_are_known_to_their_adapter_alone(vocabularies, extended):
+    tokenizer, vocabulary = extended["byte_level"]
+    first = len(tokenizer) - 3
+    assert vocabulary.bytes_of(first) == b"<think>"
+    assert vocabularies["byte_level"].bytes_of(first) == b""
+    token = tokenizer.convert_tokens_to_ids("a")
+    assert streamed(vocabularies["byte_level"], [token]) == "a"
+    assert streamed(vocabulary, [token]) == ""
 
 
 @pytest.mark.parametrize("kind", STREAMED)

@@ -6,7 +6,7 @@ from weft.actors.tokenizer.composition import Compositions
 from weft.actors.tokenizer.names import Names
 from weft.actors.tokenizer.refusal import Refusal
 from weft.runtime.config import Config
-from weft.runtime.messages import AdapterEntry, Lora, ModelEntry, Submit
+from weft.runtime.messages import AdapterEntry, AdapterUse, Lora, ModelEntry, Submit
 
 ENTRIES = [
     AdapterEntry("sql", "/sql", "d3", 8, 5),
@@ -16,6 +16,7 @@ ENTRIES = [
     AdapterEntry("sql+math", "/both", "d4", 64, 5),
     AdapterEntry("v:0.5", "/v", "d5", 8, 5),
     AdapterEntry("dora", "/dora", "d6", 8, 5, is_additive=False),
+    AdapterEntry("act", "/act", "d7", 8, 5, invocation_tokens=[7, 8]),
     AdapterEntry("bad", "/bad", "", 0, 5, "use_qalora: True is not supported"),
     AdapterEntry("cold", "/cold", "", 0, 5),
     AdapterEntry("colder", "/colder", "", 0, 5),
@@ -103,6 +104,7 @@ def test_a_list_names_adapters_with_any_characters(compositions):
         ({"lora": [("sql", -1001.0)]}, "invalid_value", "lora", "within 1000 of 0"),
         ({"model": "sql:1001"}, "invalid_value", "model", "within 1000 of 0"),
         ({"model": "dora+sql"}, "invalid_value", "model", "'dora' rescales or replaces"),
+        ({"model": "act+sql"}, "invalid_value", "model", "'act' acts from its invocation on"),
         ({"lora": [("dora", 0.5)]}, "invalid_value", "lora", "'dora' rescales or replaces"),
     ],
     ids=str,
@@ -136,3 +138,10 @@ def test_a_composition_knows_its_largest_rank_and_whose_share_it_is(compositions
     assert (other.rank, other.name, other.tenant) == (16, "formal+sql:0.25+math:0", "formal+sql")
     base = compositions.resolve(submit())
     assert (base.rank, base.name, base.tenant) == (0, "base", "base")
+
+
+def test_an_activated_adapter_is_used_alone_with_any_scale(compositions):
+    one = compositions.resolve(submit("act:0.5"))
+    assert (one.uses, one.invocation_tokens) == ([AdapterUse("d7", 0.5, "act")], [7, 8])
+    left_out = compositions.resolve(submit("act:0+sql"))
+    assert ([use.digest for use in left_out.uses], left_out.invocation_tokens) == (["d3"], [])

@@ -3,6 +3,7 @@ import dataclasses
 import msgspec
 import pytest
 
+from tests.sim.renderer import DirectRenderer
 from weft.actors.tokenizer import replies
 from weft.actors.tokenizer.actor import LABEL_CHARACTERS_MAX, SUBMITS_PER_TURN_MAX, TokenizerManager
 from weft.actors.tokenizer.prompt import CHARACTERS_PER_TOKEN_MAX
@@ -36,12 +37,17 @@ CATALOG = Catalog(
 )
 
 
+def manager(model, renderer, *, nonce=NONCE, **options):
+    config = Config(model="/models/base", **options)
+    return TokenizerManager(config, model, renderer, nonce=nonce, started_s=5)
+
+
 class Desk:
     """A tokenizer manager whose catalog has arrived, with room on every link."""
 
     def __init__(self, model, *, queue=16, **options):
-        config = Config(model="/models/base", max_queued_requests=queue, **options)
-        self.actor = TokenizerManager(config, model, nonce=NONCE, started_s=5)
+        self.renderer = DirectRenderer()
+        self.actor = manager(model, self.renderer, max_queued_requests=queue, **options)
         self.room = {"scheduler": 100, "adapters": 10, "ann": 100, "bob": 100}
         self.hear(CATALOG, source="adapters")
         assert self.advance() == [Send("scheduler", CatalogSeen(1))]
@@ -107,6 +113,33 @@ def test_an_adapters_name_becomes_its_digest(desk):
     generate = desk.answer(model="sql")
     assert (generate.adapters, generate.model) == ([AdapterUse("d1", 1.0, "sql")], "sql")
     assert desk.answer(model="base").adapters == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "start"),
+    [([7, 8, 1], 0), ([1, 7, 8], 1), ([7, 8, 7, 8, 9, 7], 2), ([7, 7, 8, 8], 1), ([7, 8], 0)],
+)
+def test_an_activated_adapter_begins_where_the_prompt_has_its_invocation_last(desk, prompt, start):
+    entry = AdapterEntry("act", "/adapters/act", "d9", 8, 5, invocation_tokens=[7, 8])
+    desk.hear(Catalog([entry], [], 2), source="adapters")
+    desk.advance()
+    generate = desk.answer(prompt, model="act")
+    assert (generate.lora_start, generate.prompt) == (start, prompt)
+    assert desk.answer(prompt, model="sql").lora_start == 0
+
+
+@pytest.mark.parametrize("prompt", [[8, 7], [7, 1, 8], [7], "Hello"])
+def test_an_activated_adapter_that_is_not_invoked_is_refused_with_the_words_to_do_it(
+    desk, model, prompt
+):
+    entry = AdapterEntry("act", "/adapters/act", "d9", 8, 5, invocation_tokens=[7, 8])
+    desk.hear(Catalog([entry], [], 2), source="adapters")
+    desk.advance()
+    refused = desk.refusal(prompt, model="act")
+    assert (refused.code, refused.param) == ("invocation_missing", "prompt")
+    assert repr(model.backend.decode([7, 8])) in refused.message
+    messages = [ChatMessage(role="user", content="Hi")]
+    assert desk.refusal(None, messages=messages, model="act").param == "messages"
 
 
 def test_an_unknown_model_is_not_found(desk):
@@ -242,7 +275,7 @@ def test_seeds_are_the_clients_or_drawn_one_for_each_request(desk):
 
 def test_two_lives_draw_different_seeds_and_ids(model):
     one, two = Desk(model), Desk(model)
-    two.actor = TokenizerManager(Config(model="/models/base"), model, nonce=1, started_s=5)
+    two.actor = manager(model, DirectRenderer(), nonce=1)
     two.hear(CATALOG)
     two.advance()
     a, b = one.answer(), two.answer()
@@ -252,7 +285,7 @@ def test_two_lives_draw_different_seeds_and_ids(model):
 
 def test_requests_wait_for_the_catalog(model):
     desk = Desk(model)
-    desk.actor = TokenizerManager(Config(model="/models/base"), model, nonce=1, started_s=5)
+    desk.actor = manager(model, DirectRenderer(), nonce=1)
     desk.submit(model="sql")
     assert desk.advance() == []
     desk.hear(CATALOG, source="adapters")
