@@ -319,7 +319,7 @@ class TokenizerManager:
                 self._park(asked, name)
                 return []
             composition = self._compositions.resolve(submit)
-            entry = composition.speaker
+            entry = composition.first
             prompts = self._texts.of(entry)
             if prepared is not None and prepared.entry is entry:
                 prompt = prompts.encode(submit, prepared.text())

@@ -61,8 +61,10 @@ def _remember(monkeypatch, *, keeps_adapters):
         for sequence in self._requests.sequences:
             composer._release(sequence)
         if keeps_adapters:
-            for _, adapter in list(composer.cache._roots):
+            for adapter in list(composer.cache._branches):
                 composer.cache.drop(adapter)
+            for node in reversed(list(composer.cache._nodes())):  # the base's
+                composer.pages.evict(node)
         else:
             for digest in list(composer.slots.resident):
                 composer.slots.drop(digest)

@@ -49,7 +49,7 @@ def test_answers_are_those_of_a_world_in_which_nobody_dies_in_many_worlds(seed, 
 def test_the_drawn_worlds_lose_runners_in_the_middle_of_work(model, folder):
     """Or the tests above would show less than they seem to."""
     lost = fenced = resumed = 0
-    for seed in range(20):
+    for seed in range(30):
         flow = play(seed, model, folder)
         while not flow._is_over():
             flow.wait(lambda flow=flow: flow.scheduler._composer is None or flow._is_over())
@@ -58,8 +58,8 @@ def test_the_drawn_worlds_lose_runners_in_the_middle_of_work(model, folder):
         lost += flow.scheduler._lives_lost
         for role in flow.schedulers:
             fenced += flow._mailboxes[role].endpoint.faults["unopened"]
-    assert lost > 20
-    assert resumed > 10
+    assert lost > 15
+    assert resumed > 8
     assert fenced > 0  # frames of a former life, after the next one's first
 
 
