@@ -76,12 +76,12 @@ def test_a_tag_a_pull_request_and_a_folder_of_a_repository_are_found(hub, source
 
 
 def test_small_files_beside_the_weights_come_along(hub, sourced, tmp_path):
-    hub.push("org/a", {**adapter(1), "chat_template.jinja": b"{{ x }}", "tokenizer.json": b"{}"})
+    hub.push("org/a", {**adapter(1), "chat_template.jinja": b"{{ x }}", "added_tokens.json": b"{}"})
     sourced.load("hf://org/a")
     [key] = entries(tmp_path)
     names = {path.name for path in (tmp_path / "cache" / "entries" / key).iterdir()}
     assert names == {
-        CONFIG, LARGE, "chat_template.jinja", "tokenizer.json", "entry.json", "digest",
+        CONFIG, LARGE, "chat_template.jinja", "added_tokens.json", "entry.json", "digest",
     }  # fmt: skip
 
 
@@ -385,7 +385,7 @@ def test_what_was_evicted_is_downloaded_again(hub, sourced, tmp_path):
 
 def test_the_cache_stays_within_its_bound(hub, again, tmp_path):
     sourced = again(adapter_cache_mib=1)
-    padding = {"tokenizer.json": bytes(400_000)}
+    padding = {"tokenizer_config.json": b"{}" + b" " * 400_000}
     for seed in range(5):
         hub.push(f"org/{seed}", {**adapter(seed), **padding})
         assert sourced.load(f"hf://org/{seed}").digest == digest(seed)
