@@ -126,7 +126,7 @@ def inspections_go_with_their_runners(monkeypatch):
     lose = Scheduler._lose_runners
 
     def forgetful(self):
-        self._visiting.clear()
+        self._visits.end()
         return lose(self)
 
     monkeypatch.setattr(Scheduler, "_lose_runners", forgetful)
