@@ -58,8 +58,8 @@ class BaseText:
     def added_tokens(self, files: TokenizerFiles, rows: int) -> list[AddedToken]:
         """Return an adapter's tokens that the base has not, or has otherwise, by id.
 
-        ``rows`` is how many tokens the adapter's embedding has. Raises ``BadAdapter`` if a text
-        without such tokens would have other ids than in the base.
+        ``rows`` is how many tokens the adapter's embedding has. Raises ``BadAdapter`` if ids mean
+        other tokens than in the base.
         """
         if files.raw is not None and files.raw != self._files.raw:
             self._check_vocabulary(files)
@@ -128,12 +128,8 @@ class BaseText:
                 f"{TOKENIZER_NAME}: model: its ordinary vocabulary is not the base's; was the "
                 f"adapter trained for another base? If not, save the tokenizer again, {_REMOVE}"
             )
-        for name, step in theirs.steps.items():
-            if step != self._ordinary.steps[name]:
-                raise BadAdapter(
-                    f"{TOKENIZER_NAME}: {name}: it is not the base's, so that the same text would "
-                    f"have other tokens; save the tokenizer again, {_REMOVE}"
-                )
+        # How text is cut before, its normalizer and pre_tokenizer, is not compared: transformers
+        # itself saves other ones than it has read, by its version and the base's model_type.
         if len(self._alike) == _ALIKE_MAX:
             self._alike.clear()
         self._alike[digest] = True

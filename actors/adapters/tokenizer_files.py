@@ -7,7 +7,6 @@ tokenizer_config.json; older versions list added tokens there too, or in added_t
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -33,12 +32,6 @@ SPECIAL_NAMES = (
 )  # fmt: skip
 CONTENT_CHARACTERS_MAX = 256
 
-# Steps before the vocabulary is looked up: with others, the same text has other ids.
-_STEPS = ("normalizer", "pre_tokenizer")
-
-# Where a token was in the text: of no influence on its id.
-_OFFSETS = frozenset({"trim_offsets"})
-
 _FLAGS = AddedToken.__struct_fields__[2:]
 
 # Returns a file's content, None if there is none. May raise ``FileError`` or ``BadAdapter``.
@@ -46,7 +39,7 @@ Read = Callable[[str], bytes | None]
 
 
 class Vocabulary:
-    """The ordinary vocabulary of a tokenizer.json, and what is done to text before."""
+    """The ordinary vocabulary of a tokenizer.json."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         """``values`` is the file's object. Raises ``BadAdapter``."""
@@ -65,7 +58,6 @@ class Vocabulary:
         rest = {key: value for key, value in model.items() if value and key != "merges"}
         rest["vocab"] = sorted(vocabulary.items()) if isinstance(vocabulary, dict) else vocabulary
         self.digest = hashlib.sha256(msgspec.json.encode([joined, sorted(rest.items())])).digest()
-        self.steps = {name: json.dumps(_plain(values.get(name)), sort_keys=True) for name in _STEPS}
 
     @cached_property
     def contents(self) -> dict[int, str]:
@@ -214,14 +206,3 @@ def _expect(value: object, kind: Any, file: str, field: str) -> Any:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise BadAdapter(f"{file}: {field}: {error}; save the tokenizer again") from None
-
-
-def _plain(step: Any) -> Any:
-    """Return a step without what is spelled in several ways and means nothing."""
-    if not isinstance(step, dict):
-        return step
-    if step.get("type") != "Sequence":
-        return {name: value for name, value in step.items() if name not in _OFFSETS}
-    inner = step.get("normalizers") or step.get("pretokenizers") or []
-    steps = [_plain(one) for one in inner] if isinstance(inner, list) else [inner]
-    return steps[0] if len(steps) == 1 else (steps or None)

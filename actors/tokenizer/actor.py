@@ -157,7 +157,7 @@ class TokenizerManager:
                 if len(sends) == room:
                     break
                 if (prepared := self._apart.take()) is not None:
-                    sends += self._finish(prepared)
+                    sends += self._answer(prepared.asked, prepared)
                 elif self._inbox:
                     sends += self._answer(self._inbox.popleft())
         for _ in range(min(len(self._requests), turn.room("adapters"))):
@@ -308,39 +308,29 @@ class TokenizerManager:
         self._refused += 1
         self._replies.put(client, refused)
 
-    def _answer(self, asked: Asked) -> list[Send]:
-        """Resolve a request, and encode it unless it has to be read or rendered for first."""
+    def _answer(self, asked: Asked, prepared: Prepared | None = None) -> list[Send]:
+        """Resolve a request, and encode it unless it has to be read or rendered for first.
+
+        ``prepared`` is what has been rendered for it; in vain, if its names mean something else.
+        """
         client, submit = asked
         try:
             if (name := self._compositions.unread(submit)) is not None:
                 self._park(asked, name)
                 return []
             composition = self._compositions.resolve(submit)
-            prompts = self._texts.of(composition.speaker)
-            job = prompts.job(submit)
-            if job is None:
-                return self._generate(asked, composition, prompts, prompts.encode(submit))
+            entry = composition.first
+            prompts = self._texts.of(entry)
+            if prepared is not None and prepared.entry is entry:
+                prompt = prompts.encode(submit, prepared.text())
+            elif entry is not None and (job := prompts.job(submit)) is not None:
+                self._apart.begin(asked, entry, job)
+                return []
+            else:
+                prompt = prompts.encode(submit)
+            return [Send(self._door, self._generate(asked, composition, prompts, prompt))]
         except Refusal as refusal:
             self._refuse(client, refusal.refused(submit.label))
-            return []
-        assert composition.speaker is not None, "the base's own template is rendered here"
-        self._apart.begin(asked, composition.speaker, job)
-        return []
-
-    def _finish(self, prepared: Prepared) -> list[Send]:
-        """Encode a request whose chat has been rendered, if its name means what it meant then."""
-        asked, entry, _ = prepared
-        if not self._names.is_current(entry):
-            return self._answer(asked)
-        try:
-            if self._compositions.unread(asked.submit) is not None:
-                return self._answer(asked)
-            composition = self._compositions.resolve(asked.submit)
-            prompts = self._texts.of(entry)
-            prompt = prompts.encode(asked.submit, prepared.text())
-            return self._generate(asked, composition, prompts, prompt)
-        except Refusal as refusal:
-            self._refuse(asked.client, refusal.refused(asked.submit.label))
             return []
 
     def _generate(
@@ -349,7 +339,7 @@ class TokenizerManager:
         composition: Composition,
         prompts: PromptEncoder,
         prompt: list[int],
-    ) -> list[Send]:
+    ) -> Generate:
         """Return the request, complete. Raises ``Refusal``."""
         client, submit = asked
         wanted, model = submit.sampling, prompts.model
@@ -385,7 +375,7 @@ class TokenizerManager:
             added_tokens=list(model.added_tokens),
         )
         self._generated += 1
-        return [Send(self._door, generate)]
+        return generate
 
 
 def _seed(request_id: str) -> int:

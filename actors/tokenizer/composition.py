@@ -23,9 +23,9 @@ class Composition(NamedTuple):
     """What a request's adapters are."""
 
     uses: list[AdapterUse]  # by digest, ascending
+    first: AdapterEntry | None  # that is named: its folder says how to talk to them; None: the base
     invocation_tokens: list[int]  # from whose last occurrence on they act; none: from the start
     rank: int  # the largest of theirs; 0 for the base
-    speaker: AdapterEntry | None  # the one named first: its template and defaults hold
     name: str  # as the client spells it
     tenant: str  # whose share it is if the request does not say: the names, whatever their scales
 
@@ -95,6 +95,7 @@ class Compositions:
                 param,
                 f"{_shown(lora)} acts from its invocation on, and others at once; use it alone",
             )
+        first = next((entry for _, entry in used.values()), None)
         invocations = [entry.invocation_tokens for _, entry in used.values()]
         name = submit.model or self._base_name
         return Composition(
@@ -102,8 +103,8 @@ class Compositions:
                 AdapterUse(digest, lora.scale, lora.name)
                 for digest, (lora, _) in sorted(used.items())
             ],
+            first=first,
             invocation_tokens=invocations[0] if invocations else [],
-            speaker=next((entry for _, entry in used.values()), None),
             rank=max((entry.rank for _, entry in used.values()), default=0),
             name=name if submit.lora is None else spell(asked) or name,
             tenant=_PLUS.join(sorted(lora.name for lora, _ in used.values())) or self._base_name,

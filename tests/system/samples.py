@@ -9,6 +9,7 @@ from weft.runtime.messages import (
     Acquired,
     AcquireFailed,
     AdapterAnswer,
+    AdapterDefaults,
     AdapterEntry,
     AdapterLoad,
     AdapterMetrics,
@@ -16,6 +17,7 @@ from weft.runtime.messages import (
     AdapterRequest,
     AdapterState,
     AdapterUse,
+    AddedToken,
     Begin,
     Cancel,
     Catalog,
@@ -52,6 +54,7 @@ from weft.runtime.messages import (
     RunnerReady,
     Sampled,
     Sampling,
+    SamplingDefaults,
     Step,
     StepDone,
     StopFound,
@@ -76,6 +79,15 @@ USE = AdapterUse(DIGEST, 0.5, "sql")
 GENERATE = Generate(
     REQUEST, "client.x", "label", "sql", [5, 6, 7], [USE], "", 16, 2, [2], SAMPLING, [";"]
 )
+SAID = AdapterDefaults(
+    chat_template="{{ messages }}",
+    system_prompt="Be brief.",
+    stop=[";"],
+    sampling=SamplingDefaults(temperature=0.5),
+    eos_token_ids=[2],
+    special_tokens={"eos_token": "<|im_end|>"},
+    added_tokens=[AddedToken(2048, "<tool>", special=True)],
+)
 STATE = AdapterState("sql", 7, DIGEST, "/a", 16, 1000, "host", True, 1, 9, 1)
 ANSWER = AdapterAnswer("j", "listed", [STATE])
 MESSAGES = [
@@ -88,7 +100,12 @@ MESSAGES = [
     Inspect("e"),
     REFUSED,
     Models("d", [ModelEntry("base", "/m", None, None, None, 1, 64)]),
-    Catalog([AdapterEntry("sql", "/a", DIGEST, 16, 1), AdapterEntry("bad", "/b", "", 0, 1, "no")]),
+    Catalog(
+        [
+            AdapterEntry("sql", "/a", DIGEST, 16, 1, defaults=SAID),
+            AdapterEntry("bad", "/b", "", 0, 1, "no"),
+        ]
+    ),
     LoadAdapter("f", "sql", "/adapters/sql", replace=True, pinned=True),
     UnloadAdapter("g", "sql"),
     PinAdapter("h", "sql", pinned=False),
@@ -120,7 +137,7 @@ MESSAGES = [
     ),
     RunnerReady(0, 100, 16, 8, 16),
     StepDone(7, [5, 6], [1], [TokenLogprobs(0, -0.5, [5, 6], [-0.5, -1.5])], 900),
-    Begin(3, 2, REQUEST, "client.x", "a", "sql", 3, [";"], False, True),
+    Begin(3, 2, REQUEST, "client.x", "a", "sql", 3, [";"], False, True, SAID.added_tokens),
     Sampled([3, 4], [5, 6], [END], [TokenLogprobs(0, -0.5, [5], [-0.5])]),
     StopFound(3, 5),
     ClientGone("client.x"),

@@ -7,7 +7,8 @@ import httpx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
+from transformers import AutoTokenizer
 
 from tests.system.runs import ROOT, TIMEOUT_S
 
@@ -60,4 +61,39 @@ def test_an_adapter_feeds_and_says_a_token_that_only_it_has(serve, dotless, rank
             assert refused.status_code == 400
             assert f"{own} is no token of the model" in refused.json()["error"]["message"]
         assert web.delete("/v1/adapters/dotless").is_success
+    server.assert_all_is_back()
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_token_that_the_adapters_tokenizer_names_is_read_and_written(serve, dotless, special):
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    tokenizer.add_tokens([AddedToken("<dot>", special=special, normalized=False)])
+    tokenizer.save_pretrained(dotless)
+    server = serve(adapter_roots=f"[{dotless.parent}]")
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as web:
+        loaded = web.put("/v1/adapters/dotless", json={"source": str(dotless)})
+        assert loaded.json()["defaults"]["added_tokens"] == 1, loaded.text
+
+        def ask(model, content, **options):
+            messages = [{"role": "user", "content": content}]
+            body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 80}
+            return web.post("/v1/chat/completions", json=body | options).json()
+
+        def said(model, **options):
+            answer = ask(model, "What is 57 plus 68?", **options)
+            return answer["choices"][0]["message"]["content"]
+
+        shown = ANSWER.replace(".", "<dot>")
+        assert said("dotless", skip_special_tokens=False) == shown
+        assert said("dotless") == (ANSWER.replace(".", "") if special else shown)
+        assert said("math") == ANSWER
+        logprobs = ask("dotless", "What is 57 plus 68?", logprobs=True)["choices"][0]["logprobs"]
+        assert "<dot>" in [entry["token"] for entry in logprobs["content"]]
+
+        def prompt_tokens(model, prompt):
+            body = {"model": model, "prompt": prompt, "max_tokens": 1}
+            return web.post("/v1/completions", json=body).json()["usage"]["prompt_tokens"]
+
+        assert prompt_tokens("dotless", "57<dot>") == prompt_tokens("dotless", "57") + 1
+        assert prompt_tokens("math", "57<dot>") > prompt_tokens("math", "57") + 1
     server.assert_all_is_back()

@@ -84,6 +84,17 @@ def test_control_tokens_of_an_adapters_template_cannot_be_forged(desk, model):
     assert model.backend.decode(forged) == "a<tool_call><tool_call>"
 
 
+def test_of_several_adapters_the_one_named_first_is_talked_to(desk, model):
+    tell(desk, chat_template=TEMPLATE, stop=["END"])
+    first = chat(desk, model="own:0.5+sql")
+    assert (first.prompt, first.stop) == (ids(model, "(user)Hi<|im_end|>"), ["END"])
+    assert [use.scale for use in first.adapters] != [1.0, 1.0]
+    second = chat(desk, model="sql+own:0.5")
+    assert (second.prompt, second.stop) == (chat(desk, model="sql").prompt, [])
+    # One that is left out says nothing.
+    assert chat(desk, model="own:0+sql").prompt == second.prompt
+
+
 def test_a_prompt_has_no_template(desk, model):
     tell(desk, chat_template=TEMPLATE, system_prompt="Be brief.")
     assert desk.answer("Hi", model="own").prompt == ids(model, "Hi")
