@@ -17,7 +17,7 @@ from weft.actors.scheduler import fair
 from weft.actors.scheduler.accounts import Payers
 from weft.actors.scheduler.composer import Composer
 from weft.actors.scheduler.draft import Composed
-from weft.actors.scheduler.group import agreed
+from weft.actors.scheduler.group import Runners
 from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.metrics import Metrics, mean, summed, together
 from weft.actors.scheduler.outbox import Outbox
@@ -26,6 +26,7 @@ from weft.actors.scheduler.progress import ProgressNotes
 from weft.actors.scheduler.requests import Requests
 from weft.actors.scheduler.sequence import Request, Sequence
 from weft.actors.scheduler.suspects import DEATHS_MAX, Suspects
+from weft.actors.scheduler.visits import Visits
 from weft.actors.scheduler.waiting import Waiting
 from weft.runtime.actor import Send, Turn
 from weft.runtime.config import ANY_OTHER, Config
@@ -60,9 +61,6 @@ from weft.runtime.replicas import ALONE, Replica
 # that follows it without a pause.
 STEPS_IN_FLIGHT = 2
 
-# Inspections that visit the runners; while those get on with nothing, further ones pass them by.
-VISITING_MAX = 16
-
 # What is said of requests meanwhile.
 AWAY_REASON = "the model's processes are being started again; requests are taken, and wait"
 
@@ -83,15 +81,14 @@ class Scheduler:
     def __init__(self, config: Config, *, runners: list[str], replica: Replica = ALONE) -> None:
         self._config = config
         self._replica = replica
-        self._runners = runners
-        self._ready: dict[str, RunnerReady] = {}  # by runner
+        self._runners = Runners(runners)
         self._composer: Composer | None = None  # while every runner is ready
         self._waiting = Waiting(config.scheduling_policy)
         held_max = min(config.max_loaded_loras, config.max_cpu_loras or config.max_loaded_loras)
         self._host = HostPins(held_max, config.host_memory_bytes)
         self._suspects = Suspects()
         self._lives_lost = 0  # of the runners
-        self._visiting: list[Inspection] = []  # on their way from runner to runner
+        self._visits = Visits(runners)
         self._staying: list[str] = []  # adapters that are to stay on the device
         self._retiring: dict[str, int] = {}  # adapters without a name: catalog version
         self._payers = Payers(config)
@@ -123,11 +120,8 @@ class Scheduler:
 
         Its last words came before, if at all. Clients are the detokenizer's to watch.
         """
-        lost = self._ready.get(peer)
-        if lost is None:
-            return []
-        self._ready = {r: each for r, each in self._ready.items() if each.epoch != lost.epoch}
-        return self._lose_runners() if self._composer is not None else []
+        is_over = self._runners.lost(peer)
+        return self._lose_runners() if is_over and self._composer is not None else []
 
     def receive(self, source: str, message: SchedulerInbox, now_ns: int) -> list[Send]:
         """Take in one message."""
@@ -135,7 +129,7 @@ class Scheduler:
             case Generate():
                 return self._accept(message, now_ns)
             case StepDone():
-                assert source == self._runners[0], f"{source} answers; only rank 0 does"
+                assert source == self._runners.roles[0], f"{source} answers; only rank 0 does"
                 if self._composer is None:
                     return []  # it still answered when another of its life was gone already
                 return self._finish_step(message, now_ns)
@@ -202,7 +196,7 @@ class Scheduler:
             assert running == 0
             assert all(self._waiting.has(s.number) for s in self._requests.sequences)
             assert not self._in_flight
-            assert not self._visiting
+            assert not len(self._visits)
 
     # ---- requests -------------------------------------------------------------------------------
 
@@ -341,12 +335,9 @@ class Scheduler:
 
     def _take_runner(self, source: str, ready: RunnerReady) -> list[Send]:
         """Go on once every runner of one life is ready."""
-        assert source not in self._ready, f"{source} started twice"
-        self._ready[source] = ready
-        epochs = {each.epoch for each in self._ready.values()}
-        if len(self._ready) < len(self._runners) or len(epochs) > 1:
+        together = self._runners.ready(source, ready)
+        if together is None:
             return []
-        together = agreed([self._ready[runner] for runner in self._runners])
         self._composer = composer = Composer(self._config, together, self._waiting, self._host)
         composer.slots.stay(self._staying)
         for sequence in list(self._waiting):
@@ -378,8 +369,7 @@ class Scheduler:
         if guilty is not None:
             self._give_up(guilty)
         log.warning("the runners are gone: %d sequences wait", len(self._waiting))
-        visiting, self._visiting = self._visiting, []
-        for inspection in visiting:
+        for inspection in self._visits.end():
             self._outbox.inspection(inspection)
         return [Send(self._replica.door, Away(AWAY_REASON))]
 
@@ -404,7 +394,7 @@ class Scheduler:
                 self._in_flight.append(composed)
                 self._steps_sent += 1
                 self._note_admissions(composed, turn.now_ns)
-                sends += [Send(runner, composed.step) for runner in self._runners]
+                sends += [Send(runner, composed.step) for runner in self._runners.roles]
         answered = self._steps_sent - len(self._in_flight)
         messages = composer.host_messages(lacking, answered)
         return sends + [Send("adapters", message) for message in messages]
@@ -545,13 +535,10 @@ class Scheduler:
     # ---- inspection -----------------------------------------------------------------------------
 
     def _inspect(self, source: str, inspection: Inspection) -> list[Send]:
-        if source in self._runners:
-            key = (inspection.client, inspection.label)
-            known = [each for each in self._visiting if (each.client, each.label) == key]
-            if not known:
+        if source in self._runners.roles:
+            if not self._visits.knows(inspection):
                 return []  # it went on when its runners were lost
-            self._visiting.remove(known[0])
-            return self._visit(self._runners[self._runners.index(source) + 1 :], inspection)
+            return self._pass_on(inspection, self._visits.back(source, inspection))
         self.check()
         sections = {**inspection.sections, self._replica.scheduler: self._counters()}
         metrics = self._metrics.report(self._resident, self._requests)
@@ -562,16 +549,13 @@ class Scheduler:
             adapters=summed(inspection.adapters, metrics),
             tenants=summed(inspection.tenants, tenants),
         )
-        is_busy = self._composer is None or len(self._visiting) == VISITING_MAX
-        return self._visit([] if is_busy else self._runners, forward)
+        return self._pass_on(forward, self._visits.begin(forward) if self._composer else None)
 
-    def _visit(self, runners: list[str], inspection: Inspection) -> list[Send]:
-        """Let an inspection go on to the first of these runners, or past all."""
-        if not runners:
-            self._outbox.inspection(inspection)
-            return []
-        self._visiting.append(inspection)
-        return [Send(runners[0], inspection)]
+    def _pass_on(self, inspection: Inspection, runner: str | None) -> list[Send]:
+        if runner is not None:
+            return [Send(runner, inspection)]
+        self._outbox.inspection(inspection)
+        return []
 
     def _counters(self) -> dict[str, float]:
         counters: dict[str, float] = {
@@ -581,7 +565,7 @@ class Scheduler:
             "tenants": len(self._payers.tenants),
             "steps_total": self._steps_done,
             "compute_us_total": self._compute_us,
-            "runners_ready": 0 if self._composer is None else len(self._runners),
+            "runners_ready": 0 if self._composer is None else len(self._runners.roles),
             "runners_lost_total": self._lives_lost,
             "requests_in_doubt": len(self._suspects),
             "waiting": len(self._waiting),

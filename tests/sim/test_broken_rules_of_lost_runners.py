@@ -126,7 +126,7 @@ def inspections_go_with_their_runners(monkeypatch):
     lose = Scheduler._lose_runners
 
     def forgetful(self):
-        self._visiting.clear()
+        self._visits.end()
         return lose(self)
 
     monkeypatch.setattr(Scheduler, "_lose_runners", forgetful)
@@ -172,7 +172,8 @@ def nobody_is_suspected(monkeypatch):
 
 def whoever_was_there_is_guilty(monkeypatch):
     def severe(self, computed):
-        return next((s.request for s in computed if not s.is_over), None)
+        living = sorted((s for s in computed if not s.is_over), key=lambda s: s.number)
+        return living[0].request if living else None
 
     monkeypatch.setattr(Suspects, "died", severe)
 

@@ -70,7 +70,7 @@ def test_inspections_that_runners_take_with_them_are_answered(model, folder):
         flow.wait(lambda flow=flow: flow.scheduler._steps_sent > 5)
         for _ in range(3):
             ann.inspect()
-        flow.wait(lambda flow=flow: flow.scheduler._visiting)
+        flow.wait(lambda flow=flow: len(flow.scheduler._visits))
         flow.group.kill(seed % 2)
         flow.run()
         assert len(ann.reports) == 3
