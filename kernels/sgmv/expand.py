@@ -114,12 +114,13 @@ def _through_adapters(
         groups_most = tl.maximum(groups_most, groups)
         first_rank += RANKS
         is_last = first_rank >= groups * G_RANKS
-        y = tl.where(is_last, tl.fma(product, factor, y), y)
-        if is_last & (affine_start > 0):
-            scaling, offset = _affine(
-                arena_ptr, slot_pages, affine_start, tile, n_ok, page_stride, PAGE_GRANULES
-            )
-            y = tl.fma(y, scaling[None, :], (weight * offset)[None, :])
+        if is_last:
+            y = tl.fma(product, factor, y)
+            if affine_start > 0:
+                scaling, offset = _affine(
+                    arena_ptr, slot_pages, affine_start, tile, n_ok, page_stride, PAGE_GRANULES
+                )
+                y = tl.fma(y, scaling[None, :], (weight * offset)[None, :])
         product = tl.where(is_last, 0.0, product)
         first_rank = tl.where(is_last, 0, first_rank)
         unit = tl.where(is_last, tl.load(unit_ptr + NEXT), unit)
