@@ -134,7 +134,7 @@ def test_a_killed_client_frees_what_it_held(weft):
         [sys.executable, "-c", READER, str(weft.run_dir)], stdout=subprocess.PIPE
     )
     assert reader.stdout.readline() == b"reading\n"
-    while weft.held()["rows_running"] < 3:
+    while weft.held()["scheduler's rows_running"] < 3:
         assert reader.poll() is None
     reader.send_signal(signal.SIGKILL)
     reader.communicate(timeout=TIMEOUT_S)

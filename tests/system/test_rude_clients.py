@@ -134,7 +134,7 @@ def test_an_http_client_that_never_reads_holds_nobody_up(weft):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.sendall(request("/v1/completions", body))
             deadline = time.monotonic() + TIMEOUT_S
-            while weft.held()["rows_running"] < 8:
+            while weft.held()["scheduler's rows_running"] < 8:
                 assert time.monotonic() < deadline
             time.sleep(1.0)
 
