@@ -21,6 +21,12 @@ class GivenUp(BadAdapter):
         super().__init__("it was unloaded before it had been read; load it again if it is wanted")
 
 
+def need(ok: bool, field: str, message: str) -> None:
+    """Raise ``BadAdapter`` unless ``ok``; ``message`` says what to do about the field."""
+    if not ok:
+        raise BadAdapter(f"{shown_name(field)}: {message}")
+
+
 def shown(value: object) -> str:
     """Return a value of a file as a message quotes it: short, and printable as repr makes it."""
     return _cut(repr(value))

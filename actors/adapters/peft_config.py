@@ -7,19 +7,15 @@ it is refused too, unless it is empty.
 from __future__ import annotations
 
 import math
-import re
-import warnings
-from collections.abc import Collection
-from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
-import regex
 
-from weft.actors.adapters import strict_json
+from weft.actors.adapters import patterns, strict_json
 from weft.actors.adapters.base import EMBEDDING, HEAD
-from weft.actors.adapters.errors import BadAdapter, shown, shown_name
+from weft.actors.adapters.errors import BadAdapter, need, shown, shown_name
 from weft.actors.adapters.loader import INVOCATION_TOKENS_MAX
+from weft.actors.adapters.patterns import PATTERNS_MAX, PATTERNS_NOT_NAMES_MAX
 
 CONFIG_BYTES_MAX = 4 * 1024 * 1024
 
@@ -53,22 +49,8 @@ _ADVICE = {
     "fan_in_fan_out": "it is for Conv1D layers, which the base does not have",
 }
 
-# Regular expressions come from the adapter's author and must not be able to take for ever: so few
-# of them, and so much processor time for a match. A usual one takes 10 to 100 microseconds, of
-# which a processor that is shared makes some milliseconds: the time is that of all threads, and a
-# virtual machine counts what it had to wait for its host. One match that takes longer is the last;
-# what many take together is the sandbox's to bound. One plain name for each module of a hundred
-# layers is usual too.
-_PATTERN_CHARACTERS_MAX = 4096
-_PATTERNS_MAX = 4096
-_PATTERNS_NOT_NAMES_MAX = 32
-_MATCH_TIMEOUT_S = 0.1
-_NAME = re.compile(r"[\w.\\^$]*")
-
 # What PEFT takes for a layer's number where no pattern is given: the first with two names before.
 _ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
-
-_Value = TypeVar("_Value", int, float)
 
 
 class AdapterConfig(msgspec.Struct, frozen=True):
@@ -92,11 +74,11 @@ class AdapterConfig(msgspec.Struct, frozen=True):
 
     def rank(self, module: str) -> int:
         """Return the rank of a module, named as in the base: model.layers.0.self_attn.q_proj."""
-        return _look_up("rank_pattern", self.rank_pattern, module, self.r)
+        return patterns.look_up("rank_pattern", self.rank_pattern, module, self.r)
 
     def scale(self, module: str) -> float:
         """Return what a module's B A is multiplied by."""
-        alpha = _look_up("alpha_pattern", self.alpha_pattern, module, self.lora_alpha)
+        alpha = patterns.look_up("alpha_pattern", self.alpha_pattern, module, self.lora_alpha)
         rank = self.rank(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
@@ -141,13 +123,13 @@ class AdapterConfig(msgspec.Struct, frozen=True):
 
     def layer_expressions(self) -> list[str]:
         """Return what is tried in turn to find a module's layer."""
-        patterns = self.layers_pattern
-        named = (patterns,) if isinstance(patterns, str) else patterns
+        names = self.layers_pattern
+        named = (names,) if isinstance(names, str) else names
         return [rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\." for name in named] or [_ANY_LAYER]
 
     def _layer(self, module: str) -> int | None:
         for expression in self.layer_expressions():
-            match = _match("layers_pattern", expression, expression, module, is_whole=False)
+            match = patterns.match_start("layers_pattern", expression, module)
             if match is not None:
                 return None if match["idx"] is None else int(match["idx"])
         return None
@@ -156,7 +138,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
     def _covers(field: str, modules: str | frozenset[str], module: str) -> bool:
         """Whether an expression, or one of the names or its end, is a module's name."""
         if isinstance(modules, str):
-            return modules != "" and _matches(field, modules, modules, module)
+            return modules != "" and patterns.matches(field, modules, module)
         words = module.split(".")
         return any(".".join(words[i:]) in modules for i in range(len(words)))
 
@@ -181,40 +163,40 @@ def parse(file: bytes) -> AdapterConfig:
     except msgspec.ValidationError as error:
         raise BadAdapter(f"{error}; save the adapter again") from None
     for name, rank in {"r": config.r, **config.rank_pattern}.items():
-        _need(0 < rank < 2**31, name, f"{shown(rank)} is no rank; it must be positive")
+        need(0 < rank < 2**31, name, f"{shown(rank)} is no rank; it must be positive")
     for name, alpha in {"lora_alpha": config.lora_alpha, **config.alpha_pattern}.items():
-        _need(math.isfinite(alpha), name, f"{alpha} is not finite; train the adapter again")
+        need(math.isfinite(alpha), name, f"{alpha} is not finite; train the adapter again")
     for name, modules in (
         ("target_modules", config.target_modules), ("exclude_modules", config.exclude_modules),
     ):  # fmt: skip
         if isinstance(modules, str):
-            _check_pattern(name, modules, modules)
+            patterns.check(name, modules)
     _check_layers(config)
-    _need(
+    need(
         not (config.use_dora and config.lora_bias),
         "lora_bias",
         "PEFT does not take it together with use_dora; train the adapter without it",
     )
     _check_own(config)
     _check_invocation(config)
-    _check_patterns("rank_pattern", config.rank_pattern)
-    _check_patterns("alpha_pattern", config.alpha_pattern)
+    patterns.check_endings("rank_pattern", config.rank_pattern)
+    patterns.check_endings("alpha_pattern", config.alpha_pattern)
     return config
 
 
 def _refuse_unsupported(fields: dict[str, Any]) -> None:
     kind = fields.get("peft_type")
-    _need(kind == "LORA", "peft_type", f"{shown(kind)} is not supported; it must be LORA")
+    need(kind == "LORA", "peft_type", f"{shown(kind)} is not supported; it must be LORA")
     task = fields.get("task_type")
-    _need(
+    need(
         task in ("CAUSAL_LM", None),
         "task_type",
         f"{shown(task)} is not supported; it must be CAUSAL_LM or null",
     )
     bias = fields.get("bias", "none")
-    _need(bias == "none", "bias", f"{shown(bias)} is not supported; train it with bias none")
+    need(bias == "none", "bias", f"{shown(bias)} is not supported; train it with bias none")
     initialization = fields.get("init_lora_weights", True)
-    _need(
+    need(
         initialization in _INITIALIZATIONS,
         "init_lora_weights",
         f"{shown(initialization)} is not supported, since it may change the base's weights; "
@@ -234,35 +216,35 @@ def _is_empty(value: object) -> bool:
 
 def _check_layers(config: AdapterConfig) -> None:
     layers = config.layers_to_transform
-    _need(
+    need(
         layers is None or layers == frozenset() or not isinstance(config.target_modules, str),
         "layers_to_transform",
         "PEFT takes it beside a list of target_modules only; list the modules by name",
     )
-    _need(
+    need(
         layers is not None or not config.layers_pattern,
         "layers_pattern",
         "PEFT takes it beside layers_to_transform only; leave it out",
     )
     expressions = config.layer_expressions()
-    _need(
-        len(expressions) <= _PATTERNS_NOT_NAMES_MAX,
+    need(
+        len(expressions) <= PATTERNS_NOT_NAMES_MAX,
         "layers_pattern",
-        f"{len(expressions)} entries; at most {_PATTERNS_NOT_NAMES_MAX} are taken",
+        f"{len(expressions)} entries; at most {PATTERNS_NOT_NAMES_MAX} are taken",
     )
     for expression in expressions:
-        _check_pattern("layers_pattern", expression, expression)
+        patterns.check("layers_pattern", expression)
 
 
 def _check_invocation(config: AdapterConfig) -> None:
     tokens = config.alora_invocation_tokens
-    _need(
+    need(
         len(tokens) <= INVOCATION_TOKENS_MAX,
         "alora_invocation_tokens",
         f"{len(tokens)} tokens; at most {INVOCATION_TOKENS_MAX} are taken; invoke it by fewer",
     )
     for token in tokens:
-        _need(
+        need(
             0 <= token < 2**31,
             "alora_invocation_tokens",
             f"{shown(token)} is no token id; save the adapter again",
@@ -271,7 +253,7 @@ def _check_invocation(config: AdapterConfig) -> None:
         ("use_dora", config.use_dora), ("modules_to_save", config.modules_to_save),
         ("trainable_token_indices", config.trainable_token_indices),
     ):  # fmt: skip
-        _need(
+        need(
             not (tokens and given),
             "alora_invocation_tokens",
             f"it is not supported together with {name}, which does not wait for an invocation; "
@@ -281,86 +263,15 @@ def _check_invocation(config: AdapterConfig) -> None:
 
 def _check_own(config: AdapterConfig) -> None:
     count = len(config.modules_to_save)
-    _need(
-        count <= _PATTERNS_MAX,
+    need(
+        count <= PATTERNS_MAX,
         "modules_to_save",
-        f"{count} entries; at most {_PATTERNS_MAX} are taken",
+        f"{count} entries; at most {PATTERNS_MAX} are taken",
     )
     indices = config.trainable_token_indices
     for name in indices if isinstance(indices, dict) else ():
-        _need(
+        need(
             name in (EMBEDDING, HEAD),
             "trainable_token_indices",
             f"{shown(name)} is not supported; name {EMBEDDING} or {HEAD}",
         )
-
-
-def _check_patterns(field: str, patterns: Collection[str]) -> None:
-    others = sum(_NAME.fullmatch(pattern) is None for pattern in patterns)
-    _need(
-        len(patterns) <= _PATTERNS_MAX and others <= _PATTERNS_NOT_NAMES_MAX,
-        field,
-        f"{len(patterns)} entries, {others} of them no plain names; at most {_PATTERNS_MAX} and "
-        f"{_PATTERNS_NOT_NAMES_MAX} are taken; list the modules by name",
-    )
-    for pattern in patterns:
-        _check_pattern(field, pattern, _ending(pattern))
-
-
-def _check_pattern(field: str, pattern: str, used: str) -> None:
-    """Refuse a pattern that is none, or none any more as it is ``used``."""
-    _need(
-        len(pattern) <= _PATTERN_CHARACTERS_MAX,
-        field,
-        f"{shown(pattern)} is too long; list the modules by name",
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of what another version of Python reads otherwise
-            re.compile(pattern)
-            re.compile(used)  # as PEFT does
-            _compiled(used)
-    except (re.error, regex.error, RecursionError, OverflowError, Warning) as error:
-        raise BadAdapter(
-            f"{field}: {shown(pattern)} is no regular expression: {shown_name(str(error))}; list "
-            f"the modules by name"
-        ) from None
-
-
-def _look_up(field: str, patterns: dict[str, _Value], module: str, default: _Value) -> _Value:
-    """Return the value of the first pattern that matches the end of a module's name (as PEFT)."""
-    for pattern, value in patterns.items():
-        if _matches(field, pattern, _ending(pattern), module):
-            return value
-    return default
-
-
-def _matches(field: str, pattern: str, used: str, module: str) -> bool:
-    return _match(field, pattern, used, module, is_whole=True) is not None
-
-
-def _match(field: str, pattern: str, used: str, module: str, *, is_whole: bool) -> Any:
-    """Match a whole name or its beginning; ``pattern`` is what a message shows."""
-    compiled = _compiled(used)
-    match = compiled.fullmatch if is_whole else compiled.match
-    try:
-        return match(module, timeout=_MATCH_TIMEOUT_S)
-    except TimeoutError:
-        raise BadAdapter(
-            f"{field}: {shown(pattern)} takes too long to match; list the modules by name"
-        ) from None
-
-
-# Larger than the cache of the package, which more patterns than it holds would always miss.
-@lru_cache(maxsize=2 * _PATTERNS_MAX)
-def _compiled(pattern: str) -> Any:
-    return regex.compile(pattern)
-
-
-def _ending(pattern: str) -> str:
-    return rf"(.*\.)?({pattern})"
-
-
-def _need(ok: bool, field: str, message: str) -> None:
-    if not ok:
-        raise BadAdapter(f"{shown_name(field)}: {message}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weft.actors.adapters import adapter, peft_config, safetensors
+from weft.actors.adapters import building, peft_config, safetensors
 from weft.actors.adapters.adapter import Adapter
 from weft.actors.adapters.base import BaseShapes
 from weft.actors.adapters.errors import BadAdapter
@@ -40,7 +40,7 @@ def read(
     )
     try:
         tensors = safetensors.parse(weights)
-        return adapter.build(
+        return building.build(
             config, tensors, base, rank_max=rank_max, whole_bytes_max=whole_bytes_max
         )
     except BadAdapter as error:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from typing import assert_never
 
 from weft.actors.tokenizer import sampling, tenants
 from weft.actors.tokenizer.adapter_texts import AdapterTexts
-from weft.actors.tokenizer.apart import Apart, Asked, Prepared
-from weft.actors.tokenizer.composition import Composition, Compositions
+from weft.actors.tokenizer.apart import Asked, Prepared
+from weft.actors.tokenizer.assembly import Assembly
+from weft.actors.tokenizer.composition import Compositions
 from weft.actors.tokenizer.names import Names
-from weft.actors.tokenizer.prompt import PromptEncoder
-from weft.actors.tokenizer.refusal import DRAINING_RETRY_S, QUEUE_FULL_RETRY_S, Refusal, need
+from weft.actors.tokenizer.refusal import (
+    DRAINING_RETRY_S,
+    LABEL_CHARACTERS_MAX,
+    QUEUE_FULL_RETRY_S,
+    Refusal,
+    need_short,
+)
 from weft.actors.tokenizer.rendering import Renderer
 from weft.actors.tokenizer.replies import Replies
-from weft.actors.tokenizer.tenants import Tenants
 from weft.actors.tokenizer.text_model import TextModel
+from weft.actors.tokenizer.waiting import Waiting
 from weft.runtime.actor import Send, Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import (
@@ -29,7 +34,6 @@ from weft.runtime.messages import (
     Catalog,
     CatalogSeen,
     Discover,
-    Generate,
     Inspect,
     Inspection,
     ListAdapters,
@@ -48,9 +52,6 @@ from weft.runtime.messages import (
 
 # Requests encoded between two looks at the inbox. A long prompt takes tens of milliseconds.
 SUBMITS_PER_TURN_MAX = 8
-
-# A label, a model's name, a user: strings that every message about a request may repeat.
-LABEL_CHARACTERS_MAX = 1024
 
 # Requests to the store, and aborts, that wait for room on their links; more are refused or dropped.
 REQUESTS_MAX = 256
@@ -77,7 +78,6 @@ class TokenizerManager:
         started_s: int,
     ) -> None:
         """``nonce`` is 64 random bits, new for every life; ``started_s`` is unix time."""
-        assert 0 <= nonce < 2**64
         self._texts = AdapterTexts(model)
         self._base = ModelEntry(
             name=config.base_name,
@@ -90,20 +90,16 @@ class TokenizerManager:
         )
         self._names = Names(self._base)
         self._compositions = Compositions(self._names, config)
-        self._tenants = Tenants(config)
+        self._assembly = Assembly(config, nonce=nonce)
         # Where requests go: to the scheduler, or to who chooses one of several.
         self._door = "scheduler" if config.data_parallel_size == 1 else "router"
         self._inbox_max = config.max_queued_requests
-        self._nonce = nonce
-        self._generated = 0
         self._refused = 0
         self._has_catalog = False
         self._is_draining = False
         self._away: str | None = None  # why requests wait
-        self._inbox: deque[Asked] = deque()
-        self._apart = Apart(renderer)
+        self._waiting = Waiting(renderer)
         self._aborts: dict[Abort, None] = {}  # a set in order of arrival
-        self._parked: dict[str, deque[Asked]] = {}  # by the name that is being read
         self._requests: deque[Inspection | AdapterRequest | Discover] = deque()  # to the store
         self._seen: CatalogSeen | None = None  # that the scheduler has not been told of
         self._replies = Replies()
@@ -128,7 +124,7 @@ class TokenizerManager:
                 self._names.update(adapters, removed)
                 self._seen = CatalogSeen(version)
                 self._has_catalog = self._has_catalog or is_last
-                self._unpark()
+                self._waiting.unpark(self._names.is_unread)
             case Reject(client, refused):
                 self._refuse(client, refused)
             case Away(reason):
@@ -156,24 +152,19 @@ class TokenizerManager:
             for _ in range(SUBMITS_PER_TURN_MAX):
                 if len(sends) == room:
                     break
-                if (prepared := self._apart.take()) is not None:
-                    sends += self._answer(prepared.asked, prepared)
-                elif self._inbox:
-                    sends += self._answer(self._inbox.popleft())
+                if (taken := self._waiting.take()) is not None:
+                    sends += self._answer(*taken)
         for _ in range(min(len(self._requests), turn.room("adapters"))):
             sends.append(Send("adapters", self._requests.popleft()))
         is_held_up = len(sends) == room
         sends += self._replies.flush(turn.room)
         # What was only given away, to be rendered or read, says nothing.
-        is_more = self._has_catalog and bool(self._inbox) and not is_held_up
+        is_more = self._has_catalog and self._waiting.has_turns and not is_held_up
         return None if is_more and not sends else sends
 
     def lost(self, peer: str, now_ns: int) -> list[Send]:
         """Forget a client; the detokenizer hears of it too and tells the scheduler."""
-        self._inbox = deque(asked for asked in self._inbox if asked.client != peer)
-        for name, parked in list(self._parked.items()):
-            self._parked[name] = deque(asked for asked in parked if asked.client != peer)
-        self._apart.cancel(peer)
+        self._waiting.forget(peer)
         self._replies.forget(peer)
         return []
 
@@ -185,13 +176,13 @@ class TokenizerManager:
     def is_idle(self) -> bool:
         """Whether nothing waits."""
         is_told = not (self._aborts or self._requests or self._seen or len(self._replies))
-        return self._waiting == 0 and is_told
+        return is_told and not len(self._waiting)
 
     def check(self) -> None:
         """Assert the limits of everything that waits."""
-        assert self._waiting <= self._inbox_max
+        assert len(self._waiting) <= self._inbox_max
         assert len(self._aborts) <= ABORTS_MAX
-        assert all(self._names.is_unread(name) for name in self._parked)
+        assert all(self._names.is_unread(name) for name in self._waiting.parked)
         self._replies.check()
 
     def _take(self, client: str, submit: Submit) -> None:
@@ -201,7 +192,7 @@ class TokenizerManager:
         except Refusal as refusal:
             self._refuse(client, refusal.refused(submit.label[:LABEL_CHARACTERS_MAX]))
             return
-        self._inbox.append(Asked(client, submit))
+        self._waiting.put(Asked(client, submit))
 
     def _check(self, submit: Submit) -> None:
         for param, text in (
@@ -211,13 +202,9 @@ class TokenizerManager:
             ("tenant", submit.tenant),
             *(("lora", lora.name) for lora in submit.lora or []),
         ):
-            need(
-                len(text or "") <= LABEL_CHARACTERS_MAX,
-                param,
-                f"at most {LABEL_CHARACTERS_MAX} characters are taken",
-            )
+            need_short(param, text)
         self._need_no_drain()
-        if self._waiting == self._inbox_max:
+        if len(self._waiting) == self._inbox_max:
             text = f"{self._inbox_max} requests wait already; try again later"
             raise Refusal("queue_full", text, retry_after_s=QUEUE_FULL_RETRY_S)
         tenants.check_priority(submit.priority)
@@ -231,15 +218,7 @@ class TokenizerManager:
             raise Refusal("draining", text, retry_after_s=DRAINING_RETRY_S)
 
     def _cancel(self, client: str, label: str) -> None:
-        for queue in (self._inbox, *self._parked.values()):
-            for asked in queue:
-                if asked.client == client and asked.submit.label == label:
-                    queue.remove(asked)
-                    self._refuse(
-                        client, Refused(label, "cancelled", "cancelled before it was accepted")
-                    )
-                    return
-        if self._apart.cancel(client, label):
+        if self._waiting.cancel(client, label):
             self._refuse(client, Refused(label, "cancelled", "cancelled before it was accepted"))
             return
         if len(self._aborts) < ABORTS_MAX and len(label) <= LABEL_CHARACTERS_MAX:
@@ -250,9 +229,9 @@ class TokenizerManager:
         if not self._has_room_to_ask(client, label):
             return
         counters = {
-            "waiting": self._waiting,
-            "rendering": len(self._apart),
-            "generated_total": self._generated,
+            "waiting": len(self._waiting),
+            "rendering": self._waiting.rendering,
+            "generated_total": self._assembly.count,
             "refused_total": self._refused,
             "replies_unread": len(self._replies),
             "replies_dropped_total": self._replies.dropped,
@@ -267,11 +246,7 @@ class TokenizerManager:
             texts += [("source", operation.source), ("digest", operation.digest)]
         try:
             for param, text in texts:
-                need(
-                    len(text or "") <= LABEL_CHARACTERS_MAX,
-                    param,
-                    f"at most {LABEL_CHARACTERS_MAX} characters are taken",
-                )
+                need_short(param, text)
             self._need_no_drain()
         except Refusal as refusal:
             self._refuse(client, refusal.refused(operation.label[:LABEL_CHARACTERS_MAX]))
@@ -288,22 +263,6 @@ class TokenizerManager:
         self._refuse(client, refused)
         return False
 
-    @property
-    def _waiting(self) -> int:
-        """Requests that have not been answered or generated."""
-        return len(self._inbox) + sum(map(len, self._parked.values())) + len(self._apart)
-
-    def _park(self, asked: Asked, name: str) -> None:
-        """Let a request wait until the store has read what its name stands for."""
-        if name not in self._parked:
-            self._requests.append(Discover(name))
-        self._parked.setdefault(name, deque()).append(asked)
-
-    def _unpark(self) -> None:
-        """Resolve what waits for names that have been read, or are gone, before all others."""
-        for name in [name for name in self._parked if not self._names.is_unread(name)]:
-            self._inbox.extendleft(reversed(self._parked.pop(name)))
-
     def _refuse(self, client: str, refused: Refused) -> None:
         self._refused += 1
         self._replies.put(client, refused)
@@ -316,7 +275,8 @@ class TokenizerManager:
         client, submit = asked
         try:
             if (name := self._compositions.unread(submit)) is not None:
-                self._park(asked, name)
+                if self._waiting.park(asked, name):
+                    self._requests.append(Discover(name))
                 return []
             composition = self._compositions.resolve(submit)
             entry = composition.first
@@ -324,60 +284,11 @@ class TokenizerManager:
             if prepared is not None and prepared.entry is entry:
                 prompt = prompts.encode(submit, prepared.text())
             elif entry is not None and (job := prompts.job(submit)) is not None:
-                self._apart.begin(asked, entry, job)
+                self._waiting.render(asked, entry, job)
                 return []
             else:
                 prompt = prompts.encode(submit)
-            return [Send(self._door, self._generate(asked, composition, prompts, prompt))]
+            return [Send(self._door, self._assembly.generate(asked, composition, prompts, prompt))]
         except Refusal as refusal:
             self._refuse(client, refusal.refused(submit.label))
             return []
-
-    def _generate(
-        self,
-        asked: Asked,
-        composition: Composition,
-        prompts: PromptEncoder,
-        prompt: list[int],
-    ) -> Generate:
-        """Return the request, complete. Raises ``Refusal``."""
-        client, submit = asked
-        wanted, model = submit.sampling, prompts.model
-        sampling.check_tokens(wanted, model.vocab_size)
-        tenant = self._tenants.of(submit, composition.tenant)
-        self._tenants.check_rank(tenant, composition.rank)
-        lora_start = prompts.lora_start(submit, prompt, composition.invocation_tokens)
-        stop_token_ids = sampling.stop_tokens(wanted, model.eos_token_ids)
-        request_id = f"{self._nonce:016x}{self._generated:016x}"
-        generate = Generate(
-            request_id=request_id,
-            client=client,
-            label=submit.label,
-            model=composition.name,
-            prompt=prompt,
-            adapters=composition.uses,
-            salt="",
-            max_tokens=prompts.output_tokens_max(wanted, len(prompt)),
-            choices=wanted.n,
-            stop_token_ids=stop_token_ids,
-            sampling=sampling.fill(
-                wanted,
-                model.defaults,
-                seed=_seed(request_id),
-                stop_token_ids=stop_token_ids,
-            ),
-            stop=sampling.stops(wanted, model.stop),
-            include_stop=wanted.include_stop,
-            skip_special_tokens=wanted.skip_special_tokens,
-            tenant=tenant,
-            priority=submit.priority,
-            lora_start=lora_start,
-            added_tokens=list(model.added_tokens),
-        )
-        self._generated += 1
-        return generate
-
-
-def _seed(request_id: str) -> int:
-    """Return a request's own seed, 0 .. 2**63 - 1, when it names none."""
-    return int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8]) >> 1

@@ -9,6 +9,9 @@ from weft.runtime.messages import Refused
 QUEUE_FULL_RETRY_S = 1.0
 DRAINING_RETRY_S = 5.0
 
+# A label, a model's name, a user: strings that every message about a request may repeat.
+LABEL_CHARACTERS_MAX = 1024
+
 
 class Refusal(Exception):
     """A request that cannot be served. The message says what is wrong and what to do."""
@@ -35,3 +38,12 @@ def need(ok: bool, param: str, message: str) -> None:
     """Refuse with ``invalid_value`` unless ``ok``; ``message`` says what to do about ``param``."""
     if not ok:
         raise Refusal("invalid_value", f"{param}: {message}", param)
+
+
+def need_short(param: str, text: str | None) -> None:
+    """Refuse a string that is longer than messages may repeat."""
+    need(
+        len(text or "") <= LABEL_CHARACTERS_MAX,
+        param,
+        f"at most {LABEL_CHARACTERS_MAX} characters are taken",
+    )

@@ -22,13 +22,8 @@ from weft.runtime.client.events import (
     Report,
     first_text,
 )
-from weft.runtime.client.session import (
-    ANSWER_TIMEOUT_S,
-    Answer,
-    Question,
-    Request,
-    unanswered,
-)
+from weft.runtime.client.pending import Answer, Question, Request
+from weft.runtime.client.session import ANSWER_TIMEOUT_S, unanswered
 
 Self = TypeVar("Self", bound="Client")
 

@@ -1,10 +1,9 @@
-"""A client's requests on its two links: what was asked, and what has been heard. No I/O."""
+"""A client's two links, and everything that waits for an answer from them. No I/O."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from weft.runtime.client.events import (
     Accepted,
@@ -12,7 +11,6 @@ from weft.runtime.client.events import (
     Asker,
     Changed,
     Disconnected,
-    Event,
     Finished,
     Model,
     Models,
@@ -21,6 +19,7 @@ from weft.runtime.client.events import (
     Text,
     TokenLogprob,
 )
+from weft.runtime.client.pending import Answer, Question, Request
 from weft.runtime.client.wire import Fields, Link
 
 # How long weft may take to answer what it answers at once.
@@ -39,95 +38,7 @@ _TENANT_FIELDS = (
 )  # fmt: skip
 _LOAD_FIELDS = ("process", "tier", "seconds", "seconds_sum")
 
-
-class Request:
-    """One request: what was heard of it and not read yet."""
-
-    def __init__(self, label: str, wake: Callable[[], None]) -> None:
-        """``wake`` is called when there is something to read."""
-        self.label = label
-        self.accepted: Accepted | None = None
-        self._wake = wake
-        self._events: deque[Event] = deque()
-        self._failure: Exception | None = None
-        self._unfinished = 1  # choices; how many there are is known once it is accepted
-
-    @property
-    def is_over(self) -> bool:
-        """Whether weft will say nothing more of it."""
-        return self._unfinished == 0
-
-    @property
-    def has_news(self) -> bool:
-        """Whether ``take`` returns something, or raises."""
-        return bool(self._events) or self.is_over
-
-    def take(self) -> Event | None:
-        """Return the next event, None after the last one.
-
-        Raises ``Refused`` or ``Disconnected``. There must be news.
-        """
-        if self._events:
-            return self._events.popleft()
-        assert self.is_over
-        if self._failure is not None:
-            raise _fresh(self._failure)
-        return None
-
-    def hear(self, event: Event) -> None:
-        """Add an event. Text that follows unread text of the same choice is joined to it."""
-        last = self._events[-1] if self._events else None
-        if (
-            isinstance(event, Text)
-            and isinstance(last, Text)
-            and event.choice == last.choice
-            and not (event.logprobs or last.logprobs)
-        ):
-            self._events[-1] = Text(last.choice, last.text + event.text, [])
-        else:
-            self._events.append(event)
-        if isinstance(event, Accepted):
-            self.accepted = event
-            self._unfinished = event.choices
-        elif isinstance(event, Finished):
-            self._unfinished -= 1
-        self._wake()
-
-    def fail(self, failure: Exception) -> None:
-        """End it; what was heard before can still be read."""
-        self._failure = failure
-        self._unfinished = 0
-        self._wake()
-
-
 Described = TypeVar("Described", Model, Adapter)
-Answer = TypeVar("Answer", Models, Report, Changed)
-
-
-class Question(Generic[Answer]):
-    """Something with one answer: a list of models, a report, or what came of an operation."""
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        """``wake`` is called when it is settled."""
-        self._answer: Answer | Exception | None = None
-        self._wake = wake
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether ``take`` returns the answer, or raises."""
-        return self._answer is not None
-
-    def take(self) -> Answer:
-        """Return the answer. Raises ``Refused`` or ``Disconnected``. It must be settled."""
-        assert self._answer is not None
-        if isinstance(self._answer, Exception):
-            raise _fresh(self._answer)
-        return self._answer
-
-    def settle(self, answer: Answer | Exception) -> None:
-        """Take in the answer."""
-        self._answer = answer
-        self._wake()
 
 
 class Session:
@@ -311,11 +222,6 @@ def _with_defaults(described: Described) -> Described:
         return described
     named = dict(zip(_DEFAULTS_FIELDS, described.defaults, strict=False))
     return described._replace(defaults=named)
-
-
-def _fresh(error: Exception) -> Exception:
-    """Return an error that may be raised many times without what it met the times before."""
-    return error.with_traceback(None)
 
 
 _HANDLERS: dict[str, Callable[[Session, Fields], None]] = {

@@ -38,7 +38,7 @@ def test_a_drain_at_any_moment_finishes_what_was_let_in(seed, model, folder):
     # Often while a request is between the tokenizer and the scheduler.
     generated = random.Random(seed).randrange(8)
     late_ns = flow.world.now_ns + 400_000_000
-    flow.wait(lambda: flow.tokenizer._generated >= generated or flow.world.now_ns > late_ns)
+    flow.wait(lambda: flow.tokenizer._assembly.count >= generated or flow.world.now_ns > late_ns)
     flow.drain()
     flow.assert_all_are_answered(is_drained=True)
     # Who has the last word on a request.
@@ -49,7 +49,7 @@ def test_a_drain_at_any_moment_finishes_what_was_let_in(seed, model, folder):
         for scheduler in flow.schedulers.values()
         for counters in scheduler._metrics.report_tenants(lambda name: 0.0)
     )
-    assert requests + rejections == flow.tokenizer._generated
+    assert requests + rejections == flow.tokenizer._assembly.count
     for actor in flow.actors.values():
         assert actor.is_idle
         actor.check()

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from tests.actors.adapters.folders import BASE
 from tests.actors.adapters.sandboxed import pids_of
 from tests.checkpoints import save_model
-from weft.actors.adapters import adapter, peft_config, safetensors
+from weft.actors.adapters import building, peft_config, safetensors
 from weft.actors.adapters.base import BaseShapes
 from weft.actors.adapters.sandbox import SandboxedLoader
 from weft.runtime.config import Config
@@ -59,7 +59,7 @@ def read(base_folder):
     def build(folder):
         config = peft_config.parse((folder / "adapter_config.json").read_bytes())
         found = safetensors.parse((folder / "adapter_model.safetensors").read_bytes())
-        return adapter.build(config, found, base, rank_max=64, whole_bytes_max=2**20)
+        return building.build(config, found, base, rank_max=64, whole_bytes_max=2**20)
 
     return build
 

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 from safetensors.numpy import save
 
-from weft.actors.adapters import adapter, peft_config, safetensors
+from weft.actors.adapters import building, peft_config, safetensors
 from weft.actors.adapters.base import BaseShapes
 
 BASE = BaseShapes(num_hidden_layers=2, hidden_size=8, intermediate_size=12, num_attention_heads=2)
@@ -90,4 +90,4 @@ def build(files, *, rank_max=64, whole_bytes_max=2**20):
     """What the store makes of a folder's files. Raises ``BadAdapter``."""
     config = peft_config.parse(files["adapter_config.json"])
     found = safetensors.parse(files["adapter_model.safetensors"])
-    return adapter.build(config, found, BASE, rank_max=rank_max, whole_bytes_max=whole_bytes_max)
+    return building.build(config, found, BASE, rank_max=rank_max, whole_bytes_max=whole_bytes_max)

@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load, save, save_file
 
 from tests.actors.adapters.folders import CONFIG, tensors
-from weft.actors.adapters import adapter, peft_config
+from weft.actors.adapters import building, peft_config
 from weft.actors.adapters.base import ADDED_TOKENS_MAX, BaseShapes
 from weft.actors.adapters.errors import BadAdapter
 from weft.actors.adapters.safetensors import parse
@@ -60,7 +60,7 @@ def tied(tmp_path_factory):
 def build(base, own, *, mib=1, **config):
     parsed = peft_config.parse(json.dumps(CONFIG | config).encode())
     found = parse(own if isinstance(own, bytes) else save(tensors() | own))
-    return adapter.build(parsed, found, base, rank_max=8, whole_bytes_max=mib * 2**20)
+    return building.build(parsed, found, base, rank_max=8, whole_bytes_max=mib * 2**20)
 
 
 def rows(made, module):
