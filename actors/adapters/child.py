@@ -17,15 +17,16 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 
-from weft.actors.adapters import confine, defaults
+from weft.actors import confine
+from weft.actors.adapters import defaults
 from weft.actors.adapters.base import BaseShapes
 from weft.actors.adapters.base_text import BaseText
-from weft.actors.adapters.children import PACKET_BYTES_MAX
 from weft.actors.adapters.errors import BadAdapter
 from weft.actors.adapters.files import FileError, LocalFiles
 from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Facts
 from weft.actors.adapters.reading import read
 from weft.actors.adapters.safetensors import HEADER_BYTES_MAX
+from weft.actors.children import PACKET_BYTES_MAX
 
 # The exit code that says that memory did not suffice.
 EXIT_MEMORY = 3

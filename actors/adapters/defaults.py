@@ -28,7 +28,7 @@ from weft.actors.adapters.tokenizer_files import (
     load_object,
 )
 from weft.actors.tokenizer import sampling
-from weft.actors.tokenizer.generation import GenerationConfig, fields_of, parse
+from weft.actors.tokenizer.generation_config import GenerationConfig, fields_of, parse
 from weft.actors.tokenizer.refusal import Refusal
 from weft.runtime.messages import AdapterDefaults, Sampling, SamplingDefaults
 

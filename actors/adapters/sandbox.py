@@ -20,9 +20,9 @@ import msgspec
 from weft.actors.adapters import defaults
 from weft.actors.adapters.base import BaseShapes
 from weft.actors.adapters.child import EXIT_MEMORY, Answer, Job, Refusal, Setup
-from weft.actors.adapters.children import Child
 from weft.actors.adapters.errors import BadAdapter, GivenUp, shown
 from weft.actors.adapters.loader import REASON_CHARACTERS_MAX, Content, Facts, Loaded
+from weft.actors.children import Child, Children
 from weft.runtime.config import Config
 
 # As Linux has it: what is longer names no file.
@@ -76,7 +76,7 @@ class SandboxedLoader:
         """
         base.shards(config.tensor_parallel_size)
         folder.mkdir(mode=0o700, exist_ok=True, parents=True)
-        self._setup = Setup(
+        setup = Setup(
             base,
             config.model,
             config.max_lora_rank,
@@ -85,7 +85,7 @@ class SandboxedLoader:
         )
         self._folder = folder
         self._wakes = wakes
-        self._children: dict[int, Child[_Task]] = {}  # by file descriptor
+        self._children = Children[_Task](_MODULE, setup, wakes, _ENVIRONMENT)
         self._waiting: deque[_Task] = deque()
         self._done: list[Loaded] = []
         self._tickets = 0
@@ -106,17 +106,14 @@ class SandboxedLoader:
     def finished(self) -> list[Loaded]:
         """Hear the children, end those that are late, and give the others something to do."""
         now = time.monotonic()
-        for descriptor, _ in self._wakes.poll(0):
-            if descriptor in self._children:
-                self._hear(self._children[descriptor])
-        for child in list(self._children.values()):
-            if child.task is not None and now >= child.deadline:
-                task = self._bury(child)
-                self._refuse(
-                    task,
-                    f"reading it took more than {DEADLINE_S:g} seconds, and was given up; is "
-                    f"the disk there, and the adapter one?",
-                )
+        for child, packet in self._children.heard():
+            self._hear(child, packet)
+        for child in self._children.late(now):
+            self._refuse(
+                self._children.bury(child),
+                f"reading it took more than {DEADLINE_S:g} seconds, and was given up; is "
+                f"the disk there, and the adapter one?",
+            )
         self._distribute(now)
         done, self._done = self._done, []
         return done
@@ -125,7 +122,7 @@ class SandboxedLoader:
         """Wait for a child's word, or for the time at which something is due."""
         if self._done:
             return
-        times = [child.deadline for child in self._children.values() if child.task is not None]
+        times = self._children.deadlines
         times += [task.asked_at + PATIENCE_S for task in list(self._waiting)[:1]]
         assert times, "nothing is under way"
         self._wakes.poll(max(0.0, min(times) - time.monotonic()) + 0.001)
@@ -146,14 +143,12 @@ class SandboxedLoader:
     @property
     def is_busy(self) -> bool:
         """Whether ``wait`` has something to wait for."""
-        return bool(self._done or self._waiting) or any(
-            child.task is not None for child in self._children.values()
-        )
+        return bool(self._done or self._waiting or self._children.tasks)
 
     def close(self) -> None:
         """Kill the children and remove what they were writing."""
-        for child in list(self._children.values()):
-            task = self._bury(child)
+        for child in self._children:
+            task = self._children.bury(child)
             if task is not None:
                 _remove(task.file)
         self._waiting.clear()
@@ -166,14 +161,14 @@ class SandboxedLoader:
     def check(self) -> None:
         """Assert that no ticket is twice, and that there are no more children than there may be."""
         tickets = [task.ticket for task in self._waiting]
-        tickets += [child.task.ticket for child in self._children.values() if child.task]
+        tickets += [task.ticket for task in self._children.tasks]
         tickets += [loaded.ticket for loaded in self._done]
         assert len(set(tickets)) == len(tickets), f"a ticket twice in {tickets}"
         assert len(self._children) <= CHILDREN_MAX
 
     def _distribute(self, now: float) -> None:
         """Give idle children something to do, and let one more come if too much waits."""
-        for child in list(self._children.values()):
+        for child in self._children:
             if self._waiting and child.task is None:
                 self._begin(child, now)
         if self._waiting and len(self._children) < CHILDREN_MAX:
@@ -183,10 +178,7 @@ class SandboxedLoader:
                 or now >= first.asked_at + PATIENCE_S
                 or first.is_retry
             ):
-                child = Child[_Task](_MODULE, self._setup, _ENVIRONMENT)
-                self._children[child.descriptor] = child
-                self._wakes.register(child.descriptor, select.EPOLLIN)
-                self._begin(child, now)
+                self._begin(self._children.start(), now)
 
     def _begin(self, child: Child[_Task], now: float) -> None:
         task = self._waiting.popleft()
@@ -200,12 +192,8 @@ class SandboxedLoader:
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def _hear(self, child: Child[_Task]) -> None:
+    def _hear(self, child: Child[_Task], packet: bytes) -> None:
         """Take in what a child says."""
-        try:
-            packet = child.hear()
-        except BlockingIOError:
-            return
         answer = _answer(packet)
         if child.task is None or answer is None:
             self._mourn(child, is_dead=not packet)
@@ -216,7 +204,7 @@ class SandboxedLoader:
         else:
             self._done.append(Loaded(task.ticket, Content(answer, task.file, task.source)))
         if child.tasks >= JOBS_MAX:
-            self._bury(child)
+            self._children.bury(child)
 
     def _mourn(self, child: Child[_Task], *, is_dead: bool) -> None:
         """Bury a child that has broken, and have its task refused.
@@ -226,7 +214,7 @@ class SandboxedLoader:
         self.deaths += 1
         is_first = child.tasks == 1
         code = child.end(wait_s=_DEATH_S if is_dead else 0.0)
-        task = self._bury(child)
+        task = self._children.bury(child)
         if task is None:
             return
         if is_first or task.is_retry:
@@ -234,12 +222,6 @@ class SandboxedLoader:
             return
         _remove(task.file)
         self._waiting.appendleft(task._replace(is_retry=True))
-
-    def _bury(self, child: Child[_Task]) -> _Task | None:
-        """Forget a child; return the task that it leaves."""
-        del self._children[child.descriptor]
-        child.end()
-        return child.task
 
     def _refuse(self, task: _Task | None, reason: str) -> None:
         assert task is not None

@@ -16,9 +16,8 @@ from collections import OrderedDict
 import msgspec
 from jinja2 import Template
 
-from weft.actors import chat_templates
-from weft.actors.adapters import confine
-from weft.actors.adapters.children import PACKET_BYTES_MAX
+from weft.actors import chat_templates, confine
+from weft.actors.children import PACKET_BYTES_MAX
 from weft.actors.tokenizer.rendering import REASON_CHARACTERS_MAX, Job, Text, Unrendered
 
 # What the child says when it has written an answer.

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from weft.actors.adapters.children import Child
+from weft.actors.children import Child, Children
 from weft.actors.tokenizer.prompt import CHARACTERS_PER_TOKEN_MAX
 from weft.actors.tokenizer.render_child import (
     DONE,
@@ -71,8 +71,7 @@ class SandboxedRenderer:
         # A character has up to four bytes; keys and lengths beside each of the messages, too.
         file_bytes_max = 5 * characters_max + 64 * max_model_len + _TEMPLATE_TEXT_MAX
         self._setup = Setup(characters_max, file_bytes_max)
-        self._wakes = wakes
-        self._children: dict[int, Child[_Task]] = {}  # by file descriptor
+        self._children = Children[_Task](_MODULE, self._setup, wakes)
         self._waiting: deque[_Task] = deque()
         self._suspected: deque[_Task] = deque()  # tasks of suspects, that wait
         self._suspects: OrderedDict[str, None] = OrderedDict()  # templates, the oldest first
@@ -96,7 +95,7 @@ class SandboxedRenderer:
                     queue.remove(task)
                     return
         self._done = [rendered for rendered in self._done if rendered.ticket != ticket]
-        for child in self._children.values():
+        for child in self._children:
             if child.task is not None and child.task.ticket == ticket:
                 child.task = child.task._replace(ticket=0)
 
@@ -105,32 +104,31 @@ class SandboxedRenderer:
         if not self._children:
             return []
         now = time.monotonic()
-        for descriptor, _ in self._wakes.poll(0):
-            if descriptor in self._children:
-                self._hear(self._children[descriptor])
-        for child in list(self._children.values()):
-            if child.task is not None and now >= child.deadline:
-                self._give_up(self._bury(child), f"it takes more than {DEADLINE_S:g} seconds")
+        for child, packet in self._children.heard():
+            self._hear(child, packet)
+        for child in self._children.late(now):
+            task = self._children.bury(child)
+            self._give_up(task, f"it takes more than {DEADLINE_S:g} seconds")
         self._distribute(now)
         done, self._done = self._done, []
         return done
 
     def close(self) -> None:
         """Kill the children."""
-        for child in list(self._children.values()):
-            task = self._bury(child)
+        for child in self._children:
+            task = self._children.bury(child)
             if task is not None:
                 os.close(task.file)
 
     @property
     def pids(self) -> list[int]:
         """Processes at present."""
-        return [child.pid for child in self._children.values()]
+        return [child.pid for child in self._children]
 
     def check(self) -> None:
         """Assert that there are no more children than there may be, and one for suspects."""
         assert len(self._children) <= CHILDREN_MAX
-        assert sum(map(_is_suspected, self._children.values())) <= 1
+        assert sum(map(_is_suspected, self._children)) <= 1
         assert len(self._suspects) <= SUSPECTS_MAX
 
     def _queue(self, job: Job) -> deque[_Task]:
@@ -139,13 +137,11 @@ class SandboxedRenderer:
     def _distribute(self, now: float) -> None:
         """Give idle children something to do, and let one more come if that takes too long."""
         while (queue := self._next_queue()) is not None:
-            idle = next((c for c in self._children.values() if c.task is None), None)
+            idle = next((child for child in self._children if child.task is None), None)
             if idle is None:
                 if not self._may_start(queue[0], now):
                     return
-                idle = Child(_MODULE, self._setup, {})
-                self._children[idle.descriptor] = idle
-                self._wakes.register(idle.descriptor, select.EPOLLIN)
+                idle = self._children.start()
             task = queue.popleft()
             task = task._replace(is_suspect=queue is self._suspected, file=_written(task.job))
             idle.begin(task, Written(), now + DEADLINE_S, [task.file])
@@ -153,21 +149,17 @@ class SandboxedRenderer:
     def _next_queue(self) -> deque[_Task] | None:
         if self._waiting:
             return self._waiting
-        has_suspect = any(map(_is_suspected, self._children.values()))
+        has_suspect = any(map(_is_suspected, self._children))
         return self._suspected if self._suspected and not has_suspect else None
 
     def _may_start(self, task: _Task, now: float) -> bool:
         """Whether one more child may be started for a task that finds none idle."""
         if len(self._children) >= CHILDREN_MAX:
             return False
-        others = [child for child in self._children.values() if not _is_suspected(child)]
+        others = [child for child in self._children if not _is_suspected(child)]
         return not others or task.is_retry or now >= task.asked_at + PATIENCE_S
 
-    def _hear(self, child: Child[_Task]) -> None:
-        try:
-            packet = child.hear()
-        except BlockingIOError:
-            return
+    def _hear(self, child: Child[_Task], packet: bytes) -> None:
         task = child.task
         answer = None if task is None or packet != DONE else self._read(task.file)
         if task is None or answer is None:
@@ -176,7 +168,7 @@ class SandboxedRenderer:
         child.task = None
         self._answer(task, answer)
         if child.tasks >= JOBS_MAX:
-            self._bury(child)
+            self._children.bury(child)
 
     def _read(self, file: int) -> Answer | None:
         """Return what a child has written; None: it is nothing that one should write."""
@@ -198,7 +190,7 @@ class SandboxedRenderer:
         self.deaths += 1
         is_first = child.tasks == 1
         code = child.end(wait_s=_DEATH_S if is_dead else 0.0)
-        task = self._bury(child)
+        task = self._children.bury(child)
         if task is None:
             return
         if code == -signal.SIGPROF:
@@ -224,12 +216,6 @@ class SandboxedRenderer:
         os.close(task.file)
         if task.ticket:
             self._done.append(Rendered(task.ticket, answer))
-
-    def _bury(self, child: Child[_Task]) -> _Task | None:
-        """Forget a child; return the task that it leaves."""
-        del self._children[child.descriptor]
-        child.end()
-        return child.task
 
 
 def _is_suspected(child: Child[_Task]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weft.actors.tokenizer.generation import GenerationDefaults
+from weft.actors.tokenizer.generation_config import GenerationDefaults
 from weft.actors.tokenizer.refusal import need
 from weft.runtime.messages import RowSampling, Sampling
 

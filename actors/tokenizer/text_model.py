@@ -14,7 +14,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from weft.actors.chat_templates import Chat
-from weft.actors.tokenizer.generation import GenerationConfig, GenerationDefaults, parse
+from weft.actors.tokenizer.generation_config import GenerationConfig, GenerationDefaults, parse
 from weft.runtime.config import Config, ConfigError
 from weft.runtime.messages import AddedToken
 

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from weft.actors.adapters import confine
-from weft.actors.adapters.children import PACKET_BYTES_MAX
+from weft.actors import confine
 from weft.actors.adapters.errors import BadAdapter, Unavailable
 from weft.actors.adapters.loader import REASON_CHARACTERS_MAX
 from weft.actors.adapters.sources.disk_cache import DiskCache
@@ -27,6 +26,7 @@ from weft.actors.adapters.sources.hub import Hub, HubCache, is_offline
 from weft.actors.adapters.sources.jobs import Answer, Failed, Fetched, Job, Setup
 from weft.actors.adapters.sources.origin import Origin, limits
 from weft.actors.adapters.sources.urls import Urls
+from weft.actors.children import PACKET_BYTES_MAX
 from weft.runtime import sources
 from weft.runtime.sources import HUB, Remote
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from weft.actors.adapters.children import Child
 from weft.actors.adapters.errors import BadAdapter, Unavailable
 from weft.actors.adapters.sources.jobs import Answer, Failed, Fetched, Job, Setup
+from weft.actors.children import Child, Children
 
 # Downloads at once: enough that one slow server does not hold up the others.
 CHILDREN_MAX = 4
@@ -51,16 +51,15 @@ class Downloads:
 
     def __init__(self, setup: Setup, wakes: select.epoll) -> None:
         self.deaths = 0  # of children that had not been told to end
-        self._setup = setup
         self._wakes = wakes
         self._deadline_s = PATIENCE_S + setup.weights_bytes_max / BYTES_PER_S_MIN
         self._waiting: deque[Job] = deque()
-        self._children: dict[int, Child[Job]] = {}  # by file descriptor
+        self._children = Children[Job](_MODULE, setup, wakes, _ENVIRONMENT)
         self._done: list[Downloaded] = []
 
     def __len__(self) -> int:
         """Return how many jobs wait or are under way."""
-        return len(self._waiting) + sum(c.task is not None for c in self._children.values())
+        return len(self._waiting) + len(self._children.tasks)
 
     def start(self, job: Job) -> None:
         """Queue a job."""
@@ -72,25 +71,21 @@ class Downloads:
         """Forget a job, whose answer does not come then."""
         if job in self._waiting:
             self._waiting.remove(job)
-        for child in list(self._children.values()):
+        for child in self._children:
             if child.task == job:
-                self._bury(child)
+                self._children.bury(child)
         self._distribute()
 
     def finished(self) -> list[Downloaded]:
         """Hear the children, and end those that are late."""
-        for descriptor, _ in self._wakes.poll(0):
-            if descriptor in self._children:
-                self._hear(self._children[descriptor])
-        now = time.monotonic()
-        for child in list(self._children.values()):
-            if child.task is not None and now >= child.deadline:
-                self._fail(
-                    child.task,
-                    f"its download took more than {self._deadline_s:.0f} seconds, and was given "
-                    f"up; is the network that slow, and the adapter the right one?",
-                )
-                self._bury(child)
+        for child, packet in self._children.heard():
+            self._hear(child, packet)
+        for child in self._children.late(time.monotonic()):
+            self._fail(
+                self._children.bury(child),
+                f"its download took more than {self._deadline_s:.0f} seconds, and was given "
+                f"up; is the network that slow, and the adapter the right one?",
+            )
         self._distribute()
         done, self._done = self._done, []
         return done
@@ -98,34 +93,31 @@ class Downloads:
     def wait(self) -> None:
         """Wait for a child's word; something must be under way."""
         assert self, "nothing is under way"
-        deadline = min(c.deadline for c in self._children.values() if c.task is not None)
+        deadline = min(self._children.deadlines)
         self._wakes.poll(max(0.0, deadline - time.monotonic()) + 0.001)
 
     def close(self) -> None:
         """Kill the children."""
-        for child in list(self._children.values()):
-            self._bury(child)
+        for child in self._children:
+            self._children.bury(child)
         self._waiting.clear()
 
     def check(self) -> None:
         """Assert that no job is done twice, and that there are no more children than may be."""
-        jobs = [*self._waiting, *(c.task for c in self._children.values() if c.task)]
+        jobs = [*self._waiting, *self._children.tasks]
         assert len(set(jobs)) == len(jobs), f"a job twice in {jobs}"
         assert len(self._children) <= CHILDREN_MAX
 
     def _distribute(self) -> None:
         """Give idle children something to do, or an end, and let others come for the rest."""
-        for child in list(self._children.values()):
+        for child in self._children:
             if child.task is None:
                 if self._waiting:
                     self._begin(child)
                 else:
-                    self._bury(child)
+                    self._children.bury(child)
         while self._waiting and len(self._children) < CHILDREN_MAX:
-            child = Child[Job](_MODULE, self._setup, _ENVIRONMENT)
-            self._children[child.descriptor] = child
-            self._wakes.register(child.descriptor, select.EPOLLIN)
-            self._begin(child)
+            self._begin(self._children.start())
 
     def _begin(self, child: Child[Job]) -> None:
         # Whoever has asked for something now goes before what is only to be known some time.
@@ -133,18 +125,14 @@ class Downloads:
         self._waiting.remove(job)
         child.begin(job, job, time.monotonic() + self._deadline_s)
 
-    def _hear(self, child: Child[Job]) -> None:
-        try:
-            packet = child.hear()
-        except BlockingIOError:
-            return
+    def _hear(self, child: Child[Job], packet: bytes) -> None:
         answer = _answer(packet)
         job, child.task = child.task, None
         assert job is not None, "a child without a job is gone"
         if answer is None:
             self.deaths += 1
             code = child.end(wait_s=_DEATH_S if not packet else 0.0)
-            self._bury(child)
+            self._children.bury(child)
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             self._fail(job, f"the process that downloaded it broke ({how}); try again")
         elif isinstance(answer, Failed):
@@ -153,12 +141,9 @@ class Downloads:
         else:
             self._done.append(Downloaded(job, answer))
 
-    def _fail(self, job: Job, reason: str) -> None:
+    def _fail(self, job: Job | None, reason: str) -> None:
+        assert job is not None
         self._done.append(Downloaded(job, Unavailable(f"{job.source}: {reason}")))
-
-    def _bury(self, child: Child[Job]) -> None:
-        del self._children[child.descriptor]
-        child.end()
 
 
 def _answer(packet: bytes) -> Answer | None:

@@ -9,7 +9,7 @@ def write(path, files):
 
 
 def pids_of(loader):
-    return [child._process.pid for child in loader._children.values()]
+    return [child._process.pid for child in loader._children]
 
 
 def outcomes(loader, tickets):

@@ -311,7 +311,7 @@ def test_a_download_that_takes_too_long_is_ended(hub, sourced, monkeypatch, tmp_
     hub.faults[LARGE] = [gate] * 9
     ticket = sourced.start("hf://org/a")
     gate.wait_for_somebody()
-    [child] = sourced.loader._downloads._children.values()
+    [child] = sourced.loader._downloads._children
     child.deadline = 0.0
     [result] = sourced.outcomes(ticket)
     assert isinstance(result, Unavailable)
@@ -326,7 +326,7 @@ def test_a_child_that_is_killed_fails_its_own_download(hub, sourced, tmp_path):
     hub.faults[LARGE] = [gate]
     ticket = sourced.start("hf://org/a")
     gate.wait_for_somebody()
-    [child] = sourced.loader._downloads._children.values()
+    [child] = sourced.loader._downloads._children
     other = sourced.start("hf://org/b")
     os.kill(child._process.pid, signal.SIGKILL)
     results = sourced.outcomes(ticket, other)
@@ -348,7 +348,7 @@ from pathlib import Path
 from tests.actors.adapters.sources.conftest import Sourced
 sourced = Sourced(Path({str(tmp_path)!r}))
 ticket = sourced.start("hf://org/a")
-[child] = sourced.loader._downloads._children.values()
+[child] = sourced.loader._downloads._children
 print(child._process.pid, flush=True)
 sourced.outcomes(ticket)
 """
@@ -443,4 +443,4 @@ def test_a_child_ends_when_nothing_is_to_be_downloaded(hub, sourced):
     assert len(sourced.loader._downloads._children) == downloads.CHILDREN_MAX
     results = sourced.outcomes(*tickets)
     assert [result.digest for result in results] == [digest(number) for number in range(6)]
-    assert sourced.loader._downloads._children == {}
+    assert len(sourced.loader._downloads._children) == 0

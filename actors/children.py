@@ -1,13 +1,14 @@
-"""A child process that does one task after another for the store."""
+"""Child processes that do one task after another for an actor, which does not wait for them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
@@ -74,3 +75,66 @@ class Child(Generic[Task]):
         self.socket.close()
         code: int = self._process.wait()
         return code
+
+
+class Children(Generic[Task]):
+    """Processes of one kind. The epoll object is readable when one of them says something."""
+
+    def __init__(
+        self,
+        module: str,
+        setup: msgspec.Struct,
+        wakes: select.epoll,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start none yet. Others may have descriptors in ``wakes`` as well."""
+        self._module = module
+        self._setup = setup
+        self._wakes = wakes
+        self._environment = environment or {}
+        self._children: dict[int, Child[Task]] = {}  # by file descriptor
+
+    def __len__(self) -> int:
+        return len(self._children)
+
+    def __iter__(self) -> Iterator[Child[Task]]:
+        """Every child, the oldest first; it may be buried meanwhile."""
+        return iter(list(self._children.values()))
+
+    @property
+    def tasks(self) -> list[Task]:
+        """What they are at."""
+        return [child.task for child in self if child.task is not None]
+
+    @property
+    def deadlines(self) -> list[float]:
+        """Until when, in seconds, those that are at something may take: monotonic."""
+        return [child.deadline for child in self if child.task is not None]
+
+    def start(self) -> Child[Task]:
+        """Let one more come."""
+        child = Child[Task](self._module, self._setup, self._environment)
+        self._children[child.descriptor] = child
+        self._wakes.register(child.descriptor, select.EPOLLIN)
+        return child
+
+    def heard(self) -> Iterator[tuple[Child[Task], bytes]]:
+        """Yield who has said something, and what: nothing, if it is dead."""
+        for descriptor, _ in self._wakes.poll(0):
+            if descriptor in self._children:
+                child = self._children[descriptor]
+                try:
+                    packet = child.hear()
+                except BlockingIOError:
+                    continue
+                yield child, packet
+
+    def late(self, now: float) -> list[Child[Task]]:
+        """Return those that are at a task whose time is over."""
+        return [child for child in self if child.task is not None and now >= child.deadline]
+
+    def bury(self, child: Child[Task]) -> Task | None:
+        """End a child and forget it; return the task that it leaves."""
+        del self._children[child.descriptor]
+        child.end()
+        return child.task

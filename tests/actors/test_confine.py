@@ -9,7 +9,7 @@ import pytest
 CONFINED = """
 import os, resource, signal, socket, sys
 import numpy as np
-from weft.actors.adapters import confine
+from weft.actors import confine
 file = os.open(sys.argv[1] + "/given", os.O_WRONLY | os.O_CREAT)
 listener = socket.create_server(("127.0.0.1", 0))
 port = listener.getsockname()[1]
@@ -100,7 +100,7 @@ for _ in range(4):
 WRITING_INTO_ONE = """
 import os, socket, sys
 from pathlib import Path
-from weft.actors.adapters import confine
+from weft.actors import confine
 inside = Path(sys.argv[1], "inside")
 listener = socket.create_server(("127.0.0.1", 0))
 port = listener.getsockname()[1]
