@@ -113,9 +113,7 @@ class Ahead:
         staged = self._lay_out(host, kind)
         send = self._staging.sender()
         before = self._under_way[-1] if self._under_way else None
-        running = Running(
-            number, self._sampler, self._loads, staged.wanted, started_ns, before
-        )
+        running = Running(number, self._sampler, self._loads, staged.wanted, started_ns, before)
 
         def work() -> None:
             send()
