@@ -20,7 +20,7 @@ from weft.actors.runner.rows import HostBatch
 from weft.actors.runner.staging import Staging
 from weft.actors.runner.stream import Run, at_once
 from weft.actors.shards import Span
-from weft.kernels.sgmv import cpu, granules, segments
+from weft.kernels.sgmv import cpu, packing, segments
 from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Module, Tables
 from weft.kernels.sgmv.segments import Segments, in_turns
 from weft.runtime.histogram import Histogram
@@ -185,8 +185,8 @@ class LoraSlots:
         for layer in range(self._architecture.layers):
             sites = [self._modules(file, scales, layer, site) for site in SITES]
             laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
-            run(partial(granules.write, self._arena, layer, pages, laid))
-            used = max(used, len(laid))
+            run(partial(packing.write, self._arena, layer, pages, laid))
+            used = max(used, laid.granules)
         self._own[slot] = self._reader.load(file, scales, Writer(self._arena, pages, used, run))
         run(self.kernel.stage(slot))
         self.digests[slot] = digest
@@ -234,8 +234,8 @@ class LoraSlots:
                 continue
             inputs = shard.inputs(module) if shard else None
             outputs = _slice(shard.outputs(module) if shard else None)
-            a = file.get_slice(f"{name}.A")[:, _slice(inputs)]
-            b = file.get_slice(f"{name}.B")[outputs, :]
+            a = file.get_tensor(f"{name}.A")[:, _slice(inputs)]
+            b = file.get_tensor(f"{name}.B")[outputs]
             found = Module(part, a, b, scales[name])
             # Added once to the sum of the ranks, like the base's own.
             if f"{name}.bias" in names and (inputs is None or self._base.group.rank == 0):
