@@ -166,7 +166,7 @@ class Shelves:
         assert {e.name: e.digest for e in registry if e.name in NAMES} == {
             name: digest for name, digest in self.means.items() if digest
         }
-        assert len(self.flow.store._leaving) == 0
+        assert len(self.flow.store._naming.leaving) == 0
         ours = set(self.digests.values())
         composers = [scheduler._composer for scheduler in self.flow.schedulers.values()]
         on_device = {digest for composer in composers for digest in composer.slots.resident} & ours
