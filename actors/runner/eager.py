@@ -100,8 +100,7 @@ class Eager:
         self._loads.wait(host.adapter_slots)
         parts = self._parts
         own = parts.model.own(parts.lora.own(host, torch.from_numpy))
-        # What was recorded adds one adapter to a row.
-        if self._recorded is None or own is not None or host.row_adapters > 1:
+        if self._recorded is None or own is not None:
             logits = self._forward(host, own)
         else:
             logits = self._recorded.forward(host)

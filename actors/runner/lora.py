@@ -22,7 +22,7 @@ from weft.actors.runner.stream import Run, at_once
 from weft.actors.shards import Span
 from weft.kernels.sgmv import cpu, granules, segments
 from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Module, Tables
-from weft.kernels.sgmv.segments import Segments, in_turns
+from weft.kernels.sgmv.segments import Segments
 from weft.runtime.histogram import Histogram
 from weft.runtime.messages import LOAD_BUCKETS_S
 
@@ -81,9 +81,9 @@ class HostLora:
         """Return the update of the steps that ``segments`` will be those of; for a program."""
         return partial(self._kernel.add, segments=segments)
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for a step of so many tokens; before each run of a program."""
-        self._kernel.reserve(tokens)
+    def reserve(self, host: HostBatch) -> None:
+        """Make room for a step; before each run of a program."""
+        self._kernel.reserve(len(host.tokens), host.row_adapters)
 
     def fits_graph(self, host: HostBatch) -> bool:
         """Return that it has: nothing is laid out in advance."""
@@ -95,16 +95,7 @@ class HostLora:
         """Return the update of a step."""
         if not host.has_adapters:
             return no_update
-        turns = in_turns(host.lora_starts, host.lora_slots, host.lora_weights)
-        if len(turns) == 1:
-            return partial(self._kernel.add, segments=turns[0])
-        return partial(self._add_all, turns)
-
-    def _add_all(
-        self, turns: Sequence[Segments], y: Tensor, x: Tensor, layer: int, site: int
-    ) -> None:
-        for turn in turns:
-            self._kernel.add(y, x, layer, site, turn)
+        return self.update_of(Segments(host.lora_starts, host.lora_slots, host.lora_weights))
 
     def staged_bytes(self) -> int:
         """Return that nothing is staged."""
@@ -200,11 +191,7 @@ class LoraSlots:
         """Return the segments of these adapters."""
         if not self.has_own(host):
             return []
-        found = []
-        for turn in in_turns(host.lora_starts, host.lora_slots, host.lora_weights):
-            owns = [self._own[slot] for slot in turn.slots.tolist()]
-            found += of_step(owns, turn, host.sampled, put)
-        return found
+        return of_step(self._own, host, put)
 
     @property
     def has_group(self) -> bool:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from weft.actors.runner.operations import Operations
 from weft.actors.runner.own import Own
+from weft.actors.runner.rows import HostBatch
 from weft.actors.shards import Span
 from weft.kernels.collectives.reference import Collectives
 from weft.kernels.paged_matrix.reference import columns_at, rows_at
-from weft.kernels.sgmv.segments import Segments
 
 Ints = NDArray[np.int64]
 
@@ -137,25 +137,21 @@ class OwnStep:
         return found
 
 
-def of_step(
-    owns: Sequence[Own | None],
-    segments: Segments,
-    sampled: Ints,
-    put: Put,
-) -> list[Segment]:
+def of_step(owns: Sequence[Own | None], host: HostBatch, put: Put) -> list[Segment]:
     """Return the segments of adapters that have something of their own.
 
     Args:
-        owns: of each segment's adapter.
-        segments: the step's, or some of them.
-        sampled: [R], the rows that are sampled.
-        put: brings their indices to the device.
+        owns: of each slot's adapter.
+        host: the step, in whose order of adapters a row's are added.
+        put: brings indices of rows to the device.
     """
     found = []
-    for i, own in enumerate(owns):
-        if own is not None:
-            first, last = segments.starts[i : i + 2].tolist()
-            among = np.flatnonzero((sampled >= first) & (sampled < last))
-            weight = float(segments.weights[i])
-            found.append(Segment(own, weight, slice(first, last), put(among)))
+    for n in range(host.row_adapters):
+        for i, slot in enumerate(host.lora_slots[:, n].tolist()):
+            own = None if slot < 0 else owns[slot]
+            if own is not None:
+                first, last = host.lora_starts[i : i + 2].tolist()
+                among = np.flatnonzero((host.sampled >= first) & (host.sampled < last))
+                weight = float(host.lora_weights[i, n])
+                found.append(Segment(own, weight, slice(first, last), put(among)))
     return found

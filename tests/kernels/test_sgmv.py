@@ -15,7 +15,7 @@ from weft.kernels.sgmv.granules import (
     write,
 )
 from weft.kernels.sgmv.reference import Part
-from weft.kernels.sgmv.segments import Segments, in_turns
+from weft.kernels.sgmv.segments import Segments
 
 # Row counts of each segment: where segmented kernels go wrong.
 SEGMENTS = {
@@ -197,15 +197,11 @@ def test_rows_of_several_adapters_get_one_after_another(table_of):
         for slot, weight in zip(slots[i].tolist(), weights[i].tolist(), strict=True):
             reference.sgmv(expected, x, [start, starts[i + 1]], [slot], parts, [weight])
     table = table_of(parts, QKV)
-    turns = in_turns(starts, slots, weights)
-    for turn in turns:
-        table.add(y, x, turn)
-    assert [len(turn) for turn in turns] == [4, 3, 1]
+    table.add(y, x, Segments(starts, slots, weights))
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
     assert y[:2].equal(before[:2])
     alone = before[9:10].clone()
-    for turn in in_turns(np.array([0, 1]), slots[2:3], weights[2:3]):
-        table.add(alone, x[9:10], turn)
+    table.add(alone, x[9:10], Segments([0, 1], slots[2:3], weights[2:3]))
     torch.testing.assert_close(alone[0], y[9], rtol=1e-5, atol=1e-5)
 
 
@@ -286,9 +282,9 @@ def test_bfloat16_weights_are_multiplied_as_they_are(table_of, columns):
         for parts in random_slots(columns, 300)
     ]
     x, y = torch.randn(16, 300), torch.randn(16, sum(columns))
-    expected, batch = y.clone(), Segments([0, 1, 3, 7, 16], [3, 1, 2, 0])
-    reference.sgmv(expected, x, batch.starts, batch.slots, weights)
-    table_of(weights, columns, torch.bfloat16).add(y, x, batch)
+    expected, starts, slots = y.clone(), [0, 1, 3, 7, 16], [3, 1, 2, 0]
+    reference.sgmv(expected, x, starts, slots, weights)
+    table_of(weights, columns, torch.bfloat16).add(y, x, Segments(starts, slots))
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
 
 
