@@ -100,10 +100,10 @@ class Eager:
         self._loads.wait(host.adapter_slots)
         parts = self._parts
         own = parts.model.own(parts.lora.own(host, torch.from_numpy))
-        if self._recorded is None or own is not None:
+        if self._recorded is None:
             logits = self._forward(host, own)
         else:
-            logits = self._recorded.forward(host)
+            logits = self._recorded.forward(host, own)
         rows = host.sampled_rows
         if logits is None:
             drawn = Drawn(torch.empty(len(rows), dtype=torch.int64), [], [])

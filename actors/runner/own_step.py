@@ -91,10 +91,8 @@ class OwnStep:
 
     def norm(self, normed: Tensor, x: Tensor, name: str, epsilon: float) -> None:
         """Replace what a norm makes of x, [T, size] or [T, heads, size], where it is an own one."""
-        for segment, norms in zip(self._segments, self._norms, strict=True):
-            weight = norms.get(name)
-            if weight is not None:
-                normed[segment.rows] = self._do.rms_norm(x[segment.rows], weight, epsilon)
+        for rows, weight in self.norms.get(name, ()):
+            normed[rows] = self._do.rms_norm(x[rows], weight, epsilon)
 
     def update_head(self, logits: Tensor, x: Tensor) -> None:
         """Add to this rank's logits [R, its tokens and more] of sampled rows x [R, hidden]."""
@@ -127,13 +125,15 @@ class OwnStep:
         return logits
 
     @cached_property
-    def _norms(self) -> list[dict[str, Tensor]]:
-        """Of each segment, weights by name."""
-        found: list[dict[str, Tensor]] = [{} for _ in self._segments]
-        for norms, segment in zip(found, self._segments, strict=True):
+    def norms(self) -> dict[str, list[tuple[slice, Tensor]]]:
+        """By name, rows of the step that have a norm of their own, and its weight, [size]."""
+        found: dict[str, list[tuple[slice, Tensor]]] = {}
+        for segment in self._segments:
             for matrix, names in segment.own.norms:
                 rows = torch.arange(len(names), device=matrix.granules.device)
-                norms.update(zip(names, rows_at(matrix, rows).to(self._dtype), strict=True))
+                weights = rows_at(matrix, rows).to(self._dtype)
+                for name, weight in zip(names, weights, strict=True):
+                    found.setdefault(name, []).append((segment.rows, weight))
         return found
 
 
