@@ -156,9 +156,10 @@ class Ahead:
         """Return the logits of a staged step, whose decodes feed the rows' last tokens."""
         staged = batch.tokens
         tokens = torch.where(staged < 0, self._last_tokens[(~staged).clamp_(min=0)], staged)
-        return self._parts.model.forward(
+        logits = self._parts.model.forward(
             dataclasses.replace(batch, tokens=tokens), self._parts.arena.kv
         )
+        return None if logits is None else logits.padded()
 
     def _sampled(self, logits: Tensor | None, staged: Staged) -> Tensor:
         """Draw the step's tokens, keep them for the next one, and return what to tell the host."""

@@ -14,7 +14,7 @@ from weft.actors.runner.affine import Base, BaseSite
 from weft.actors.runner.architecture import Architecture
 from weft.actors.runner.lora import DOWN, GATE_UP, OUT, QKV, SITES, LoraUpdate
 from weft.actors.runner.operations import Operations, Plan, Projection
-from weft.actors.runner.own_step import OwnStep, Segment
+from weft.actors.runner.own_step import Logits, OwnStep, Segment
 from weft.actors.runner.weights import parent
 from weft.actors.shards import Span
 from weft.kernels.collectives.reference import Collectives
@@ -99,12 +99,11 @@ class Model:
         self._cos = (angles.cos() * architecture.rope_scale).to(device)
         self._sin = (angles.sin() * architecture.rope_scale).to(device)
 
-    def forward(self, batch: Batch, kv: list[tuple[Tensor, Tensor]]) -> Tensor | None:
-        """Write the batch's KV and return the logits of its sampled tokens: [R, vocabulary].
+    def forward(self, batch: Batch, kv: list[tuple[Tensor, Tensor]]) -> Logits | None:
+        """Write the batch's KV and return the logits of its sampled tokens.
 
-        There are more if an adapter has added tokens; other rows have -inf there. None on all ranks
-        but the first. ``kv`` holds each layer's keys and values, [pages, page_tokens, kv_heads,
-        head_dim].
+        None on all ranks but the first. ``kv`` holds each layer's keys and values, [pages,
+        page_tokens, kv_heads, head_dim].
         """
         own = batch.own
         normed = self.layers(self.embed(batch.tokens, own), batch, kv, own)
@@ -154,17 +153,18 @@ class Model:
         """Return this rank's part of the base's logits, float32: [R, its tokens]."""
         return self._head(wanted).float()
 
-    def logits(self, part: Tensor, wanted: Tensor, own: OwnStep | None) -> Tensor | None:
-        """Return all logits as ``forward`` does, of what ``head`` gave for ``wanted``.
+    def logits(self, part: Tensor, wanted: Tensor, own: OwnStep | None) -> Logits | None:
+        """Return what ``forward`` does, of what ``head`` gave for ``wanted``.
 
-        ``part`` is changed in place where adapters have more.
+        ``part`` is changed where adapters have a head of their own, or update it.
         """
         if own is not None:
             own.update_head(part, wanted)
         logits = self._group.gather(part)
         if logits is not None:
             logits = logits[:, : self.architecture.vocabulary]
-        return logits if own is None else own.replace_head(logits, wanted)
+        wider = [] if own is None else own.replace_head(logits, wanted)
+        return None if logits is None else Logits(logits, wider)
 
     def embed(self, tokens: Tensor, own: OwnStep | None = None) -> Tensor:
         """Return [T, hidden], of which each row lies on one rank."""

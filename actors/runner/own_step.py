@@ -33,13 +33,39 @@ _TOKENS_AT_ONCE = 1024
 Put = Callable[[Ints], Tensor]
 
 
+class Wider(NamedTuple):
+    """Rows that have more tokens than the base."""
+
+    which: list[int]  # of the sampled rows
+    logits: Tensor  # [rows, their tokens] float32
+
+
+class Logits(NamedTuple):
+    """Of a step's sampled rows."""
+
+    base: Tensor  # [R, vocabulary] float32, of the base's tokens
+    wider: Sequence[Wider] = ()
+
+    def padded(self) -> Tensor:
+        """Return all as one tensor: as wide as the widest, -inf beyond a row's own."""
+        if not self.wider:
+            return self.base
+        more = max(rows.logits.shape[1] for rows in self.wider) - self.base.shape[1]
+        room = -(-more // _TOKENS_AT_ONCE) * _TOKENS_AT_ONCE
+        logits = F.pad(self.base, (0, room), value=float("-inf"))
+        for rows in self.wider:
+            logits[rows.which, : rows.logits.shape[1]] = rows.logits
+        return logits
+
+
 class Segment(NamedTuple):
     """One adapter's rows, which may have others too."""
 
     own: Own
     weight: float  # of its updates
     rows: slice  # of the step's tokens
-    sampled: Tensor  # [r] int64, which of the sampled rows are of it
+    among: list[int]  # which of the sampled rows are of it
+    sampled: Tensor  # [r] int64, the same on the device
 
 
 class OwnStep:
@@ -56,14 +82,6 @@ class OwnStep:
         self._do = operations
         self._group = group
         self._dtype = compute_dtype
-
-    def tokens(self, rows: int, vocabulary: int) -> list[int]:
-        """Return how many tokens each of so many sampled rows may draw."""
-        found = [vocabulary] * rows
-        for segment in self._segments:
-            for row in segment.sampled.tolist():
-                found[row] = segment.own.tokens
-        return found
 
     def embed(self, x: Tensor, tokens: Tensor, here: Span) -> None:
         """Change the embedded tokens, x [T, hidden]; the sum of all ranks' is what is meant.
@@ -103,26 +121,38 @@ class OwnStep:
                 found = self._do.times(update.b, v)
                 logits[sampled, : update.b.columns] += segment.weight * update.scale * found
 
-    def replace_head(self, logits: Tensor | None, x: Tensor) -> Tensor | None:
-        """Return the logits [R, vocabulary] with those of own rows, and of tokens that are added.
+    def replace_head(self, logits: Tensor | None, x: Tensor) -> list[Wider]:
+        """Change the logits [R, vocabulary] of own rows; return those with tokens that are added.
 
-        These are -inf for all other rows. None on all ranks but the first, as ``logits`` are.
+        ``logits`` are None on all ranks but the first, and so nothing is returned there.
         """
-        if logits is not None:
-            more = max(segment.own.tokens for segment in self._segments) - logits.shape[1]
-            wider = -(-more // _TOKENS_AT_ONCE) * _TOKENS_AT_ONCE
-            logits = F.pad(logits, (0, max(0, wider)), value=float("-inf"))
+        wider = []
         for segment in self._segments:
             rows, sampled = segment.own.head_rows, segment.sampled
             if rows is None or not len(sampled):
                 continue
-            part = x.new_zeros(len(sampled), rows.each)
+            part = x.new_zeros(len(sampled), 0)
             if rows.here.size:
-                part[:, : rows.here.size] = self._do.times_transposed(rows.matrix, x[sampled])
+                part = self._do.times_transposed(rows.matrix, x[sampled])
+            if part.shape[1] < rows.each:
+                part = F.pad(part, (0, rows.each - part.shape[1]))
             found = self._group.gather(part.float())
-            if logits is not None and found is not None:
+            if logits is None or found is None:
+                continue
+            known = logits.shape[1]
+            if segment.own.tokens == known:
                 logits[sampled[:, None], rows.ids] = found[:, : len(rows.ids)]
-        return logits
+                continue
+            wide = logits.new_full((len(sampled), segment.own.tokens), float("-inf"))
+            wide[:, :known] = logits[sampled]
+            wide[:, rows.ids] = found[:, : len(rows.ids)]
+            wider.append(Wider(segment.among, wide))
+        return wider
+
+    @property
+    def normed(self) -> list[tuple[Own, slice]]:
+        """Which adapters have norms, and their rows of the step."""
+        return [(each.own, each.rows) for each in self._segments if each.own.norms]
 
     @cached_property
     def norms(self) -> dict[str, list[tuple[slice, Tensor]]]:
@@ -153,5 +183,6 @@ def of_step(owns: Sequence[Own | None], host: HostBatch, put: Put) -> list[Segme
                 first, last = host.lora_starts[i : i + 2].tolist()
                 among = np.flatnonzero((host.sampled >= first) & (host.sampled < last))
                 weight = float(host.lora_weights[i, n])
-                found.append(Segment(own, weight, slice(first, last), put(among)))
+                rows = slice(first, last)
+                found.append(Segment(own, weight, rows, among.tolist(), put(among)))
     return found

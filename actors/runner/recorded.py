@@ -10,7 +10,8 @@ from weft.actors.runner.arena import Arena
 from weft.actors.runner.limits import Limits
 from weft.actors.runner.lora import HostLora
 from weft.actors.runner.model import Batch, Model
-from weft.actors.runner.own_step import OwnStep
+from weft.actors.runner.own import Own
+from weft.actors.runner.own_step import Logits, OwnStep
 from weft.actors.runner.rows import HostBatch
 from weft.kernels.collectives.reference import Alone, Collectives
 from weft.kernels.collectives.shared_memory import SharedMemory
@@ -68,7 +69,7 @@ class Recorded:
             self._wanted = model.operations.take_rows(normed, self._sampled)
             self._logits = model.head(self._wanted)
 
-    def forward(self, host: HostBatch, own: OwnStep | None) -> Tensor | None:
+    def forward(self, host: HostBatch, own: OwnStep | None) -> Logits | None:
         """Return the logits of a step's sampled tokens."""
         tensor = torch.from_numpy
         count, sampled = len(host.tokens), len(host.sampled)
@@ -94,6 +95,7 @@ class _OwnNorms:
     def __init__(self) -> None:
         self._chosen: dict[str, Chosen] = {}
         self._in_use: list[Chosen] = []
+        self._laid_out: list[tuple[Own, slice]] = []
 
     def norm(self, normed: Tensor, x: Tensor, name: str, epsilon: float) -> None:
         """Record what replaces rows of the norm of this name."""
@@ -102,9 +104,13 @@ class _OwnNorms:
 
     def lay_out(self, own: OwnStep | None) -> None:
         """Replace what the adapters of a step have."""
+        rows = [] if own is None else own.normed
+        if rows == self._laid_out:
+            return
         for chosen in self._in_use:
             chosen.lay_out([])
         norms = {} if own is None else own.norms
         self._in_use = [self._chosen[name] for name in norms]
         for name, runs in norms.items():
             self._chosen[name].lay_out(runs)
+        self._laid_out = rows
