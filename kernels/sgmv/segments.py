@@ -97,9 +97,7 @@ class PagedLora:
                 if slot >= 0 and rows.start < rows.stop:
                     self._add(y[rows], x[rows], layer, site, slot, weight)
 
-    def _add(
-        self, y: Tensor, x: Tensor, layer: int, site: int, slot: int, weight: float
-    ) -> None:
+    def _add(self, y: Tensor, x: Tensor, layer: int, site: int, slot: int, weight: float) -> None:
         """Add the update of one adapter to all rows."""
         tables = self._tables
         groups = tables.groups[slot, layer, site]

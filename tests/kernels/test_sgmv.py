@@ -311,6 +311,29 @@ def test_the_native_kernel_computes_a_row_bit_equal_among_any_others(features, c
 
 
 @pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
+@pytest.mark.parametrize("threads", [1, 3], ids="{}-threads".format)
+def test_the_native_kernel_adds_several_adapters_bit_equal_to_each_in_its_turn(threads):
+    parts = random_slots(QKV, 61)
+    table = Site(cpu.PagedLora, SLOTS, QKV)
+    for slot in range(SLOTS):
+        table.set(slot, parts[slot])
+    slots = [[1, -1, -1], [4, -1, -1], [3, 0, -1], [4, 4, 2], [0, 2, 1]]
+    weights = [[2.0, 9, 9], [1, 9, 9], [1, 0.5, 9], [-1, 1, 2], [1, 0.25, 3]]
+    starts = [3, 5, 6, 9, 80, 81]
+    x, y = torch.randn(84, 61), torch.randn(84, sum(QKV))
+    expected = y.clone()
+    for n in range(3):
+        for i, (own, factors) in enumerate(zip(slots, weights, strict=True)):
+            if own[n] >= 0:
+                table.add(expected, x, Segments(starts[i : i + 2], [own[n]], [factors[n]]))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    table.add(y, x, Segments(starts, slots, weights))
+    torch.set_num_threads(before)
+    assert y.equal(expected)
+
+
+@pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
 def test_the_native_kernel_writes_within_its_rows():
     weights = random_slots((61, 61), 37)
     table = Site(cpu.PagedLora, SLOTS, (61, 61))
