@@ -20,7 +20,6 @@ from weft.kernels.sample.philox import uniform
 from weft.kernels.sample.reference import TEMPERATURE_MIN, draw, min_p, top_k_top_p
 from weft.runtime.messages import Join, RowSampling, TokenLogprobs
 
-
 _GREEDY = Rules(
     RowSampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0), 0, 0, None,
     adjusts=False, filters=False,
