@@ -14,6 +14,7 @@ from torch import Tensor
 
 from weft.actors.runner.affine import Base, of_bias, of_magnitude
 from weft.actors.runner.architecture import Architecture
+from weft.actors.runner.forms import Form, Kind
 from weft.actors.runner.own import AdapterFile, Own, Reader, Writer
 from weft.actors.runner.own_step import Put, Segment, of_step
 from weft.actors.runner.rows import HostBatch
@@ -43,20 +44,25 @@ LoraUpdate = Callable[[Tensor, Tensor, int, int], None]
 class LoraKernel(Protocol):
     """The update as one device computes it."""
 
+    @property
+    def forms(self) -> Sequence[Form]:
+        """Those that differ on this device, of all."""
+        ...
+
+    def form(self, host: HostBatch) -> Form:
+        """Return which of them a step has."""
+        ...
+
     def stage(self, slot: int) -> Callable[[], None]:
         """Hear that the tables of a slot have changed; return what brings them to the device."""
         ...
 
-    def fits_graph(self, host: HostBatch) -> bool:
-        """Whether a graph of decodes with adapters has room for those of a step."""
-        ...
-
     def plan(
-        self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None
+        self, host: HostBatch, staging: Staging | None = None, graph: Kind | None = None
     ) -> LoraUpdate:
         """Return the update of a step, of which what the device reads lies in ``staging``.
 
-        ``graph_rows``: of the graph that it is part of, of which every launch has the same shape.
+        ``graph``: which it is part of; every launch of that has the same shape.
         """
         ...
 
@@ -85,12 +91,17 @@ class HostLora:
         """Make room for a step; before each run of a program."""
         self._kernel.reserve(len(host.tokens), host.row_adapters)
 
-    def fits_graph(self, host: HostBatch) -> bool:
-        """Return that it has: nothing is laid out in advance."""
-        return True
+    @property
+    def forms(self) -> Sequence[Form]:
+        """Return that sums are none of their own: nothing is laid out in advance."""
+        return Form.BASE, Form.PLAIN
+
+    def form(self, host: HostBatch) -> Form:
+        """Return which of them a step has."""
+        return Form.PLAIN if host.has_adapters else Form.BASE
 
     def plan(
-        self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None
+        self, host: HostBatch, staging: Staging | None = None, graph: Kind | None = None
     ) -> LoraUpdate:
         """Return the update of a step."""
         if not host.has_adapters:
