@@ -19,7 +19,8 @@ from torch import Tensor
 from weft.actors.runner.device_sampler import STAGED_BYTES, DeviceSampler, Wanted
 from weft.actors.runner.eager import Parts
 from weft.actors.runner.engine import STEPS_MAX
-from weft.actors.runner.graphs import Graphs, Kind, Record
+from weft.actors.runner.forms import Kind
+from weft.actors.runner.graphs import Graphs, Record
 from weft.actors.runner.limits import Limits
 from weft.actors.runner.loads import Loads, Streams
 from weft.actors.runner.model import Batch
@@ -72,7 +73,7 @@ class Ahead:
         self._staging = Staging(size + _ARRAYS * ALIGNMENT, device)
         self._last_tokens = torch.zeros(limits.rows, dtype=torch.int64, device=device)
         record = None if means.record is None else means.record()
-        self.graphs = Graphs(self._compute, limits.rows, record)
+        self.graphs = Graphs(self._compute, limits.rows, record, parts.lora.kernel.forms)
         self._under_way: deque[Running] = deque()
 
     def make_way(self, step: Step) -> None:
@@ -134,9 +135,9 @@ class Ahead:
     def _kind(self, host: HostBatch) -> Kind | None:
         """Return which graph computes a step; None: none does."""
         lora = self._parts.lora
-        if not host.is_decode or lora.has_own(host) or not lora.kernel.fits_graph(host):
+        if not host.is_decode or lora.has_own(host):
             return None
-        return self.graphs.kind(len(host.tokens), has_adapters=host.has_adapters)
+        return self.graphs.kind(len(host.tokens), lora.kernel.form(host))
 
     def _lay_out(self, host: HostBatch, kind: Kind | None) -> Staged:
         """Lay out a step, with padding for a graph of this kind."""
@@ -151,7 +152,7 @@ class Ahead:
             kv_slots=staging.put(host.kv_slots, rows, self._scratch_slot),
             sampled=staging.put(host.sampled, rows),
             own=self._parts.model.own(self._parts.lora.own(host, staging.put)),
-            update=self._parts.lora.kernel.plan(host, staging, graph_rows=rows),
+            update=self._parts.lora.kernel.plan(host, staging, kind),
             # Last, so that the part of its page table that a step does not use is not copied.
             attention=self._parts.attention.plan(host, staging, is_graph=rows is not None),
         )
@@ -161,9 +162,10 @@ class Ahead:
         """Return the logits of a staged step, whose decodes feed the rows' last tokens."""
         staged = batch.tokens
         tokens = torch.where(staged < 0, self._last_tokens[(~staged).clamp_(min=0)], staged)
-        return self._parts.model.forward(
+        logits = self._parts.model.forward(
             dataclasses.replace(batch, tokens=tokens), self._parts.arena.kv
         )
+        return None if logits is None else logits.padded()
 
     def _sampled(self, logits: Tensor | None, staged: Staged) -> Tensor:
         """Draw the step's tokens, keep them for the next one, and return what to tell the host."""

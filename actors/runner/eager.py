@@ -6,7 +6,6 @@ import time
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 
 from weft.actors.runner import recorded
 from weft.actors.runner.arena import Arena
@@ -16,7 +15,7 @@ from weft.actors.runner.limits import Limits
 from weft.actors.runner.loads import Loads
 from weft.actors.runner.lora import HostLora, LoraSlots
 from weft.actors.runner.model import Batch, Model
-from weft.actors.runner.own_step import OwnStep
+from weft.actors.runner.own_step import Logits, OwnStep
 from weft.actors.runner.recorded import Recorded
 from weft.actors.runner.rows import HostBatch, RowTable
 from weft.actors.runner.sampler import Drawn, Sampler
@@ -110,22 +109,16 @@ class Eager:
         self._loads.wait(host.adapter_slots)
         parts = self._parts
         own = parts.model.own(parts.lora.own(host, torch.from_numpy))
-        # What was recorded adds one adapter to a row.
-        if self._recorded is None or own is not None or host.row_adapters > 1:
+        if self._recorded is None:
             logits = self._forward(host, own)
         else:
-            logits = self._recorded.forward(host)
+            logits = self._recorded.forward(host, own)
         rows = host.sampled_rows
         if logits is None:
             drawn = Drawn(torch.empty(len(rows), dtype=torch.int64), [], [])
         else:
-            vocabulary = parts.model.architecture.vocabulary
-            drawn = self._sampler.sample(
-                logits,
-                rows.tolist(),
-                host.sampled_positions.tolist(),
-                own.tokens(len(rows), vocabulary) if own else None,
-            )
+            positions = host.sampled_positions.tolist()
+            drawn = self._sampler.sample(logits.base, rows.tolist(), positions, logits.wider)
         parts.group.broadcast(drawn.tokens)
         self._rows.feed(rows, drawn.tokens.numpy())
         elapsed_us = (time.perf_counter_ns() - started_ns) // 1000
@@ -140,7 +133,7 @@ class Eager:
             )
         )
 
-    def _forward(self, host: HostBatch, own: OwnStep | None) -> Tensor | None:
+    def _forward(self, host: HostBatch, own: OwnStep | None) -> Logits | None:
         """Return the logits of a step's sampled tokens, one operation after the other."""
         parts, tensor = self._parts, torch.from_numpy
         batch = Batch(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from weft.actors.runner.affine import Base, of_bias, of_magnitude
 from weft.actors.runner.architecture import Architecture
+from weft.actors.runner.forms import Form, Kind
 from weft.actors.runner.own import AdapterFile, Own, Reader, Writer
 from weft.actors.runner.own_step import Put, Segment, of_step
 from weft.actors.runner.rows import HostBatch
@@ -22,7 +23,7 @@ from weft.actors.runner.stream import Run, at_once
 from weft.actors.shards import Span
 from weft.kernels.sgmv import cpu, packing, segments
 from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Module, Tables
-from weft.kernels.sgmv.segments import Segments, in_turns
+from weft.kernels.sgmv.segments import Segments
 from weft.runtime.histogram import Histogram
 from weft.runtime.messages import LOAD_BUCKETS_S
 
@@ -43,20 +44,25 @@ LoraUpdate = Callable[[Tensor, Tensor, int, int], None]
 class LoraKernel(Protocol):
     """The update as one device computes it."""
 
+    @property
+    def forms(self) -> Sequence[Form]:
+        """Those that differ on this device, of all."""
+        ...
+
+    def form(self, host: HostBatch) -> Form:
+        """Return which of them a step has."""
+        ...
+
     def stage(self, slot: int) -> Callable[[], None]:
         """Hear that the tables of a slot have changed; return what brings them to the device."""
         ...
 
-    def fits_graph(self, host: HostBatch) -> bool:
-        """Whether a graph of decodes with adapters has room for those of a step."""
-        ...
-
     def plan(
-        self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None
+        self, host: HostBatch, staging: Staging | None = None, graph: Kind | None = None
     ) -> LoraUpdate:
         """Return the update of a step, of which what the device reads lies in ``staging``.
 
-        ``graph_rows``: of the graph that it is part of, of which every launch has the same shape.
+        ``graph``: which it is part of; every launch of that has the same shape.
         """
         ...
 
@@ -81,30 +87,26 @@ class HostLora:
         """Return the update of the steps that ``segments`` will be those of; for a program."""
         return partial(self._kernel.add, segments=segments)
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for a step of so many tokens; before each run of a program."""
-        self._kernel.reserve(tokens)
+    def reserve(self, host: HostBatch) -> None:
+        """Make room for a step; before each run of a program."""
+        self._kernel.reserve(len(host.tokens), host.row_adapters)
 
-    def fits_graph(self, host: HostBatch) -> bool:
-        """Return that it has: nothing is laid out in advance."""
-        return True
+    @property
+    def forms(self) -> Sequence[Form]:
+        """Return that sums are none of their own: nothing is laid out in advance."""
+        return Form.BASE, Form.PLAIN
+
+    def form(self, host: HostBatch) -> Form:
+        """Return which of them a step has."""
+        return Form.PLAIN if host.has_adapters else Form.BASE
 
     def plan(
-        self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None
+        self, host: HostBatch, staging: Staging | None = None, graph: Kind | None = None
     ) -> LoraUpdate:
         """Return the update of a step."""
         if not host.has_adapters:
             return no_update
-        turns = in_turns(host.lora_starts, host.lora_slots, host.lora_weights)
-        if len(turns) == 1:
-            return partial(self._kernel.add, segments=turns[0])
-        return partial(self._add_all, turns)
-
-    def _add_all(
-        self, turns: Sequence[Segments], y: Tensor, x: Tensor, layer: int, site: int
-    ) -> None:
-        for turn in turns:
-            self._kernel.add(y, x, layer, site, turn)
+        return self.update_of(Segments(host.lora_starts, host.lora_slots, host.lora_weights))
 
     def staged_bytes(self) -> int:
         """Return that nothing is staged."""
@@ -200,11 +202,7 @@ class LoraSlots:
         """Return the segments of these adapters."""
         if not self.has_own(host):
             return []
-        found = []
-        for turn in in_turns(host.lora_starts, host.lora_slots, host.lora_weights):
-            owns = [self._own[slot] for slot in turn.slots.tolist()]
-            found += of_step(owns, turn, host.sampled, put)
-        return found
+        return of_step(self._own, host, put)
 
     @property
     def has_group(self) -> bool:

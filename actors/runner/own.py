@@ -71,9 +71,9 @@ class Rows:
     matrix: Matrix  # [here, hidden]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Own:
-    """One adapter's, on one rank."""
+    """One adapter's, on one rank; no other is the same, even of the same adapter."""
 
     embedding: Update | None
     head: Update | None
