@@ -49,6 +49,7 @@ def serve(place):
     for server in servers:
         server.popen.kill()
         server.popen.communicate()
+        print(server.log.read_text())  # shown if the test has failed
 
 
 @pytest.fixture
