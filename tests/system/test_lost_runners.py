@@ -21,7 +21,6 @@ TOKENS = 150
 WATCHDOG_S = 8.0
 
 
-
 class Disturbance:
     """Something that happens once every stream has got so many texts."""
 

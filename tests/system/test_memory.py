@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from tests.system.chats import TASKS, gather_over_zmq, question
+from tests.system.runs import TIMEOUT_S
 from weft.runtime.client import Client, Failed
 
 pytestmark = pytest.mark.system
