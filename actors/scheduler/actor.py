@@ -7,22 +7,22 @@ computed; each answer becomes one ``Sampled`` for the detokenizer.
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
 from collections.abc import Set
 from typing import assert_never
 
 import msgspec
 
-from weft.actors.scheduler import fair
 from weft.actors.scheduler.accounts import Payers
+from weft.actors.scheduler.answers import completed
+from weft.actors.scheduler.chronicle import Chronicle
 from weft.actors.scheduler.composer import Composer
 from weft.actors.scheduler.draft import Composed
+from weft.actors.scheduler.flight import STEPS_IN_FLIGHT, InFlight
 from weft.actors.scheduler.group import Runners
 from weft.actors.scheduler.host import HostPins
-from weft.actors.scheduler.metrics import Metrics, mean, summed, together
+from weft.actors.scheduler.metrics import Metrics, summed
 from weft.actors.scheduler.outbox import Outbox
 from weft.actors.scheduler.policy import NeverFits
-from weft.actors.scheduler.progress import ProgressNotes
 from weft.actors.scheduler.requests import Requests
 from weft.actors.scheduler.sequence import Request, Sequence
 from weft.actors.scheduler.suspects import DEATHS_MAX, Suspects
@@ -35,17 +35,13 @@ from weft.runtime.messages import (
     Acquired,
     AcquireFailed,
     AdapterReply,
-    AdapterState,
     Away,
-    Begin,
     CatalogSeen,
     ClientGone,
-    End,
     FinishReason,
     Generate,
     Inspection,
     KeepOnDevice,
-    Refused,
     Reject,
     Retire,
     Retired,
@@ -56,10 +52,6 @@ from weft.runtime.messages import (
     TokenLogprobs,
 )
 from weft.runtime.replicas import ALONE, Replica
-
-# Steps that the runners have been sent and have not answered: the one being computed, and the one
-# that follows it without a pause.
-STEPS_IN_FLIGHT = 2
 
 # What is said of requests meanwhile.
 AWAY_REASON = "the model's processes are being started again; requests are taken, and wait"
@@ -95,13 +87,10 @@ class Scheduler:
         self._requests = Requests(
             queued_max=config.max_queued_requests, payers=self._payers, replica=replica
         )
-        self._in_flight: deque[Composed] = deque()
-        self._steps_sent = 0
-        self._steps_done = 0
-        self._compute_us = 0
+        self._in_flight = InFlight()
         self._outbox = Outbox(replica)
-        self._notes = ProgressNotes() if replica.count > 1 else None
         self._metrics = Metrics(name for name in config.tenants if name != ANY_OTHER)
+        self._chronicle = Chronicle(self._outbox, self._metrics, replica)
 
     @property
     def is_idle(self) -> bool:
@@ -156,7 +145,13 @@ class Scheduler:
                 self._retiring[digest] = version
                 return []
             case AdapterReply():
-                return [Send(self._replica.door, self._completed(message))]
+                known = completed(
+                    message,
+                    resident=self._resident,
+                    requests=self._requests,
+                    metrics=self._metrics,
+                )
+                return [Send(self._replica.door, known)]
             case Acquired():
                 self._note_adapter(message)
                 return []
@@ -176,7 +171,7 @@ class Scheduler:
         sends = self._outbox.flush(room)
         self._suspects.clear()
         if self._composer is None:
-            released = self._host.release(self._waiting.adapters, self._steps_sent)
+            released = self._host.release(self._waiting.adapters, self._in_flight.sent)
             sends += [Send("adapters", message) for message in released]
         elif room - len(sends) >= STEPS_IN_FLIGHT:
             sends += self._send_step(self._composer, turn)
@@ -201,54 +196,22 @@ class Scheduler:
     # ---- requests -------------------------------------------------------------------------------
 
     def _accept(self, generate: Generate, now_ns: int) -> list[Send]:
-        refused = self._requests.refusal(generate, now_ns, room=self._room_for(generate.tenant))
+        room = self._waiting.room_for(generate.tenant, self._config.max_queued_requests)
+        refused = self._requests.refusal(generate, now_ns, room=room)
         if refused is not None:
-            # Who is told in the end, and who gets room elsewhere, is the router's to count.
-            self._metrics.rejected(generate if self._notes is None else None)
-            log.info("rejected: %s", refused.code, extra={"request": generate.request_id})
+            self._chronicle.rejected(generate, refused)
             reject = Reject(generate.client, refused, generate.request_id)
             return [Send(self._replica.door, reject)]
-        if self._notes is not None:
-            self._notes.accepted.append(generate.request_id)
         request = self._requests.add(generate, now_ns)
         if request.adapters:
             # Whether they lie in host memory is heard once they have been asked for.
             is_there = self._resident >= {*request.adapters}
             request.tier = "device" if is_there else "host"
-        self._metrics.accepted(request)
-        log.info(
-            "accepted: %d prompt tokens, %d choices, model %s, %d requests",
-            len(generate.prompt), generate.choices, generate.model, len(self._requests),
-            extra={"request": generate.request_id},
-        )  # fmt: skip
-        self._outbox.begin(
-            Begin(
-                first_sequence=request.sequences[0].number,
-                choices=generate.choices,
-                request_id=generate.request_id,
-                client=generate.client,
-                label=generate.label,
-                model=generate.model,
-                prompt_tokens=len(generate.prompt),
-                stop=generate.stop,
-                include_stop=generate.include_stop,
-                skip_special_tokens=generate.skip_special_tokens,
-                added_tokens=generate.added_tokens,
-            )
-        )
+        self._chronicle.accepted(request, requests=len(self._requests))
         for sequence in request.sequences:
             self._waiting.append(sequence)
             self._limit(sequence)
         return []
-
-    def _room_for(self, tenant: str) -> int:
-        """Return how many more of a tenant's sequences may wait."""
-        queued_max = self._config.max_queued_requests
-        waiting = self._waiting
-        if self._config.scheduling_policy == "fcfs":
-            return queued_max - len(waiting)
-        tenants = len(waiting.tenants | {tenant})
-        return fair.queue_room(queued_max, len(waiting), waiting.count(tenant), tenants)
 
     def _limit(self, sequence: Sequence) -> None:
         """Bound a sequence's output by what fits when it runs alone, or end it if nothing does.
@@ -300,35 +263,12 @@ class Scheduler:
             self._waiting.remove(sequence)
         self._requests.end(sequence)
         count = sequence.output_tokens if output_tokens is None else output_tokens
-        if self._notes is not None:
-            self._notes.ended.append(sequence.request.generate.request_id)
-        end = End(
-            sequence.number,
-            reason,
-            count,
-            sequence.cached_tokens or 0,
-            error,
-            self._shown(sequence.first_step),
-            self._shown(sequence.last_step),
-        )
-        self._outbox.end(end)
-        request = sequence.request
-        self._metrics.ended(request, end)
-        log.info(
-            "ended: %s, choice %d, %d output tokens, %d of %d prompt tokens cached, %s%s",
-            reason, sequence.choice, count, end.cached_tokens, len(request.generate.prompt),
-            request.waits, f", {error}" if error else "",
-            extra={"request": request.generate.request_id},
-        )  # fmt: skip
-
-    def _shown(self, step: int | None) -> int | None:
-        """Return a step's number as clients see it: unlike that of any other replica's step."""
-        return None if step is None else self._replica.first_number + step
+        self._chronicle.ended(sequence, reason, count, error)
 
     def _tell_progress(self, turn: Turn) -> list[Send]:
-        if self._notes is None or turn.room(self._replica.door) == 0:
+        if turn.room(self._replica.door) == 0:
             return []
-        progress = self._notes.take(self._composer.slots if self._composer else None)
+        progress = self._chronicle.progress(self._composer.slots if self._composer else None)
         return [] if progress is None else [Send(self._replica.door, progress)]
 
     # ---- runners --------------------------------------------------------------------------------
@@ -350,8 +290,7 @@ class Scheduler:
         composer, self._composer = self._composer, None
         assert composer is not None
         self._lives_lost += 1
-        computed = {s for composed in self._in_flight for s in composed.sequences}
-        guilty = self._suspects.died(computed)
+        guilty = self._suspects.died(self._in_flight.sequences)
         rows = {sequence: index for index, sequence in enumerate(composer.rows)}
         # Those without a row wait for their last token only, so they were admitted before.
         running = [s for s in self._requests.sequences if not self._waiting.has(s.number)]
@@ -360,12 +299,8 @@ class Scheduler:
             sequence.lose_device()
         for sequence in reversed(running):
             self._waiting.prepend(sequence)
-            log.info(
-                "its runners are gone: choice %d goes on after %d output tokens",
-                sequence.choice, sequence.output_tokens,
-                extra={"request": sequence.request.generate.request_id},
-            )  # fmt: skip
-        self._in_flight.clear()
+            self._chronicle.resumed(sequence)
+        self._in_flight.lose()
         if guilty is not None:
             self._give_up(guilty)
         log.warning("the runners are gone: %d sequences wait", len(self._waiting))
@@ -387,43 +322,24 @@ class Scheduler:
         lacking: list[int] = []
         alone = self._suspects.alone
         composer.let_alone(alone)
-        has_way = alone is None or self._is_alone(alone)
-        if len(self._in_flight) < STEPS_IN_FLIGHT and has_way:
-            composed, lacking = composer.compose(self._steps_sent)
+        has_way = alone is None or self._in_flight.has_only(alone)
+        if not self._in_flight.is_full and has_way:
+            composed, lacking = composer.compose(self._in_flight.sent)
             if composed is not None:
-                self._in_flight.append(composed)
-                self._steps_sent += 1
+                self._in_flight.send(composed)
                 self._note_admissions(composed, turn.now_ns)
                 sends += [Send(runner, composed.step) for runner in self._runners.roles]
-        answered = self._steps_sent - len(self._in_flight)
-        messages = composer.host_messages(lacking, answered)
+        messages = composer.host_messages(lacking, self._in_flight.first)
         return sends + [Send("adapters", message) for message in messages]
 
     def _note_admissions(self, composed: Composed, now_ns: int) -> None:
         for sequence in composed.admitted:
-            request = sequence.request
             if sequence.first_step is None:
                 sequence.first_step = composed.step.step
-            if request.admitted_ns is None:
-                self._metrics.admitted(request, now_ns)
-            log.debug(
-                "admitted: choice %d in step %d, row %d, %d tokens cached, queued %.1f ms",
-                sequence.choice, composed.step.step, sequence.row, sequence.cached_tokens,
-                (now_ns - request.accepted_ns) / 1e6,
-                extra={"request": request.generate.request_id},
-            )  # fmt: skip
-
-    def _is_alone(self, request: Request) -> bool:
-        """Whether nobody else is being computed."""
-        return all(s.request is request for composed in self._in_flight for s in composed.sequences)
+            self._chronicle.admitted(sequence, composed.step.step, now_ns)
 
     def _finish_step(self, done: StepDone, now_ns: int) -> list[Send]:
-        assert self._in_flight, f"an answer to step {done.step}, and none was sent"
-        composed = self._in_flight.popleft()
-        assert done.step == composed.step.step, f"step {done.step}, not {composed.step.step}"
-        assert len(done.tokens) == len(composed.sampled)
-        self._steps_done += 1
-        self._compute_us += done.compute_us
+        composed = self._in_flight.finish(done)
         failed = frozenset(done.failed)
         logprobs = {item.index: item for item in done.logprobs}
         numbers: list[int] = []
@@ -456,15 +372,7 @@ class Scheduler:
         tenant.counter += tenant.output_price
         for account in request.metered:
             account.spend(1, now_ns)
-        if self._notes is not None and request.metered:
-            self._notes.metered.append(generate.request_id)
-        if request.first_token_ns is None:
-            self._metrics.first_token(request, now_ns)
-            log.debug(
-                "first token: %.1f ms after acceptance",
-                (now_ns - request.accepted_ns) / 1e6,
-                extra={"request": generate.request_id},
-            )
+        self._chronicle.token(request, now_ns)
         if token in generate.stop_token_ids:
             self._end(sequence, "stop")
             return False
@@ -499,33 +407,6 @@ class Scheduler:
         if self._composer is None:
             return not self._host.has(digest)
         return self._composer.forget(digest)
-
-    def _completed(self, reply: AdapterReply) -> AdapterReply:
-        """Return an answer for a client with what the scheduler knows of each adapter added."""
-        answer = reply.answer
-        if isinstance(answer, Refused) or not answer.adapters:
-            return reply
-        resident = self._resident
-        live = Counter(a for request in self._requests for a in request.adapters)
-
-        def complete(state: AdapterState) -> AdapterState:
-            if state.digest is None:
-                return state
-            counters = self._metrics.of(state.digest)
-            return msgspec.structs.replace(
-                state,
-                tier="device" if state.digest in resident else state.tier,
-                requests=state.requests + live[state.digest],
-                requests_total=state.requests_total + counters.requests,
-                hits=together(state.hits, counters.hits),
-                queue_s_mean=mean(
-                    (state.queue_s_mean, state.requests_total),
-                    (counters.queue.mean_s, counters.requests),
-                ),
-            )
-
-        states = list(map(complete, answer.adapters))
-        return AdapterReply(reply.client, msgspec.structs.replace(answer, adapters=states))
 
     @property
     def _resident(self) -> Set[str]:
@@ -563,8 +444,7 @@ class Scheduler:
             "sequences": self._requests.sequence_count,
             "rejected_total": self._metrics.rejections,
             "tenants": len(self._payers.tenants),
-            "steps_total": self._steps_done,
-            "compute_us_total": self._compute_us,
+            **self._in_flight.counters(),
             "runners_ready": 0 if self._composer is None else len(self._runners.roles),
             "runners_lost_total": self._lives_lost,
             "requests_in_doubt": len(self._suspects),
