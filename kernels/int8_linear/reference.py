@@ -67,7 +67,9 @@ class Int8Linear:
         """``weight`` is [out, in] of any floating type; ``bias`` is [out] or None."""
         self.out_features, self.in_features = weight.shape
         values, self._scales = round_weight(weight)
-        self._groups = [group.t().float().contiguous() for group in torch.split(values, GROUP, dim=1)]
+        self._groups = [
+            group.t().float().contiguous() for group in torch.split(values, GROUP, dim=1)
+        ]
         self._bias = torch.zeros(self.out_features) if bias is None else bias.float()
 
     def __call__(self, x: Tensor) -> Tensor:
