@@ -248,6 +248,7 @@ class Models(Message, frozen=True):
     label: str
     models: list[ModelEntry]
     away: str | None = None  # why a request sent now would be taken but wait, if so
+    degraded: str | None = None  # why there is less to compute with than usual, if so
 
 
 class AdapterState(Part, frozen=True):
@@ -510,11 +511,65 @@ class Progress(Message, frozen=True):
 class Away(Message, frozen=True):
     """Scheduler to tokenizer: why what it is sent waits; None: nothing keeps it from running.
 
-    Of several schedulers, to router: which sends requests to the others, and tells the tokenizer of
-    it once none is left.
+    Of several schedulers, to router: which has the others go on with its requests, and tells the
+    tokenizer whether any is left.
     """
 
     reason: str | None
+    degraded: str | None = None  # why there is less to compute with than usual, though there is
+
+
+# ---- from one of several schedulers to another, by the router -----------------------------------
+
+
+class Yield(Message, frozen=True):
+    """Router to scheduler: hand these over, the oldest first; answered by ``Yielded``.
+
+    Those that have not begun, and without runners all but suspects. Others stay.
+    """
+
+    request_ids: list[str]
+
+
+class HandedChoice(Part, frozen=True):
+    """A choice that is not over, as far as its client may have been told of it."""
+
+    sequence: Sequence  # the number that it keeps
+    choice: int
+    output: list[int]  # tokens after the prompt
+    cached_tokens: int | None  # of the prompt, when it first ran; None: it never did
+    trusted_at: int | None = None  # tokens that it must know to be out of doubt; None: it is
+
+
+class HandOver(Message, frozen=True):
+    """Scheduler to router to scheduler: go on with this request, behind all that was said of it.
+
+    The detokenizer has heard every token of it; so nobody else knows more of it than this. It is
+    taken whatever the queue holds, and answered by ``Progress``, as having been accepted. Times are
+    the machine's monotonic clock.
+    """
+
+    generate: Generate
+    choices: list[HandedChoice]  # that are not over
+    accepted_ns: int
+    admitted_ns: int | None  # None: nothing of it ever ran
+    first_token_ns: int | None
+    # Where its farthest adapter lay when it came; None: it has none.
+    tier: Literal["device", "host", "disk"] | None
+    deaths_alone: int = 0  # of runners that computed nothing else
+
+
+class Yielded(Message, frozen=True):
+    """Scheduler to router: what a ``Yield`` named has been handed over, or stays."""
+
+
+class Settled(Message, frozen=True):
+    """Router to scheduler: requests that it has handed over are over.
+
+    Until then their labels are in use, and their adapters are not ``Retired``.
+    """
+
+    request_ids: list[str]
 
 
 class AdapterReply(Message, frozen=True):
@@ -736,7 +791,31 @@ class Sampled(Message, frozen=True):
     logprobs: list[TokenLogprobs] = []  # index: into sequences
 
 
+class Mark(Message, frozen=True):
+    """Scheduler to detokenizer: say ``Marked`` once everything before this has been heard."""
+
+    number: int
+
+
+class Resume(Message, frozen=True):
+    """Scheduler to detokenizer: these sequences, of another scheduler until now, go on here."""
+
+    sequences: list[Sequence]
+
+
 # ---- detokenizer to scheduler -------------------------------------------------------------------
+
+
+class Marked(Message, frozen=True):
+    """Detokenizer to scheduler: what came before this ``Mark`` was heard, and answered."""
+
+    number: int
+
+
+class Unread(Message, frozen=True):
+    """Detokenizer to scheduler: of those that ``Resume`` named, nobody reads these any more."""
+
+    sequences: list[Sequence]
 
 
 class StopFound(Message, frozen=True):
@@ -883,12 +962,16 @@ TokenizerInbox = (
 AdaptersInbox = (
     Acquire | Release | CatalogSeen | Retired | DeviceRoom | AdapterRequest | Discover | Inspection
 )  # fmt: skip
-RouterInbox = Generate | Abort | CatalogSeen | Reject | Away | Progress | AdapterReply | Inspection
+RouterInbox = (
+    Generate | Abort | CatalogSeen | Reject | Away | Progress | HandOver | Yielded | AdapterReply
+    | Inspection
+)  # fmt: skip
 SchedulerInbox = (
     Generate | Abort | CatalogSeen | Inspection | Acquired | AcquireFailed | KeepOnDevice | Retire
     | AdapterReply
     | RunnerReady | StepDone | StopFound | ClientGone
+    | Yield | HandOver | Settled | Marked | Unread
 )  # fmt: skip
 RunnerInbox = Step | Inspection
-DetokenizerInbox = Begin | Sampled | Inspection
+DetokenizerInbox = Begin | Sampled | Mark | Resume | Inspection
 ClientInbox = Refused | Models | AdapterAnswer | Accepted | Text | Report

@@ -20,6 +20,7 @@ from weft.actors.scheduler.draft import Composed
 from weft.actors.scheduler.group import Runners
 from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.metrics import Metrics, mean, summed, together
+from weft.actors.scheduler.moves import Moves, handed, may_leave
 from weft.actors.scheduler.outbox import Outbox
 from weft.actors.scheduler.policy import NeverFits
 from weft.actors.scheduler.progress import ProgressNotes
@@ -43,17 +44,23 @@ from weft.runtime.messages import (
     End,
     FinishReason,
     Generate,
+    HandOver,
     Inspection,
     KeepOnDevice,
+    Marked,
     Refused,
     Reject,
+    Resume,
     Retire,
     Retired,
     RunnerReady,
     SchedulerInbox,
+    Settled,
     StepDone,
     StopFound,
     TokenLogprobs,
+    Unread,
+    Yield,
 )
 from weft.runtime.replicas import ALONE, Replica
 
@@ -101,13 +108,16 @@ class Scheduler:
         self._compute_us = 0
         self._outbox = Outbox(replica)
         self._notes = ProgressNotes() if replica.count > 1 else None
+        self._moves = Moves()
         self._metrics = Metrics(name for name in config.tenants if name != ANY_OTHER)
 
     @property
     def is_idle(self) -> bool:
         """Whether no request is left and everybody has been told."""
-        is_over = not (self._requests or self._in_flight or self._retiring)
-        return is_over and self._outbox.is_empty
+        # The end of what has left is heard from the router, which stops before.
+        retiring = self._retiring.keys() - set(self._moves.adapters)
+        is_over = not (self._requests or self._in_flight or retiring)
+        return is_over and self._outbox.is_empty and self._moves.is_idle
 
     def drain(self) -> None:
         """Do nothing: the tokenizer stops first, and what it let in on its way out is served.
@@ -141,6 +151,9 @@ class Scheduler:
             case Abort(client, label):
                 request = self._requests.find(client, label)
                 self._cancel([request] if request else [])
+                return []
+            case Yield() | Marked() | HandOver() | Unread() | Settled():
+                self._move(message, now_ns)
                 return []
             case ClientGone(client):
                 self._cancel([r for r in self._requests if r.generate.client == client])
@@ -188,20 +201,27 @@ class Scheduler:
         self._waiting.check()
         self._host.check()
         self._suspects.check()
+        self._moves.check(self._requests)
         running = sum(1 for s in self._requests.sequences if s.row is not None)
         if self._composer is not None:
             self._composer.check()
             assert running == len(self._composer.rows)
         else:
             assert running == 0
-            assert all(self._waiting.has(s.number) for s in self._requests.sequences)
+            for sequence in self._requests.sequences:
+                assert self._waiting.has(sequence.number) != sequence.request.is_leaving
             assert not self._in_flight
             assert not len(self._visits)
 
     # ---- requests -------------------------------------------------------------------------------
 
     def _accept(self, generate: Generate, now_ns: int) -> list[Send]:
-        refused = self._requests.refusal(generate, now_ns, room=self._room_for(generate.tenant))
+        refused = self._requests.refusal(
+            generate,
+            now_ns,
+            room=self._room_for(generate.tenant),
+            has_left=self._moves.has_left(generate.client, generate.label),
+        )
         if refused is not None:
             # Who is told in the end, and who gets room elsewhere, is the router's to count.
             self._metrics.rejected(generate if self._notes is None else None)
@@ -294,9 +314,9 @@ class Scheduler:
         error: str | None = None,
     ) -> None:
         """Free everything that a live sequence holds, and remember to say that it is over."""
-        if self._composer is not None:
+        if self._composer is not None and not sequence.request.is_leaving:
             self._composer.remove(sequence)
-        else:
+        elif not sequence.request.is_leaving:
             self._waiting.remove(sequence)
         self._requests.end(sequence)
         count = sequence.output_tokens if output_tokens is None else output_tokens
@@ -326,10 +346,94 @@ class Scheduler:
         return None if step is None else self._replica.first_number + step
 
     def _tell_progress(self, turn: Turn) -> list[Send]:
-        if self._notes is None or turn.room(self._replica.door) == 0:
+        room = turn.room(self._replica.door)
+        if self._notes is None or room == 0:
             return []
         progress = self._notes.take(self._composer.slots if self._composer else None)
-        return [] if progress is None else [Send(self._replica.door, progress)]
+        messages = [] if progress is None else [progress]
+        # What has left is heard of behind all that was noted of it.
+        return [
+            Send(self._replica.door, message)
+            for message in (*messages, *self._moves.due(room - len(messages)))
+        ]
+
+    # ---- requests that go from one scheduler to another -----------------------------------------
+
+    def _move(self, message: Yield | Marked | HandOver | Unread | Settled, now_ns: int) -> None:
+        match message:
+            case Yield(request_ids):
+                self._yield({*request_ids})
+            case Marked(number):
+                self._depart(self._moves.marked(number))
+            case HandOver():
+                self._resume(message, now_ns)
+            case Unread(numbers):
+                self._end_unread(numbers)
+            case Settled(request_ids):
+                for request_id in request_ids:
+                    self._moves.over(request_id)
+
+    def _yield(self, request_ids: Set[str]) -> None:
+        """Compute nothing more of those that may leave, and wait until that has been heard."""
+        leaving = [
+            request
+            for request in self._requests
+            if request.generate.request_id in request_ids
+            and may_leave(
+                request,
+                has_runners=self._composer is not None,
+                is_suspect=self._suspects.is_suspect(request),
+            )
+        ]
+        places = {sequence: place for place, sequence in enumerate(self._waiting.first)}
+
+        def place(request: Request) -> int:
+            return min((places[s] for s in request.sequences if s in places), default=len(places))
+
+        # Who takes them puts each of those that ran before all others: so the last comes first.
+        leaving.sort(key=place, reverse=True)
+        for request in leaving:
+            for sequence in request.sequences:
+                if not sequence.is_over:
+                    self._waiting.remove(sequence)
+        self._outbox.move(self._moves.leave(leaving))
+
+    def _depart(self, requests: list[Request]) -> None:
+        """Hand over what nothing more will be said of here."""
+        for request in requests:
+            self._requests.leave(request)
+            log.info("goes to another replica", extra={"request": request.generate.request_id})
+        self._moves.left([handed(request, self._suspects) for request in requests])
+
+    def _resume(self, hand_over: HandOver, now_ns: int) -> None:
+        """Go on with a request of another scheduler; it is known, so nobody refuses it."""
+        self._moves.over(hand_over.generate.request_id)
+        request = self._requests.resume(hand_over, now_ns)
+        assert self._notes is not None
+        self._notes.accepted.append(hand_over.generate.request_id)
+        self._metrics.resumed(request)
+        pairs = list(zip(request.sequences, hand_over.choices, strict=True))
+        past = {s: choice.trusted_at for s, choice in pairs if choice.trusted_at is not None}
+        self._suspects.remember(request, past, hand_over.deaths_alone)
+        self._outbox.move(Resume([sequence.number for sequence in request.sequences]))
+        for sequence in reversed(request.sequences):
+            if sequence.cached_tokens is None:
+                self._waiting.append(sequence)
+            else:
+                self._waiting.prepend(sequence)
+        log.info(
+            "comes from another replica: %d choices",
+            len(pairs),
+            extra={"request": hand_over.generate.request_id},
+        )
+        for sequence in request.sequences:
+            self._limit(sequence)
+
+    def _end_unread(self, numbers: list[int]) -> None:
+        for number in numbers:
+            sequence = self._requests.sequence(number)
+            if sequence is not None:
+                self._end(sequence, "cancelled")
 
     # ---- runners --------------------------------------------------------------------------------
 
@@ -354,7 +458,11 @@ class Scheduler:
         guilty = self._suspects.died(computed)
         rows = {sequence: index for index, sequence in enumerate(composer.rows)}
         # Those without a row wait for their last token only, so they were admitted before.
-        running = [s for s in self._requests.sequences if not self._waiting.has(s.number)]
+        running = [
+            sequence
+            for sequence in self._requests.sequences
+            if not (self._waiting.has(sequence.number) or sequence.request.is_leaving)
+        ]
         running.sort(key=lambda sequence: rows.get(sequence, -1))
         for sequence in self._requests.sequences:
             sequence.lose_device()
@@ -486,6 +594,7 @@ class Scheduler:
         if not self._retiring:
             return []
         used = {adapter for request in self._requests for adapter in request.adapters}
+        used.update(self._moves.adapters)
         sends = []
         for digest, version in list(self._retiring.items()):
             if digest in used or not self._forget(digest):
@@ -568,6 +677,7 @@ class Scheduler:
             "runners_ready": 0 if self._composer is None else len(self._runners.roles),
             "runners_lost_total": self._lives_lost,
             "requests_in_doubt": len(self._suspects),
+            "requests_left": len(self._moves),
             "waiting": len(self._waiting),
             "adapters_held": len(self._host),
         }

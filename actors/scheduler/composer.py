@@ -325,7 +325,8 @@ class Composer:
             self._config.enable_prefix_caching
             and len(sequence.request.generate.prompt) > self.cache.page_tokens
         )
-        return sequence.choice == 0 or not shares_prompt or sequence.request.leads
+        is_first = sequence is sequence.request.sequences[0]  # of those that are here
+        return is_first or not shares_prompt or sequence.request.leads
 
     def _waited_for(self) -> list[str]:
         """Return adapters of waiting sequences that are not on the device, longest waited first."""

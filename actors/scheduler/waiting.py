@@ -78,6 +78,11 @@ class Waiting:
         """Return how many of a tenant's sequences wait."""
         return self._waits_of[tenant]
 
+    @property
+    def first(self) -> Iterator[Sequence]:
+        """Those that wait before all others, in order."""
+        return map(self._sequences.__getitem__, self._first)
+
     def in_order(
         self, tokens: Callable[[Sequence], int], *, adapters: frozenset[str] | None = None
     ) -> Iterator[Sequence]:
