@@ -102,8 +102,10 @@ class Shelves:
     be what it was, or what it will be.
     """
 
-    def __init__(self, seed, model, folder, *, clients=2, **options):
+    def __init__(self, seed, model, folder, *, clients=2, deaths=0.0, **options):
+        """``deaths`` is how often a runner of some group dies, for each thing that is done."""
         self.rng = random.Random(f"shelves {seed}")
+        self._deaths, self._dice = deaths, random.Random(f"deaths {seed}")
         self.flow = Flow(
             seed, model, folder, lora_ranks={"a0": RANK} | dict.fromkeys(NAMES, RANK),
             adapter_roots=["/shelf"], **options,
@@ -147,6 +149,9 @@ class Shelves:
         elif kind != "wait" and name not in self.changing:
             self._change(walker, kind, name, label)
         until = self.flow.world.now_ns + rng.choice((0, 100_000, 3_000_000, 20_000_000))
+        if self._dice.random() < self._deaths:
+            group = self._dice.choice(list(self.flow.groups.values()))
+            group.kills.append((0, self._dice.randrange(len(group.roles))))
         self.flow.wait(lambda: self.flow.world.now_ns >= until)
         self.flow.world.check()
         self._look()

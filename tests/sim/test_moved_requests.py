@@ -6,14 +6,25 @@ import random
 import pytest
 
 from tests.sim import draw
+from tests.sim.client import Plan
+from tests.sim.flow import ADAPTERS, Flow
+from tests.sim.test_lost_runners import assert_given_up, poisoned, simple
+from tests.sim.test_shelves import BYTES, PLACES, walk
+from weft.actors.scheduler.suspects import DEATHS_MAX
+from weft.runtime.messages import Cancel, Sampling, Submit
 
-SEEDS = range(int(os.environ.get("SEEDS", "12")))
+SEEDS = range(int(os.environ.get("SEEDS", "10")))
+
+# Runners that were killed take so long to come back: longer than anything else here.
+AWAY_S = 20.0
 
 
-def play(seed, model, folder, kills_max=6):
+def play(seed, model, folder, kills_max=8):
     """A drawn world of several replicas whose runners die, now of this one and now of that."""
     drawn = draw.setting(seed)
     rng = random.Random(f"moves {seed}")
+    for plans in drawn.plans.values():
+        plans += [draw.plan(rng, f"more{number}") for number in range(rng.randint(0, 8))]
     flow = draw.world(seed, drawn, model, folder, replicas=rng.choice((2, 2, 3)))
     steps = 0
     for _ in range(rng.randint(1, kills_max)):
@@ -23,9 +34,188 @@ def play(seed, model, folder, kills_max=6):
     return flow
 
 
+def lose(flow, replica=0):
+    """A replica's runners die, and stay away for long."""
+    scheduler = flow.schedulers[f"scheduler{replica}"]
+    flow.groups[f"scheduler{replica}"].kill()
+    flow.wait(lambda: scheduler._composer is None)
+    for role in flow.groups[f"scheduler{replica}"].roles:
+        flow.world.pause(role, AWAY_S)
+    return flow.world.now_ns
+
+
+def has_left(scheduler):
+    return not (scheduler._requests or scheduler._moves.messages or not scheduler._moves.is_idle)
+
+
+def is_taken(flow):
+    """Whether nothing is on its way from one replica to another."""
+    router = flow.actors["router"]
+    return router._asked is None and not router._ledger.moving
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_answers_are_those_of_a_world_in_which_nobody_dies(seed, model, folder):
     flow = play(seed, model, folder)
     flow.run()
     flow.assert_all_are_answered()
     flow.assert_all_is_back()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1000, 1400))
+def test_answers_are_those_of_a_world_in_which_nobody_dies_in_many_worlds(seed, model, folder):
+    test_answers_are_those_of_a_world_in_which_nobody_dies(seed, model, folder)
+
+
+@pytest.mark.slow
+def test_the_drawn_worlds_move_requests_of_all_kinds(model, folder):
+    """Or the tests above would show less than they seem to."""
+    moved = 0
+    for seed in range(40):
+        flow = play(seed, model, folder)
+        flow.run()
+        moved += flow.actors["router"]._handed_over
+    assert moved > 100
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_name_means_what_was_last_answered_while_requests_move(seed, model, folder):
+    bounds = BYTES if seed % 2 else PLACES
+    walk(seed, model, folder, 150, replicas=2 + seed % 2, clients=3, deaths=0.1, **bounds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 160))
+def test_every_name_means_what_was_last_answered_while_many_requests_move(seed, model, folder):
+    test_every_name_means_what_was_last_answered_while_requests_move(seed, model, folder)
+
+
+def test_streams_of_a_lost_replica_go_on_at_once_at_the_other(model, folder):
+    flow = Flow(1, model, folder, replicas=2, load_balance_method="round_robin", pages=400)
+    made = [simple(f"r{i}", (None, *ADAPTERS)[i % 3], seed=i, max_tokens=60) for i in range(12)]
+    client = flow.join("ann", made)
+    flow.wait(lambda: client.messages > 40)
+    lost_ns = lose(flow)
+    flow.wait(lambda: client.is_over)
+    assert flow.world.now_ns - lost_ns < AWAY_S * 1e9 / 10
+    assert flow.scheduler._composer is None
+    assert flow.actors["router"]._handed_over >= 4
+    flow.assert_all_are_answered()
+    flow.run()
+    flow.assert_all_is_back()
+
+
+def test_new_requests_go_to_whoever_is_there_and_weft_is_ready_but_degraded(model, folder):
+    flow = Flow(1, model, folder, replicas=2)
+    flow.wait(flow.is_open)
+    flow.wait(lambda: all(scheduler._composer for scheduler in flow.schedulers.values()))
+    lose(flow)
+    client = flow.join("ann", [simple(f"r{i}", seed=i) for i in range(8)])
+    flow.wait(lambda: client.is_over)
+    away = flow.tokenizer._away
+    assert away.reason is None
+    assert "1 of 2 replicas" in away.degraded
+    lose(flow, 1)
+    flow.wait(lambda: flow.tokenizer._away.reason)
+    late = flow.join("bob", [simple(f"r{i}", seed=i) for i in range(8)])
+    flow.wait(lambda: all(heard.accepted for heard in late.heard.values()))
+    assert flow.sections()["router"]["replicas_away"] == 2
+    flow.run()
+    assert (flow.tokenizer._away.reason, flow.tokenizer._away.degraded) == (None, None)
+    flow.assert_all_are_answered()
+    flow.assert_all_is_back()
+
+
+def test_whoever_waits_where_nobody_is_goes_to_the_first_that_comes_back(model, folder):
+    flow = Flow(2, model, folder, replicas=2, load_balance_method="round_robin")
+    flow.wait(lambda: all(scheduler._composer for scheduler in flow.schedulers.values()))
+    lose(flow, 0)
+    lose(flow, 1)
+    client = flow.join("ann", [simple(f"r{i}", seed=i, max_tokens=30) for i in range(10)])
+    flow.wait(lambda: all(heard.accepted for heard in client.heard.values()))
+    flow.groups["scheduler1"].kill()  # and the next life of this one is there soon
+    flow.wait(lambda: client.is_over)
+    assert flow.scheduler._composer is None
+    flow.run()
+    flow.assert_all_are_answered()
+    flow.assert_all_is_back()
+
+
+def test_a_replica_that_comes_back_shares_what_waits_at_the_other(model, folder):
+    flow = Flow(1, model, folder, replicas=2, max_num_seqs=2, pages=400)
+    flow.wait(lambda: all(scheduler._composer for scheduler in flow.schedulers.values()))
+    flow.groups["scheduler0"].kill()
+    flow.wait(lambda: flow.scheduler._composer is None)
+    client = flow.join("ann", [simple(f"r{i}", seed=i, max_tokens=60) for i in range(30)])
+    flow.run()
+    assert flow.actors["router"]._handed_over >= 8
+    assert flow.scheduler._steps_done > 100
+    flow.assert_all_are_answered()
+    flow.assert_all_is_back()
+    assert client.is_over
+
+
+def test_limits_and_budgets_hold_for_requests_that_move(model, folder):
+    """What was paid for is not paid again, and who is under way is counted once."""
+    flow = Flow(5, model, folder, replicas=2, load_balance_method="round_robin")
+    client = flow.join("ann", [simple(f"r{i}", seed=i, max_tokens=60) for i in range(8)])
+    flow.wait(lambda: client.messages > 20)
+    counters = [s._payers.tenants.counter("base") for s in flow.schedulers.values()]
+    lose(flow)
+    flow.wait(lambda: has_left(flow.scheduler) and is_taken(flow))
+    accounts = flow.actors["router"]._payers.tenants
+    assert accounts.get("base", 0).live == 8
+    other = flow.schedulers["scheduler1"]
+    assert other._payers.tenants.get("base", 0).live == 8
+    flow.wait(lambda: client.is_over)
+    prompts = sum(len(flow.oracle._prompt(plan.submit)) for plan in client.plans)
+    output = sum(heard.ends[0].output_tokens for heard in client.heard.values())
+    spent = [s._payers.tenants.counter("base") for s in flow.schedulers.values()]
+    assert sum(spent) <= prompts + 2 * output
+    assert sum(counters) > 0
+    flow.run()
+    flow.assert_all_is_back()
+
+
+def test_a_client_that_goes_while_its_requests_move_leaves_nothing(model, folder):
+    flow = Flow(3, model, folder, replicas=2, load_balance_method="round_robin", pages=400)
+    client = flow.join("ann", [simple(f"r{i}", seed=i, max_tokens=100) for i in range(8)])
+    flow.wait(lambda: client.messages > 20)
+    flow.world.pause("router", 0.05)
+    lose(flow)
+    flow.wait(lambda: flow.actors["router"]._asked == 0)
+    flow.world.pause("router", 2.0)  # so they are with nobody
+    flow.wait(lambda: has_left(flow.scheduler))
+    flow.leave("ann")
+    flow.run()
+    flow.assert_all_is_back()
+    output = flow.sections_of_adapters()
+    assert output < 8 * 60
+
+
+def test_a_request_that_is_cancelled_on_its_way_ends_there(model, folder):
+    flow = Flow(3, model, folder, replicas=2, load_balance_method="round_robin", pages=400)
+    client = flow.join("ann", [simple(f"r{i}", seed=i, max_tokens=100) for i in range(8)])
+    flow.wait(lambda: client.messages > 20)
+    lose(flow)
+    flow.wait(lambda: flow.actors["router"]._asked == 0)
+    flow.world.pause("router", 2.0)
+    flow.wait(lambda: has_left(flow.scheduler))
+    for plan in client.plans:
+        client.cancel(plan)
+    flow.run()
+    reasons = [heard.ends[0].reason for heard in client.heard.values()]
+    assert reasons == ["cancelled"] * 8
+    flow.assert_all_are_answered()
+    flow.assert_all_is_back()
+
+
+def test_a_label_is_in_use_until_its_request_is_over_wherever_that_is(model, folder):
+    flow = Flow(3, model, folder, replicas=2, load_balance_method="round_robin", pages=400)
+    client = flow.join("ann", [simple(f"r{i}", seed=i, max_tokens=100) for i in range(4)])
+    flow.wait(lambda: client.messages > 20)
+    lose(flow)
+    flow.wait(lambda: has_left(flow.scheduler))
+    labels = {g.label for g in flow.scheduler._moves._away.values()}
+    assert labels
