@@ -1,1 +1,1 @@
-"""What every process shares. Read messages.py, then actor.py, link.py and transport.py."""
+"""What every process shares. Read messages/, then actor.py, link.py and transport.py."""

@@ -7,23 +7,23 @@ computed; each answer becomes one ``Sampled`` for the detokenizer.
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
 from collections.abc import Set
 from typing import assert_never
 
 import msgspec
 
-from weft.actors.scheduler import fair
 from weft.actors.scheduler.accounts import Payers
+from weft.actors.scheduler.answers import completed
+from weft.actors.scheduler.chronicle import Chronicle
 from weft.actors.scheduler.composer import Composer
 from weft.actors.scheduler.draft import Composed
+from weft.actors.scheduler.flight import STEPS_IN_FLIGHT, InFlight
 from weft.actors.scheduler.group import Runners
 from weft.actors.scheduler.host import HostPins
-from weft.actors.scheduler.metrics import Metrics, mean, summed, together
-from weft.actors.scheduler.moves import Moves, handed, may_leave
+from weft.actors.scheduler.metrics import Metrics, summed
+from weft.actors.scheduler.moves import Moves
 from weft.actors.scheduler.outbox import Outbox
 from weft.actors.scheduler.policy import NeverFits
-from weft.actors.scheduler.progress import ProgressNotes
 from weft.actors.scheduler.requests import Requests
 from weft.actors.scheduler.sequence import Request, Sequence
 from weft.actors.scheduler.suspects import DEATHS_MAX, Suspects
@@ -36,21 +36,17 @@ from weft.runtime.messages import (
     Acquired,
     AcquireFailed,
     AdapterReply,
-    AdapterState,
     Away,
-    Begin,
     CatalogSeen,
     ClientGone,
-    End,
     FinishReason,
     Generate,
     HandOver,
     Inspection,
     KeepOnDevice,
     Marked,
-    Refused,
+    Message,
     Reject,
-    Resume,
     Retire,
     Retired,
     RunnerReady,
@@ -63,10 +59,6 @@ from weft.runtime.messages import (
     Yield,
 )
 from weft.runtime.replicas import ALONE, Replica
-
-# Steps that the runners have been sent and have not answered: the one being computed, and the one
-# that follows it without a pause.
-STEPS_IN_FLIGHT = 2
 
 # What is said of requests meanwhile.
 AWAY_REASON = "the model's processes are being started again; requests are taken, and wait"
@@ -82,7 +74,7 @@ class Scheduler:
     Of several replicas each has a scheduler; a router chooses whose a request is, and hears of it.
 
     Invariants, checked by ``check``: a sequence has a row if it lives and runs; without runners all
-    wait; and those of what the parts own.
+    wait, but for who is about to leave for another scheduler; and those of what the parts own.
     """
 
     def __init__(self, config: Config, *, runners: list[str], replica: Replica = ALONE) -> None:
@@ -102,22 +94,21 @@ class Scheduler:
         self._requests = Requests(
             queued_max=config.max_queued_requests, payers=self._payers, replica=replica
         )
-        self._in_flight: deque[Composed] = deque()
-        self._steps_sent = 0
-        self._steps_done = 0
-        self._compute_us = 0
+        self._in_flight = InFlight()
         self._outbox = Outbox(replica)
-        self._notes = ProgressNotes() if replica.count > 1 else None
-        self._moves = Moves()
         self._metrics = Metrics(name for name in config.tenants if name != ANY_OTHER)
+        self._chronicle = Chronicle(self._outbox, self._metrics, replica)
+        self._moves = Moves(
+            self._requests, self._waiting, self._suspects, self._outbox, self._chronicle
+        )
 
     @property
     def is_idle(self) -> bool:
         """Whether no request is left and everybody has been told."""
-        # The end of what has left is heard from the router, which stops before.
+        # Of what has left the router says when it is over; but it stops before.
         retiring = self._retiring.keys() - set(self._moves.adapters)
         is_over = not (self._requests or self._in_flight or retiring)
-        return is_over and self._outbox.is_empty and self._moves.is_idle
+        return is_over and self._outbox.is_empty and self._moves.are_told
 
     def drain(self) -> None:
         """Do nothing: the tokenizer stops first, and what it let in on its way out is served.
@@ -152,11 +143,11 @@ class Scheduler:
                 request = self._requests.find(client, label)
                 self._cancel([request] if request else [])
                 return []
-            case Yield() | Marked() | HandOver() | Unread() | Settled():
-                self._move(message, now_ns)
-                return []
             case ClientGone(client):
                 self._cancel([r for r in self._requests if r.generate.client == client])
+                return []
+            case Yield() | Marked() | HandOver() | Unread() | Settled():
+                self._move(message, now_ns)
                 return []
             case CatalogSeen():
                 return [Send("adapters", message)]  # behind it, all older requests are here
@@ -169,7 +160,13 @@ class Scheduler:
                 self._retiring[digest] = version
                 return []
             case AdapterReply():
-                return [Send(self._replica.door, self._completed(message))]
+                known = completed(
+                    message,
+                    resident=self._resident,
+                    requests=self._requests,
+                    metrics=self._metrics,
+                )
+                return [Send(self._replica.door, known)]
             case Acquired():
                 self._note_adapter(message)
                 return []
@@ -189,7 +186,7 @@ class Scheduler:
         sends = self._outbox.flush(room)
         self._suspects.clear()
         if self._composer is None:
-            released = self._host.release(self._waiting.adapters, self._steps_sent)
+            released = self._host.release(self._waiting.adapters, self._in_flight.sent)
             sends += [Send("adapters", message) for message in released]
         elif room - len(sends) >= STEPS_IN_FLIGHT:
             sends += self._send_step(self._composer, turn)
@@ -201,7 +198,7 @@ class Scheduler:
         self._waiting.check()
         self._host.check()
         self._suspects.check()
-        self._moves.check(self._requests)
+        self._moves.check()
         running = sum(1 for s in self._requests.sequences if s.row is not None)
         if self._composer is not None:
             self._composer.check()
@@ -216,59 +213,23 @@ class Scheduler:
     # ---- requests -------------------------------------------------------------------------------
 
     def _accept(self, generate: Generate, now_ns: int) -> list[Send]:
-        refused = self._requests.refusal(
-            generate,
-            now_ns,
-            room=self._room_for(generate.tenant),
-            has_left=self._moves.has_left(generate.client, generate.label),
-        )
+        room = self._waiting.room_for(generate.tenant, self._config.max_queued_requests)
+        has_left = self._moves.has_left(generate.client, generate.label)
+        refused = self._requests.refusal(generate, now_ns, room=room, has_left=has_left)
         if refused is not None:
-            # Who is told in the end, and who gets room elsewhere, is the router's to count.
-            self._metrics.rejected(generate if self._notes is None else None)
-            log.info("rejected: %s", refused.code, extra={"request": generate.request_id})
+            self._chronicle.rejected(generate, refused)
             reject = Reject(generate.client, refused, generate.request_id)
             return [Send(self._replica.door, reject)]
-        if self._notes is not None:
-            self._notes.accepted.append(generate.request_id)
         request = self._requests.add(generate, now_ns)
         if request.adapters:
             # Whether they lie in host memory is heard once they have been asked for.
             is_there = self._resident >= {*request.adapters}
             request.tier = "device" if is_there else "host"
-        self._metrics.accepted(request)
-        log.info(
-            "accepted: %d prompt tokens, %d choices, model %s, %d requests",
-            len(generate.prompt), generate.choices, generate.model, len(self._requests),
-            extra={"request": generate.request_id},
-        )  # fmt: skip
-        self._outbox.begin(
-            Begin(
-                first_sequence=request.sequences[0].number,
-                choices=generate.choices,
-                request_id=generate.request_id,
-                client=generate.client,
-                label=generate.label,
-                model=generate.model,
-                prompt_tokens=len(generate.prompt),
-                stop=generate.stop,
-                include_stop=generate.include_stop,
-                skip_special_tokens=generate.skip_special_tokens,
-                added_tokens=generate.added_tokens,
-            )
-        )
+        self._chronicle.accepted(request, requests=len(self._requests))
         for sequence in request.sequences:
             self._waiting.append(sequence)
             self._limit(sequence)
         return []
-
-    def _room_for(self, tenant: str) -> int:
-        """Return how many more of a tenant's sequences may wait."""
-        queued_max = self._config.max_queued_requests
-        waiting = self._waiting
-        if self._config.scheduling_policy == "fcfs":
-            return queued_max - len(waiting)
-        tenants = len(waiting.tenants | {tenant})
-        return fair.queue_room(queued_max, len(waiting), waiting.count(tenant), tenants)
 
     def _limit(self, sequence: Sequence) -> None:
         """Bound a sequence's output by what fits when it runs alone, or end it if nothing does.
@@ -314,126 +275,43 @@ class Scheduler:
         error: str | None = None,
     ) -> None:
         """Free everything that a live sequence holds, and remember to say that it is over."""
-        if self._composer is not None and not sequence.request.is_leaving:
-            self._composer.remove(sequence)
-        elif not sequence.request.is_leaving:
-            self._waiting.remove(sequence)
+        if not sequence.request.is_leaving:
+            self._take_back(sequence)
         self._requests.end(sequence)
         count = sequence.output_tokens if output_tokens is None else output_tokens
-        if self._notes is not None:
-            self._notes.ended.append(sequence.request.generate.request_id)
-        end = End(
-            sequence.number,
-            reason,
-            count,
-            sequence.cached_tokens or 0,
-            error,
-            self._shown(sequence.first_step),
-            self._shown(sequence.last_step),
-        )
-        self._outbox.end(end)
-        request = sequence.request
-        self._metrics.ended(request, end)
-        log.info(
-            "ended: %s, choice %d, %d output tokens, %d of %d prompt tokens cached, %s%s",
-            reason, sequence.choice, count, end.cached_tokens, len(request.generate.prompt),
-            request.waits, f", {error}" if error else "",
-            extra={"request": request.generate.request_id},
-        )  # fmt: skip
+        self._chronicle.ended(sequence, reason, count, error)
 
-    def _shown(self, step: int | None) -> int | None:
-        """Return a step's number as clients see it: unlike that of any other replica's step."""
-        return None if step is None else self._replica.first_number + step
+    def _take_back(self, sequence: Sequence) -> None:
+        if self._composer is not None:
+            self._composer.remove(sequence)
+        else:
+            self._waiting.remove(sequence)
+
+    def _move(self, message: Yield | Marked | HandOver | Unread | Settled, now_ns: int) -> None:
+        """Let requests go to other schedulers, and go on with theirs."""
+        match message:
+            case Yield(request_ids):
+                self._moves.begin({*request_ids}, has_runners=self._composer is not None)
+            case Marked(number):
+                self._moves.go(number)
+            case HandOver():
+                for sequence in self._moves.take(message, now_ns).sequences:
+                    self._limit(sequence)
+            case Unread(numbers):
+                for sequence in filter(None, map(self._requests.sequence, numbers)):
+                    self._end(sequence, "cancelled")
+            case Settled(request_ids):
+                self._moves.settle(request_ids)
 
     def _tell_progress(self, turn: Turn) -> list[Send]:
         room = turn.room(self._replica.door)
-        if self._notes is None or room == 0:
+        if room == 0:
             return []
-        progress = self._notes.take(self._composer.slots if self._composer else None)
-        messages = [] if progress is None else [progress]
-        # What has left is heard of behind all that was noted of it.
-        return [
-            Send(self._replica.door, message)
-            for message in (*messages, *self._moves.due(room - len(messages)))
-        ]
-
-    # ---- requests that go from one scheduler to another -----------------------------------------
-
-    def _move(self, message: Yield | Marked | HandOver | Unread | Settled, now_ns: int) -> None:
-        match message:
-            case Yield(request_ids):
-                self._yield({*request_ids})
-            case Marked(number):
-                self._depart(self._moves.marked(number))
-            case HandOver():
-                self._resume(message, now_ns)
-            case Unread(numbers):
-                self._end_unread(numbers)
-            case Settled(request_ids):
-                for request_id in request_ids:
-                    self._moves.over(request_id)
-
-    def _yield(self, request_ids: Set[str]) -> None:
-        """Compute nothing more of those that may leave, and wait until that has been heard."""
-        leaving = [
-            request
-            for request in self._requests
-            if request.generate.request_id in request_ids
-            and may_leave(
-                request,
-                has_runners=self._composer is not None,
-                is_suspect=self._suspects.is_suspect(request),
-            )
-        ]
-        places = {sequence: place for place, sequence in enumerate(self._waiting.first)}
-
-        def place(request: Request) -> int:
-            return min((places[s] for s in request.sequences if s in places), default=len(places))
-
-        # Who takes them puts each of those that ran before all others: so the last comes first.
-        leaving.sort(key=place, reverse=True)
-        for request in leaving:
-            for sequence in request.sequences:
-                if not sequence.is_over:
-                    self._waiting.remove(sequence)
-        self._outbox.move(self._moves.leave(leaving))
-
-    def _depart(self, requests: list[Request]) -> None:
-        """Hand over what nothing more will be said of here."""
-        for request in requests:
-            self._requests.leave(request)
-            log.info("goes to another replica", extra={"request": request.generate.request_id})
-        self._moves.left([handed(request, self._suspects) for request in requests])
-
-    def _resume(self, hand_over: HandOver, now_ns: int) -> None:
-        """Go on with a request of another scheduler; it is known, so nobody refuses it."""
-        self._moves.over(hand_over.generate.request_id)
-        request = self._requests.resume(hand_over, now_ns)
-        assert self._notes is not None
-        self._notes.accepted.append(hand_over.generate.request_id)
-        self._metrics.resumed(request)
-        pairs = list(zip(request.sequences, hand_over.choices, strict=True))
-        past = {s: choice.trusted_at for s, choice in pairs if choice.trusted_at is not None}
-        self._suspects.remember(request, past, hand_over.deaths_alone)
-        self._outbox.move(Resume([sequence.number for sequence in request.sequences]))
-        for sequence in reversed(request.sequences):
-            if sequence.cached_tokens is None:
-                self._waiting.append(sequence)
-            else:
-                self._waiting.prepend(sequence)
-        log.info(
-            "comes from another replica: %d choices",
-            len(pairs),
-            extra={"request": hand_over.generate.request_id},
-        )
-        for sequence in request.sequences:
-            self._limit(sequence)
-
-    def _end_unread(self, numbers: list[int]) -> None:
-        for number in numbers:
-            sequence = self._requests.sequence(number)
-            if sequence is not None:
-                self._end(sequence, "cancelled")
+        progress = self._chronicle.progress(self._composer.slots if self._composer else None)
+        messages: list[Message] = [] if progress is None else [progress]
+        # What leaves is heard of behind all that was noted of it.
+        messages += self._moves.due(room - len(messages))
+        return [Send(self._replica.door, message) for message in messages]
 
     # ---- runners --------------------------------------------------------------------------------
 
@@ -454,8 +332,7 @@ class Scheduler:
         composer, self._composer = self._composer, None
         assert composer is not None
         self._lives_lost += 1
-        computed = {s for composed in self._in_flight for s in composed.sequences}
-        guilty = self._suspects.died(computed)
+        guilty = self._suspects.died(self._in_flight.sequences)
         rows = {sequence: index for index, sequence in enumerate(composer.rows)}
         # Those without a row wait for their last token only, so they were admitted before.
         running = [
@@ -468,12 +345,8 @@ class Scheduler:
             sequence.lose_device()
         for sequence in reversed(running):
             self._waiting.prepend(sequence)
-            log.info(
-                "its runners are gone: choice %d goes on after %d output tokens",
-                sequence.choice, sequence.output_tokens,
-                extra={"request": sequence.request.generate.request_id},
-            )  # fmt: skip
-        self._in_flight.clear()
+            self._chronicle.resumed(sequence)
+        self._in_flight.lose()
         if guilty is not None:
             self._give_up(guilty)
         log.warning("the runners are gone: %d sequences wait", len(self._waiting))
@@ -495,43 +368,24 @@ class Scheduler:
         lacking: list[int] = []
         alone = self._suspects.alone
         composer.let_alone(alone)
-        has_way = alone is None or self._is_alone(alone)
-        if len(self._in_flight) < STEPS_IN_FLIGHT and has_way:
-            composed, lacking = composer.compose(self._steps_sent)
+        has_way = alone is None or self._in_flight.has_only(alone)
+        if not self._in_flight.is_full and has_way:
+            composed, lacking = composer.compose(self._in_flight.sent)
             if composed is not None:
-                self._in_flight.append(composed)
-                self._steps_sent += 1
+                self._in_flight.send(composed)
                 self._note_admissions(composed, turn.now_ns)
                 sends += [Send(runner, composed.step) for runner in self._runners.roles]
-        answered = self._steps_sent - len(self._in_flight)
-        messages = composer.host_messages(lacking, answered)
+        messages = composer.host_messages(lacking, self._in_flight.first)
         return sends + [Send("adapters", message) for message in messages]
 
     def _note_admissions(self, composed: Composed, now_ns: int) -> None:
         for sequence in composed.admitted:
-            request = sequence.request
             if sequence.first_step is None:
                 sequence.first_step = composed.step.step
-            if request.admitted_ns is None:
-                self._metrics.admitted(request, now_ns)
-            log.debug(
-                "admitted: choice %d in step %d, row %d, %d tokens cached, queued %.1f ms",
-                sequence.choice, composed.step.step, sequence.row, sequence.cached_tokens,
-                (now_ns - request.accepted_ns) / 1e6,
-                extra={"request": request.generate.request_id},
-            )  # fmt: skip
-
-    def _is_alone(self, request: Request) -> bool:
-        """Whether nobody else is being computed."""
-        return all(s.request is request for composed in self._in_flight for s in composed.sequences)
+            self._chronicle.admitted(sequence, composed.step.step, now_ns)
 
     def _finish_step(self, done: StepDone, now_ns: int) -> list[Send]:
-        assert self._in_flight, f"an answer to step {done.step}, and none was sent"
-        composed = self._in_flight.popleft()
-        assert done.step == composed.step.step, f"step {done.step}, not {composed.step.step}"
-        assert len(done.tokens) == len(composed.sampled)
-        self._steps_done += 1
-        self._compute_us += done.compute_us
+        composed = self._in_flight.finish(done)
         failed = frozenset(done.failed)
         logprobs = {item.index: item for item in done.logprobs}
         numbers: list[int] = []
@@ -564,15 +418,7 @@ class Scheduler:
         tenant.counter += tenant.output_price
         for account in request.metered:
             account.spend(1, now_ns)
-        if self._notes is not None and request.metered:
-            self._notes.metered.append(generate.request_id)
-        if request.first_token_ns is None:
-            self._metrics.first_token(request, now_ns)
-            log.debug(
-                "first token: %.1f ms after acceptance",
-                (now_ns - request.accepted_ns) / 1e6,
-                extra={"request": generate.request_id},
-            )
+        self._chronicle.token(request, now_ns)
         if token in generate.stop_token_ids:
             self._end(sequence, "stop")
             return False
@@ -608,33 +454,6 @@ class Scheduler:
         if self._composer is None:
             return not self._host.has(digest)
         return self._composer.forget(digest)
-
-    def _completed(self, reply: AdapterReply) -> AdapterReply:
-        """Return an answer for a client with what the scheduler knows of each adapter added."""
-        answer = reply.answer
-        if isinstance(answer, Refused) or not answer.adapters:
-            return reply
-        resident = self._resident
-        live = Counter(a for request in self._requests for a in request.adapters)
-
-        def complete(state: AdapterState) -> AdapterState:
-            if state.digest is None:
-                return state
-            counters = self._metrics.of(state.digest)
-            return msgspec.structs.replace(
-                state,
-                tier="device" if state.digest in resident else state.tier,
-                requests=state.requests + live[state.digest],
-                requests_total=state.requests_total + counters.requests,
-                hits=together(state.hits, counters.hits),
-                queue_s_mean=mean(
-                    (state.queue_s_mean, state.requests_total),
-                    (counters.queue.mean_s, counters.requests),
-                ),
-            )
-
-        states = list(map(complete, answer.adapters))
-        return AdapterReply(reply.client, msgspec.structs.replace(answer, adapters=states))
 
     @property
     def _resident(self) -> Set[str]:
@@ -672,12 +491,11 @@ class Scheduler:
             "sequences": self._requests.sequence_count,
             "rejected_total": self._metrics.rejections,
             "tenants": len(self._payers.tenants),
-            "steps_total": self._steps_done,
-            "compute_us_total": self._compute_us,
+            **self._in_flight.counters(),
             "runners_ready": 0 if self._composer is None else len(self._runners.roles),
             "runners_lost_total": self._lives_lost,
             "requests_in_doubt": len(self._suspects),
-            "requests_left": len(self._moves),
+            "requests_elsewhere": len(self._moves),
             "waiting": len(self._waiting),
             "adapters_held": len(self._host),
         }

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import islice
-
 from weft.actors.scheduler import policy
+from weft.actors.scheduler.candidates import Candidates
 from weft.actors.scheduler.draft import Composed, Draft
-from weft.actors.scheduler.gathering import Gathering
 from weft.actors.scheduler.host import HostPins
+from weft.actors.scheduler.loading import Loading
 from weft.actors.scheduler.pages import Pages
-from weft.actors.scheduler.policy import Candidate, Need, Room
+from weft.actors.scheduler.policy import Room
 from weft.actors.scheduler.prefixes import PrefixCache
 from weft.actors.scheduler.sequence import Request, Rows, Sequence
 from weft.actors.scheduler.slots import AdapterSlots
@@ -51,7 +49,8 @@ class Composer:
             policy=config.lora_eviction_policy,
         )
         self.waiting = waiting
-        self.gathering = Gathering(waiting, self._is_at_hand)
+        self.loading = Loading(waiting, host, slots=self.slots, pages=self.pages, rows=self.rows)
+        self.candidates = Candidates(config, waiting, cache=self.cache, loading=self.loading)
         self.alone: Request | None = None  # nobody else may have a row
         self.preemptions = 0
         self._config = config
@@ -72,7 +71,7 @@ class Composer:
         """
         return policy.output_max(
             len(sequence.request.generate.prompt),
-            sum(self._adapter_pages(sequence)),
+            sum(self.loading.pages_of(sequence)),
             pages=self.pages.count,
             page_tokens=self.cache.page_tokens,
         )
@@ -98,25 +97,7 @@ class Composer:
 
         ``lacking`` are sequences that lack adapters, the most urgent first.
         """
-        messages: list[Acquire | Release] = []
-        missing = self.slots.missing
-        if len(self.host):
-            needed: set[str] = {*(self.waiting.adapters - self.slots.resident)}
-            if self.waiting.several:
-                needed = set(filter(self.gathering.may_hold, needed))
-            needed.update(missing)
-            if self.alone is not None:  # the others keep no room from it
-                needed.intersection_update(self.alone.adapters)
-            messages += self.host.release(needed, steps_done)
-        for digest in self.gathering.wanted(lacking):
-            messages += self.host.want(digest)
-        if self.alone is not None:
-            return messages
-        for digest in (*self._waited_for(), *missing):
-            if not self.host.has_room_ahead:
-                break
-            messages += self.host.want(digest)
-        return messages
+        return self.loading.host_messages(lacking, steps_done, alone=self.alone)
 
     def compose(self, number: int) -> tuple[Composed | None, list[int]]:
         """Return the next step, if there is anything to do, and who lacked adapters for it."""
@@ -129,12 +110,7 @@ class Composer:
         if self.waiting and self.slots.held and not self._pages_of_sequences:
             self.slots.relent()
             lacking = self._admit(draft)  # now that nothing else is in the way
-        self.gathering.take_turns(lacking)
-        self._load_gathered(draft)
-        if self.alone is None:
-            self._load_those_that_stay(draft)
-        if (draft.sampled or draft.chunks) and self.alone is None:
-            self._load_ahead(draft)
+        self.loading.load(draft, lacking, alone=self.alone)
         composed = draft.finish(self._leaves)
         if composed is not None:
             self._leaves = []
@@ -144,7 +120,7 @@ class Composer:
         """Give rows to nobody else, and take those of all others; None: to anybody again."""
         self.alone = request
         if request is not None:
-            self.gathering.let_alone(request)
+            self.loading.gathering.let_alone(request)
         others = [s for s in self.rows if request is not None and s.request is not request]
         for sequence in reversed(others):
             self._preempt(sequence)
@@ -257,31 +233,9 @@ class Composer:
             pinned=self.slots.pinned,
             resident=self.slots.resident,
         )
-        needs: dict[int, Need] = {}  # of those that were looked at and may start
-
-        def need(number: int) -> Need:
-            needs[number] = self._need(self.waiting[number])
-            return needs[number]
-
-        def tokens(sequence: Sequence) -> int:
-            needed = needs.get(sequence.number)
-            return len(sequence.tokens) if needed is None else needed.tokens
-
-        order = self.waiting.in_order(tokens)
-        if self.alone is not None:
-            order = (s for s in self.alone.sequences if self.waiting.has(s.number))
-        elif len(self.waiting) > policy.LOOK_AHEAD:
-            order = self._without_gaps(order, tokens)
-        admission = policy.admit(
-            map(self._candidate, order),
-            room,
-            need=need,
-            is_at_hand=self._is_at_hand,
-        )
-        for number in admission.overtaken:
-            self.waiting[number].overtaken += 1
+        admission = self.candidates.admit(room, alone=self.alone)
         admitted = [self.waiting[number] for number in admission.admitted]
-        slots = self._pin(admitted, draft)
+        slots = self.loading.pin(admitted, draft)
         for sequence in admitted:
             self._start(sequence, slots, draft)
         self._begin(admitted, draft)
@@ -293,128 +247,6 @@ class Composer:
             if adapter is not None:
                 self._rotation = (adapter, admission.starving)
         return admission.lacking
-
-    def _without_gaps(
-        self, order: Iterator[Sequence], tokens: Callable[[Sequence], int]
-    ) -> Iterator[Sequence]:
-        """Yield the first of all, and then the first of those that lack no adapter's slot.
-
-        Or, where more tenants are first whose adapters must wait than are looked at, rows would
-        stay empty that others could have.
-        """
-        seen = set()
-        for sequence in islice(order, policy.LOOK_AHEAD // 2):
-            seen.add(sequence.number)
-            yield sequence
-        for sequence in self.waiting.in_order(tokens, adapters=frozenset(self.slots.pinned)):
-            if sequence.number not in seen:
-                yield sequence
-
-    def _candidate(self, sequence: Sequence) -> Candidate:
-        return Candidate(
-            sequence.number,
-            sequence.request.adapters,
-            sequence.overtaken,
-            self._is_ready(sequence),
-        )
-
-    def _is_ready(self, sequence: Sequence) -> bool:
-        if sequence.in_flight:
-            return False  # preempted while its last token was under way
-        shares_prompt = (
-            self._config.enable_prefix_caching
-            and len(sequence.request.generate.prompt) > self.cache.page_tokens
-        )
-        is_first = sequence is sequence.request.sequences[0]  # of those that are here
-        return is_first or not shares_prompt or sequence.request.leads
-
-    def _waited_for(self) -> list[str]:
-        """Return adapters of waiting sequences that are not on the device, longest waited first."""
-        resident = self.slots.resident
-        waited_for = islice(self.waiting.adapters, policy.LOOK_AHEAD)
-        absent = [adapter for adapter in waited_for if adapter not in resident]
-        return list(filter(self.gathering.may_hold, absent)) if self.waiting.several else absent
-
-    def _load_ahead(self, draft: Draft) -> None:
-        """Put adapters that are waited for where nobody is, beside what the step computes."""
-        free = self.pages.free - len(self.rows) // 2  # what running sequences will soon grow by
-        for adapter in self._waited_for():
-            if len(draft.loads) >= policy.LOADS_MAX or not self.slots.has_free:
-                return
-            acquired = self.host.get(adapter)
-            if acquired is None:
-                continue
-            free -= self.slots.page_count(adapter, acquired)
-            if free < 0:
-                return
-            draft.loads.append(self.slots.load(self.host.read(adapter, draft.number)))
-
-    def _load_gathered(self, draft: Draft) -> None:
-        """Make room in host memory for the rest of what a sequence gathers."""
-        own = self.gathering.adapters
-        for adapter in own:
-            acquired = self.host.get(adapter)
-            if acquired is None or adapter in self.slots.resident:
-                continue
-            room = self.pages.available - len(self.rows) // 2
-            room -= sum(self.slots.page_count(each, None) for each in self.slots.idle & {*own})
-            if not (self.slots.has_free or self.slots.idle - {*own}):
-                return
-            if room >= self.slots.page_count(adapter, acquired):
-                draft.loads.append(self.slots.load(self.host.read(adapter, draft.number), keep=own))
-
-    def _load_those_that_stay(self, draft: Draft) -> None:
-        """Put adapters on the device that are to stay there, in place of who is idle."""
-        room = self.pages.available - len(self.rows)  # what running sequences will soon grow by
-        for adapter in self.slots.missing:
-            acquired = self.host.get(adapter)
-            if acquired is None or len(draft.loads) >= policy.LOADS_MAX:
-                continue
-            room -= self.slots.page_count(adapter, acquired)
-            if room < 0:
-                return
-            draft.loads.append(self.slots.load(self.host.read(adapter, draft.number)))
-        self.slots.hold()
-
-    def _need(self, sequence: Sequence) -> Need:
-        found = self.cache.find(sequence.request.identity, sequence.tokens)
-        tokens = len(sequence.tokens) - len(found) * self.cache.page_tokens
-        return Need(
-            pages=self.cache.cost(found, len(sequence.tokens)),
-            adapter_pages=self._adapter_pages_to_take(sequence),
-            tokens=tokens,
-            tokens_min=1 if self._config.enable_chunked_prefill else tokens,
-        )
-
-    def _adapter_pages(self, sequence: Sequence) -> tuple[int, ...]:
-        """Return the pages of each of a sequence's adapters, as far as they are known."""
-        known = sequence.request.granules
-        return tuple(
-            self.slots.page_count(adapter, self.host.get(adapter))
-            if self._is_at_hand(adapter)
-            else -(-known.get(adapter, 0) // self._page_granules)
-            for adapter in sequence.request.adapters
-        )
-
-    def _adapter_pages_to_take(self, sequence: Sequence) -> tuple[int, ...]:
-        """Return what each adapter takes of the pages that are available."""
-        pages = zip(sequence.request.adapters, self._adapter_pages(sequence), strict=True)
-        return tuple(0 if self.slots.is_held(adapter) else count for adapter, count in pages)
-
-    def _is_at_hand(self, adapter: str) -> bool:
-        return adapter in self.slots.resident or self.host.get(adapter) is not None
-
-    def _pin(self, sequences: list[Sequence], draft: Draft) -> dict[str, int]:
-        """Give each sequence its adapters; return their slots."""
-        pins = [adapter for sequence in sequences for adapter in sequence.request.adapters]
-        # Residents first, so that nobody's load or prompt evicts what another is about to use.
-        pins.sort(key=lambda adapter: adapter not in self.slots.resident)
-        slots = {}
-        for adapter in pins:
-            if adapter not in self.slots.resident:
-                draft.loads.append(self.slots.load(self.host.read(adapter, draft.number)))
-            slots[adapter] = self.slots.pin(adapter, draft.number)
-        return slots
 
     def _start(self, sequence: Sequence, slots: dict[str, int], draft: Draft) -> None:
         """Move a waiting sequence to a row; ``slots`` are those of adapters."""

@@ -86,9 +86,9 @@ class Metrics:
         tenant = self._of_tenant(request.tenant.name)
         tenant.requests += 1
         tenant.prompt_tokens += len(request.generate.prompt)
-        self.resumed(request)
+        self.came(request)
 
-    def resumed(self, request: Request) -> None:
+    def came(self, request: Request) -> None:
         """Know the names of what a request uses that was counted elsewhere."""
         self._of(request)
         for use in request.generate.adapters:

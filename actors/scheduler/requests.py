@@ -90,8 +90,8 @@ class Requests:
         self._requests[request.key] = request
         return request
 
-    def resume(self, handed: HandOver, now_ns: int) -> Request:
-        """Take a request that another scheduler had; its choices keep their numbers."""
+    def take(self, handed: HandOver, now_ns: int) -> Request:
+        """Take a request that another scheduler had: its choices keep their numbers."""
         generate = handed.generate
         payers = self._payers.resume(generate, len(handed.choices), now_ns)
         request = Request(generate, handed.accepted_ns, *payers)

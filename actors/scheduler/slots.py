@@ -166,7 +166,11 @@ class AdapterSlots:
         if resident is not None:
             return resident.page_count
         assert acquired is not None, f"{digest} is nowhere"
-        return -(-acquired.granules // self._page_granules)
+        return self.pages_for(acquired.granules)
+
+    def pages_for(self, granules: int) -> int:
+        """Return how many pages hold that many granules of each layer."""
+        return -(-granules // self._page_granules)
 
     def load(self, acquired: Acquired, *, keep: Container[str] = ()) -> AdapterLoad:
         """Give an adapter pages and a slot. It is idle; there must be room for it.

@@ -55,11 +55,6 @@ class Waiting:
         """Yield those that wait for an adapter."""
         return map(self._sequences.__getitem__, self._of_adapter.get(adapter, ()))
 
-    @property
-    def tenants(self) -> Set[str]:
-        """Those of whom some sequence waits."""
-        return self._waits_of.keys()
-
     def __len__(self) -> int:
         return len(self._sequences)
 
@@ -77,6 +72,13 @@ class Waiting:
     def count(self, tenant: str) -> int:
         """Return how many of a tenant's sequences wait."""
         return self._waits_of[tenant]
+
+    def room_for(self, tenant: str, queued_max: int) -> int:
+        """Return how many more of a tenant's sequences may wait, where so many may in all."""
+        if not self._is_fair:
+            return queued_max - len(self)
+        tenants = len(self._waits_of.keys() | {tenant})
+        return fair.queue_room(queued_max, len(self), self.count(tenant), tenants)
 
     @property
     def first(self) -> Iterator[Sequence]:

@@ -5,7 +5,8 @@ from collections import deque
 import msgspec
 
 from tests.sim.fake_engine import EOS, FakeEngine
-from weft.actors.scheduler.actor import STEPS_IN_FLIGHT, Scheduler
+from weft.actors.scheduler.actor import Scheduler
+from weft.actors.scheduler.flight import STEPS_IN_FLIGHT
 from weft.runtime.actor import Turn
 from weft.runtime.config import Config
 from weft.runtime.messages import (
@@ -182,3 +183,22 @@ class Harness:
         was_read = digest not in self.in_host
         self.in_host.add(digest)
         self.receive("adapters", Acquired(digest, path, 8, 1, granules, was_read))
+
+
+def prompt(length, salt=0):
+    return [3 + (salt * 7919 + i * 31) % 900 for i in range(length)]
+
+
+def ask(harness, label, adapter, *, length=5, max_tokens=4, **options):
+    """Have one request answered, with nothing else running."""
+    harness.generate(label, prompt(length), adapter=adapter, max_tokens=max_tokens, **options)
+    harness.run()
+    assert harness.end(label).error is None
+
+
+def loads(harness):
+    return [load.digest for step in harness.sent_steps for load in step.loads]
+
+
+def counters(harness):
+    return harness.scheduler._counters()

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from tests.actors.scheduler_harness import GREEDY, Harness
+from tests.actors.scheduler_harness import GREEDY, Harness, prompt
 from tests.sim.fake_engine import EOS, generate
 from weft.actors.scheduler.policy import OVERTAKEN_MAX, ROTATE_STEPS
 from weft.runtime.messages import (
@@ -18,10 +18,6 @@ from weft.runtime.messages import (
 
 def shown(tokens):
     return tokens[:-1] if tokens and tokens[-1] == EOS else tokens
-
-
-def prompt(length, salt=0):
-    return [3 + (salt * 7919 + i * 31) % 900 for i in range(length)]
 
 
 def test_a_request_runs_from_prompt_to_end():

@@ -2,15 +2,11 @@
 
 import pytest
 
-from tests.actors.scheduler_harness import Harness
+from tests.actors.scheduler_harness import Harness, prompt
 from tests.sim.fake_engine import EOS, computed_by, generate
 from weft.actors.scheduler.policy import OVERTAKEN_MAX, ROTATE_STEPS
 from weft.runtime.config import Limits
 from weft.runtime.messages import Abort, AcquireFailed, Retire, Retired
-
-
-def prompt(length, salt=0):
-    return [3 + (salt * 7919 + i * 31) % 900 for i in range(length)]
 
 
 def expected(scales, tokens, **options):

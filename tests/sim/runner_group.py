@@ -104,7 +104,7 @@ class RunnerGroup:
         now_ns = self._flow.world.now_ns
         if self._dies_at_ns is None and self.kills and not self._due:
             steps, rank = self.kills[0]
-            if steps <= self._scheduler._steps_sent:
+            if steps <= self._scheduler._in_flight.sent:
                 self.kills.pop(0)
                 if not self._would_blame_somebody():
                     self._die(rank, now_ns + self._random.randint(*DYING_NS))

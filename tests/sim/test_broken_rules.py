@@ -8,6 +8,7 @@ from weft.actors.adapters.cache import HostCache
 from weft.actors.detokenizer.actor import Detokenizer
 from weft.actors.detokenizer.outbox import Outbox
 from weft.actors.scheduler.actor import Scheduler
+from weft.actors.scheduler.candidates import Candidates
 from weft.actors.scheduler.composer import Composer
 from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.pages import Pages
@@ -95,13 +96,13 @@ def files_are_released_before_they_are_read(monkeypatch):
 
 
 def adapters_cost_nothing(monkeypatch):
-    need = Composer._need
+    need = Candidates._need
 
     def generous(self, sequence):
         found = need(self, sequence)
         return found._replace(adapter_pages=(0,) * len(found.adapter_pages))
 
-    monkeypatch.setattr(Composer, "_need", generous)
+    monkeypatch.setattr(Candidates, "_need", generous)
 
 
 def preempted_sequences_are_resumed_where_they_were(monkeypatch):

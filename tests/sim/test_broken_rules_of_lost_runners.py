@@ -6,8 +6,10 @@ from tests.sim import runner_group
 from tests.sim.flow import ADAPTERS, Flow
 from tests.sim.test_lost_runners import assert_given_up, play, poisoned, simple
 from weft.actors.scheduler.actor import Scheduler
+from weft.actors.scheduler.candidates import Candidates
 from weft.actors.scheduler.composer import Composer
 from weft.actors.scheduler.host import HostPins
+from weft.actors.scheduler.loading import Loading
 from weft.actors.scheduler.sequence import Sequence
 from weft.actors.scheduler.suspects import Suspects
 from weft.runtime.messages import StepDone
@@ -74,6 +76,9 @@ def _remember(monkeypatch, *, keeps_adapters):
         make(self, config, ready, waiting, host)
         for composer in last.values():
             self.pages, self.cache, self.slots = composer.pages, composer.cache, composer.slots
+        slots, pages, rows = self.slots, self.pages, self.rows
+        self.loading = Loading(waiting, host, slots=slots, pages=pages, rows=rows)
+        self.candidates = Candidates(config, waiting, cache=self.cache, loading=self.loading)
         last.clear()
 
     monkeypatch.setattr(Scheduler, "_lose_runners", losing)

@@ -11,8 +11,8 @@ import pytest
 
 from tests.sim.client import Plan
 from tests.sim.flow import Flow
-from weft.actors.scheduler.actor import STEPS_IN_FLIGHT
 from weft.actors.scheduler.fair import INPUT_COST, OUTPUT_COST, service_gap_max
+from weft.actors.scheduler.flight import STEPS_IN_FLIGHT
 from weft.runtime.config import Limits, TenantLimits
 from weft.runtime.messages import Sampling, Submit
 
@@ -182,7 +182,7 @@ def test_who_asks_now_and_then_waits_for_a_row_and_not_for_a_flood(policy, model
     accept = flow.scheduler._accept
 
     def accepted(generate, now_ns):
-        arrived[generate.label] = flow.scheduler._steps_sent
+        arrived[generate.label] = flow.scheduler._in_flight.sent
         return accept(generate, now_ns)
 
     flow.scheduler._note_admissions, flow.scheduler._accept = noted, accepted

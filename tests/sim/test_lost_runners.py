@@ -27,9 +27,10 @@ def play(seed, model, folder, kills_max=4):
     return flow
 
 
-def simple(label, model=None, *, prompt="x", after_ns=0, **sampling):
+def simple(label, model=None, *, prompt="x", after_ns=0, cancel_after_texts=None, **sampling):
     options = {"max_tokens": 9, "seed": 1} | sampling
-    return Plan(Submit(label, model, prompt=prompt, sampling=Sampling(**options)), after_ns)
+    submit = Submit(label, model, prompt=prompt, sampling=Sampling(**options))
+    return Plan(submit, after_ns, cancel_after_texts)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -68,7 +69,7 @@ def test_inspections_that_runners_take_with_them_are_answered(model, folder):
     for seed in range(3):
         flow = Flow(seed, model, folder, ranks=2)
         ann = flow.join("ann", [simple(f"r{i}", ADAPTERS[i], max_tokens=60) for i in range(4)])
-        flow.wait(lambda flow=flow: flow.scheduler._steps_sent > 5)
+        flow.wait(lambda flow=flow: flow.scheduler._in_flight.sent > 5)
         for _ in range(3):
             ann.inspect()
         flow.wait(lambda flow=flow: len(flow.scheduler._visits))
@@ -147,7 +148,7 @@ def test_while_one_replicas_runners_are_away_requests_go_to_the_other(model, fol
     flow.world.pause("runner0_0", 2.0)
     ann = flow.join("ann", [simple(f"r{i}", seed=i) for i in range(10)])
     flow.wait(lambda: ann.is_over)
-    assert flow.schedulers["scheduler0"]._steps_sent == 0
+    assert flow.schedulers["scheduler0"]._in_flight.sent == 0
     assert flow.tokenizer._away.reason is None
     flow.groups["scheduler1"].kill()
     flow.wait(lambda: flow.tokenizer._away)

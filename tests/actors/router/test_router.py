@@ -231,6 +231,7 @@ def test_an_inspection_says_what_clients_were_refused_and_where_requests_went():
     [(_, inspected)] = desk.hear("scheduler0", Inspection("ann", "l", {}))
     assert inspected.sections["router"] == {
         "requests": 2, "pending": 2, "rejected_total": 1, "moved_total": 1,
+        "moving": 0, "handed_over_total": 0, "replicas_away": 0,
         "replica0_requests_total": 1, "replica0_tokens": 0,
         "replica1_requests_total": 2, "replica1_tokens": 24,
     }  # fmt: skip
