@@ -82,7 +82,7 @@ class Chronicle:
         log.info("goes to another replica", extra={"request": request.generate.request_id})
 
     def came(self, request: Request) -> None:
-        """A request that was another replica's goes on here. What was counted there is not again."""
+        """A request that was another replica's, and counted there, goes on here."""
         assert self._notes is not None, "there is no other replica"
         self._notes.accepted.append(request.generate.request_id)
         self._metrics.came(request)

@@ -37,13 +37,14 @@ PROMPT = [20, 21, 22]
 class Desk:
     """A scheduler of two, with a runner that answers when told to; all that it says is kept."""
 
+    now_ns = 0  # for both
+
     def __init__(self, index=0, **options):
         replica = Replica(index, 2)
         self.runner = replica.runner(0)
         self.scheduler = Scheduler(config(**options), runners=[self.runner], replica=replica)
         self.said = []
         self.steps = []
-        self.now_ns = 0
         self.begin()
 
     def begin(self):
@@ -57,7 +58,7 @@ class Desk:
         self.scheduler.check()
 
     def hear(self, source, message):
-        self.now_ns += 1000
+        Desk.now_ns += 1000
         self._note(self.scheduler.receive(source, message, self.now_ns))
         self.scheduler.check()
 
@@ -119,8 +120,8 @@ def tokens_of(desk, sequence):
 def test_a_request_goes_on_at_the_other_with_its_number_and_its_next_token():
     one, other = Desk(), Desk(1)
     request = one.ask("r")
-    [begun] = one.take(Begin)
     one.run(4)
+    [begun] = one.take(Begin)
     shown = tokens_of(one, begun.first_sequence)
     one.lose()
     [handed] = one.hand_over(request)
@@ -166,8 +167,8 @@ def test_what_ends_a_request_that_is_to_leave_ends_it_there():
     for end in ("stop", "abort"):
         desk = Desk()
         request = desk.ask("r")
-        [begun] = desk.take(Begin)
         desk.run(3)
+        [begun] = desk.take(Begin)
         desk.lose()
         desk.hear("router", Yield([request.request_id]))
         if end == "stop":
@@ -203,6 +204,7 @@ def test_those_that_ran_come_first_and_in_the_order_of_before():
 def test_a_request_of_which_only_a_later_choice_is_left_is_computed():
     one, other = Desk(), Desk(1)
     request = one.ask("r", choices=3, max_tokens=30)
+    one.turn()
     [begun] = one.take(Begin)
     one.hear("detokenizer", StopFound(begun.first_sequence, 0))
     one.lose()
@@ -294,7 +296,8 @@ def test_nothing_is_handed_over_before_there_is_room_to_say_what_was_noted_of_it
     desk.lose()
     desk.said.clear()
     desk.hear("router", Yield([request.request_id]))
-    desk.turn(room=1)
+    for _ in range(3):
+        desk.turn(room=1)
     [mark] = desk.take(Mark)
     desk.said.clear()
     other = desk.ask("s")
