@@ -29,7 +29,10 @@ async def health(request: Request) -> Response:
 
 @router.get("/ready", response_model=None)
 async def ready(request: Request) -> Response:
-    """Say 200 when a request sent now would be computed, 503 when it would be refused, or wait."""
+    """Say 200 when a request sent now would be computed, 503 when it would be refused, or wait.
+
+    ``degraded`` says why fewer replicas than usual would compute it, if so.
+    """
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
             served = await request.app.state.client.served()
@@ -37,7 +40,8 @@ async def ready(request: Request) -> Response:
         raise Disconnected(f"weft has not answered in {READY_TIMEOUT_S:.0f} s") from None
     if served.away is not None:
         return errors.respond(*errors.unavailable(served.away))
-    return JSONResponse({"status": "ready", "models": len(served.models)})
+    told = {"status": "ready", "models": len(served.models)}
+    return JSONResponse(told | ({"degraded": served.degraded} if served.degraded else {}))
 
 
 @router.get("/metrics", response_model=None)

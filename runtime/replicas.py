@@ -78,8 +78,3 @@ def without_replica(role: str) -> tuple[str, int | None]:
         return role, None
     kind, index, rank = match.groups(default="")
     return kind + rank, int(index)
-
-
-def owner(number: int) -> int:
-    """Return the index of the replica that a sequence or a step belongs to."""
-    return number // NUMBERS

@@ -29,12 +29,15 @@ from weft.runtime.messages import (
     DeviceRoom,
     Discover,
     Generate,
+    HandOver,
     Inspect,
     Inspection,
     KeepOnDevice,
     ListAdapters,
     ListModels,
     LoadAdapter,
+    Mark,
+    Marked,
     Message,
     Models,
     PinAdapter,
@@ -44,16 +47,21 @@ from weft.runtime.messages import (
     Reject,
     Release,
     Report,
+    Resume,
     Retire,
     Retired,
     RunnerReady,
     Sampled,
+    Settled,
     Step,
     StepDone,
     StopFound,
     Submit,
     Text,
     UnloadAdapter,
+    Unread,
+    Yield,
+    Yielded,
 )
 from weft.runtime.replicas import Replica
 
@@ -276,12 +284,15 @@ def _edges(replica: Replica, runners: int) -> list[Edge]:
     seen = (CatalogSeen,) if replica.is_first else ()
     from_store = (AdapterReply, Inspection) if replica.is_first else ()
     from_router = () if replica.is_first else (AdapterReply, Inspection)
-    to_router = (Progress,) if replica.count > 1 else ()
+    is_alone = replica.count == 1
+    to_router = () if is_alone else (Progress, HandOver, Yielded)
+    moves = () if is_alone else (Yield, HandOver, Settled)
+    moving, moved = ((), ()) if is_alone else ((Mark, Resume), (Marked, Unread))
     to_next, to_detokenizer = ((), (Inspection,)) if replica.is_last else ((Inspection,), ())
     return [
         Edge(
             replica.door, scheduler,
-            (Generate, Abort, *seen, *from_router),
+            (Generate, Abort, *moves, *seen, *from_router),
             (Reject, Away, AdapterReply, *to_router, *to_next),
             1024, 1024,
         ),
@@ -300,8 +311,8 @@ def _edges(replica: Replica, runners: int) -> list[Edge]:
         ),
         Edge(
             scheduler, "detokenizer",
-            (Begin, Sampled, *to_detokenizer),
-            (StopFound, ClientGone),
+            (Begin, Sampled, *moving, *to_detokenizer),
+            (StopFound, ClientGone, *moved),
             1024, 1024,
         ),
     ]  # fmt: skip

@@ -119,6 +119,9 @@ class AdapterStore:
         match message:
             case Acquire(digest):
                 self._fetcher.want(Want(digest, source))
+                retire = self._naming.leaving.used(source, digest)
+                if retire is not None:
+                    self._outbox.add([Send(source, retire)])
             case Release(digest):
                 self._memory.unpin(digest, source)
             case DeviceRoom():

@@ -60,6 +60,17 @@ class Leaving:
                 due.append(Retire(digest, left.version))
         return due
 
+    def used(self, scheduler: str, digest: str) -> Retire | None:
+        """Return what a scheduler must be told once more that uses what it had retired.
+
+        Another one has handed over a request to it, and has not said ``Retired`` itself.
+        """
+        left = self._left.get(digest)
+        if left is None or not left.is_retiring or scheduler in left.holders:
+            return None
+        left.holders.add(scheduler)
+        return Retire(digest, left.version)
+
     def retired(self, scheduler: str, digest: str, version: int) -> list[Asked] | None:
         """Return the unloads to answer, once all schedulers have said so of its last leave."""
         left = self._left.get(digest)

@@ -20,10 +20,14 @@ from weft.runtime.messages import (
     DetokenizerInbox,
     End,
     Inspection,
+    Mark,
+    Marked,
     Report,
+    Resume,
     Sampled,
     Sequence,
     StopFound,
+    Unread,
 )
 from weft.runtime.replicas import ALONE
 
@@ -62,7 +66,13 @@ class Detokenizer:
             case Begin():
                 self._begin(message)
             case Sampled():
-                self._take(message)
+                self._take(source, message)
+            case Mark(number):
+                self._notices.moved(source, Marked(number))
+            case Resume(sequences):
+                unread = [sequence for sequence in sequences if sequence not in self._live]
+                if unread:
+                    self._notices.moved(source, Unread(unread))
             case Inspection(client, label, sections, adapters, tenants, loads):
                 self.check()
                 sections = {**sections, "detokenizer": self._counters()}
@@ -121,7 +131,7 @@ class Detokenizer:
             )
         )
 
-    def _take(self, sampled: Sampled) -> None:
+    def _take(self, scheduler: str, sampled: Sampled) -> None:
         logprobs = {entry.index: entry for entry in sampled.logprobs}
         ends = {end.sequence: end for end in sampled.ends}
         for index, (sequence, token) in enumerate(
@@ -139,7 +149,7 @@ class Detokenizer:
             self._outboxes[live.client].add(sequence, piece)
             if live.text.is_stopped and end is None:
                 self._stops_found_count += 1
-                self._notices.stop(StopFound(sequence, live.text.output_tokens))
+                self._notices.stop(scheduler, StopFound(sequence, live.text.output_tokens))
         for end in sampled.ends:
             self._end(end)
 

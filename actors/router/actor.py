@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from typing import NamedTuple, assert_never
 
 import msgspec
 
 from weft.actors.router.balance import choose
 from weft.actors.router.ledger import Ledger, Routed, Wants, wants_of
+from weft.actors.router.moves import to_rescue, to_share
 from weft.actors.scheduler.accounts import Payers, metered
 from weft.actors.scheduler.metrics import Metrics, summed
 from weft.runtime.actor import Send, Turn
@@ -20,11 +21,15 @@ from weft.runtime.messages import (
     Away,
     CatalogSeen,
     Generate,
+    HandOver,
     Inspection,
     Progress,
     Refused,
     Reject,
     RouterInbox,
+    Settled,
+    Yield,
+    Yielded,
 )
 from weft.runtime.replicas import schedulers
 
@@ -46,6 +51,11 @@ class Router:
     before its client hears of it. So a catalog that the tokenizer has seen goes on to the store
     only once every request from before has been accepted or refused: none is on its way any more.
 
+    A replica that loses its runners is asked for its requests, which others go on with; one that
+    gets them back shares what waits elsewhere. One replica at a time is asked for a few, and the
+    next once they have been taken. (What is on its way from one to the other needs no catalog to
+    wait: who has handed it over retires nothing that it may need.)
+
     Nothing waits here for room on a link: a scheduler that does not read jams the links before it.
 
     Invariants, checked by ``check``: those of the ledger; accounts count what is not over.
@@ -64,12 +74,18 @@ class Router:
         self._catalogs: deque[_Catalog] = deque()  # that the store has not heard of
         self._sent = [0] * len(self._schedulers)  # requests, to each
         self._moved = 0
+        self._handed_over = 0
         self._away: set[int] = set()  # replicas whose runners are not there
+        self._asked: int | None = None  # the replica that is to hand requests over
+        self._is_uneven = False  # a replica came back, which may have less to do than others
+        # What a replica ordinarily has at most: more is not brought there.
+        self._choices_max = config.max_queued_requests + config.max_num_seqs
 
     @property
     def is_idle(self) -> bool:
-        """Whether no scheduler has yet to say if it takes a request."""
-        return not (self._ledger.pending or self._catalogs)
+        """Whether no scheduler has yet to say if it takes a request, or gives one away."""
+        is_moving = self._ledger.moving or self._asked is not None
+        return not (self._ledger.pending or self._catalogs or is_moving)
 
     def drain(self) -> None:
         """Do nothing: the tokenizer stops first, and what it let in is passed on."""
@@ -95,7 +111,12 @@ class Router:
             case Reject():
                 return self._reconsider(message, now_ns)
             case Away(reason):
-                return [self._note_away(self._index[source], reason)]
+                return [self._note_away(self._index[source], reason), *self._ask()]
+            case HandOver():
+                return self._hand_over(message)
+            case Yielded():
+                self._asked = None
+                return self._ask()
             case Progress():
                 return self._note(self._index[source], message, now_ns)
             case AdapterReply():
@@ -128,7 +149,7 @@ class Router:
         wants = wants_of(generate, looks_at_prompt=self._looks_at_prompts)
         same = self._ledger.find(generate.client, generate.label)
         # A label that is in use is refused by who knows whether it still is.
-        replica = same[0].replica if same else self._choose(wants, set())
+        replica = same[0].replica if same else self._choose(wants, set(), self._ledger.routed)
         self._ledger.add(generate, wants, replica, *self._payers.take(generate, now_ns))
         return [self._send(generate, replica)]
 
@@ -147,7 +168,7 @@ class Router:
         is_elsewhere = len(routed.full) < len(self._schedulers)
         if reject.refused.code == "queue_full" and is_elsewhere and not routed.is_cancelled:
             self._moved += 1
-            self._ledger.move(routed, self._choose(routed.wants, routed.full))
+            self._ledger.move(routed, self._choose(routed.wants, routed.full, self._ledger.routed))
             return [self._send(generate, routed.replica)]
         self._ledger.remove(routed)
         for _ in range(routed.choices):
@@ -156,24 +177,15 @@ class Router:
             account.spend(-len(generate.prompt), now_ns)
         return [self._refuse(generate, reject.refused), *self._pass_catalog()]
 
-    def _choose(self, wants: Wants, full: set[int]) -> int:
-        allowed = set(range(len(self._schedulers))) - full
+    def _choose(self, wants: Wants, excluded: set[int], turn: int) -> int:
+        allowed = set(self._index.values()) - excluded
         return choose(
             self._method,
             self._ledger.loads(wants),
             allowed - self._away or allowed,  # where it would wait only if it would everywhere
-            turn=self._ledger.routed,
+            turn=turn,
             slack=self._slack,
         )
-
-    def _note_away(self, replica: int, reason: str | None) -> Send:
-        """Send requests elsewhere, if one replica is there; if none is, the tokenizer must know."""
-        if reason is None:
-            self._away.discard(replica)
-        else:
-            self._away.add(replica)
-        is_nobody_there = len(self._away) == len(self._schedulers)
-        return Send("tokenizer", Away(reason if is_nobody_there else None))
 
     def _send(self, generate: Generate, replica: int) -> Send:
         self._sent[replica] += 1
@@ -192,11 +204,83 @@ class Router:
             routed = self._ledger.get(request_id)
             for account in metered(routed.tenant, routed.adapters):
                 account.spend(1, now_ns)
+        settled: defaultdict[int, list[str]] = defaultdict(list)
         for request_id in progress.ended:
             routed = self._ledger.end_choice(request_id)
             self._payers.give_back(routed.tenant, routed.adapters)
+            if routed.choices == 0:
+                for former in routed.former:
+                    settled[former].append(request_id)
         self._ledger.note_device(replica, progress.loaded, progress.evicted)
-        return self._pass_catalog()
+        sends = [Send(self._schedulers[former], Settled(ids)) for former, ids in settled.items()]
+        return [*sends, *self._pass_catalog(), *self._ask()]
+
+    # ---- replicas without runners ---------------------------------------------------------------
+
+    @property
+    def _there(self) -> set[int]:
+        """Replicas that have runners."""
+        return set(self._index.values()) - self._away
+
+    def _note_away(self, replica: int, reason: str | None) -> Send:
+        """Send requests elsewhere, if one replica is there; if none is, the tokenizer must know."""
+        if reason is None:
+            self._away.discard(replica)
+            self._is_uneven = True
+        else:
+            self._away.add(replica)
+        self._ledger.note_runners(replica, are_there=reason is None)
+        count, away = len(self._schedulers), len(self._away)
+        if away == count:
+            return Send("tokenizer", Away(reason))
+        text = f"{away} of {count} replicas are without their processes, which are being started "
+        return Send("tokenizer", Away(None, text + "again; the others serve" if away else None))
+
+    def _ask(self) -> list[Send]:
+        """Ask a replica for requests that are better off elsewhere, unless some are on their way.
+
+        The next is asked once these have been taken.
+        """
+        there = self._there
+        if not there or self._asked is not None or self._ledger.moving:
+            return []
+        for replica in sorted(self._away):
+            room = sum(max(0, self._choices_max - self._ledger.choices(other)) for other in there)
+            if self._ledger.choices(replica):
+                chosen = to_rescue(self._ledger.of(replica), room)
+                if chosen:
+                    return [self._ask_for(replica, chosen)]
+        while self._is_uneven:
+            tokens = {replica: self._ledger.tokens(replica) for replica in sorted(there)}
+            most = max(tokens, key=tokens.__getitem__)
+            requests = list(self._ledger.of(most))
+            chosen = to_share(requests, tokens[most], min(tokens.values()), self._slack)
+            if chosen:
+                return [self._ask_for(most, chosen)]
+            self._is_uneven = False
+        return []
+
+    def _ask_for(self, replica: int, request_ids: list[str]) -> Send:
+        self._asked = replica
+        for request_id in request_ids:
+            self._ledger.get(request_id).stays = True
+        return Send(self._schedulers[replica], Yield(request_ids))
+
+    def _hand_over(self, hand_over: HandOver) -> list[Send]:
+        """Have another replica go on with a request, or the same one, if no other has runners."""
+        generate = hand_over.generate
+        routed = self._ledger.get(generate.request_id)
+        replica = routed.replica
+        if self._there - {replica}:
+            replica = self._choose(routed.wants, {replica}, routed.number)
+        log.info("to replica %d", replica, extra={"request": generate.request_id})
+        self._handed_over += 1
+        self._ledger.hand_over(routed, replica)
+        sends: list[Send] = [Send(self._schedulers[replica], hand_over)]
+        if routed.is_cancelled:  # which its former replica may have heard too late
+            abort = Abort(routed.client, routed.label)
+            sends.append(Send(self._schedulers[replica], abort))
+        return sends
 
     # ---- adapters -------------------------------------------------------------------------------
 
@@ -225,6 +309,9 @@ class Router:
             "pending": self._ledger.pending,
             "rejected_total": self._metrics.rejections,
             "moved_total": self._moved,
+            "moving": self._ledger.moving,
+            "handed_over_total": self._handed_over,
+            "replicas_away": len(self._away),
         }
         for replica, sent in enumerate(self._sent):
             counters[f"replica{replica}_requests_total"] = sent

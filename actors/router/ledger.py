@@ -49,6 +49,8 @@ class Routed:
     pending: Generate | None  # until a replica has accepted it
     full: set[int] = field(default_factory=set)  # replicas that had no room for it
     is_cancelled: bool = False
+    former: set[int] = field(default_factory=set)  # replicas that have handed it over
+    stays: bool = False  # its replica was asked for it, and may have reasons to keep it
 
 
 class Ledger:
@@ -62,7 +64,9 @@ class Ledger:
         self.routed = 0  # ever
         self._requests: dict[str, Routed] = {}  # by request id
         self._pending: dict[str, Routed] = {}  # by request id; the oldest first
+        self._moving: set[str] = set()  # handed over, and not taken yet
         self._keys: dict[tuple[str, str], dict[str, Routed]] = {}  # by client and label
+        self._choices = [0] * replicas
         self._tokens = [0] * replicas
         self._adapters: list[Counter[str]] = [Counter() for _ in range(replicas)]  # of requests
         self._devices: list[set[str]] = [set() for _ in range(replicas)]
@@ -83,6 +87,19 @@ class Ledger:
     def oldest_pending(self) -> int | None:
         """The number of the oldest of them."""
         return next((routed.number for routed in self._pending.values()), None)
+
+    @property
+    def moving(self) -> int:
+        """Requests that one replica has handed over and no other has taken yet."""
+        return len(self._moving)
+
+    def of(self, replica: int) -> Iterator[Routed]:
+        """Yield a replica's requests, the oldest first."""
+        return (routed for routed in self._requests.values() if routed.replica == replica)
+
+    def choices(self, replica: int) -> int:
+        """Return how many choices of a replica's requests are not over."""
+        return self._choices[replica]
 
     def tokens(self, replica: int) -> int:
         """Return what a replica's requests are expected to take."""
@@ -145,14 +162,26 @@ class Ledger:
         self._count(routed, 1)
         self._prefixes[replica].note(routed.wants.marks)
 
+    def hand_over(self, routed: Routed, replica: int) -> None:
+        """Note that an accepted request is sent to another replica, which has to take it."""
+        assert routed.pending is None, f"{routed.request_id} was not accepted"
+        self._moving.add(routed.request_id)
+        routed.former.add(routed.replica)
+        routed.stays = False
+        self.move(routed, replica)
+
     def accept(self, request_id: str) -> None:
-        """Note that its replica has accepted a request."""
-        self._pending.pop(request_id).pending = None
+        """Note that its replica has accepted a request, or taken one that another had."""
+        if request_id in self._moving:
+            self._moving.remove(request_id)
+        else:
+            self._pending.pop(request_id).pending = None
 
     def end_choice(self, request_id: str) -> Routed:
         """Note that one choice of a request is over; forget the request with the last."""
         routed = self._requests[request_id]
         routed.choices -= 1
+        self._choices[routed.replica] -= 1
         if routed.choices == 0:
             self.remove(routed)
         return routed
@@ -172,20 +201,30 @@ class Ledger:
         self._devices[replica].update(loaded)
         self._devices[replica].difference_update(evicted)
 
+    def note_runners(self, replica: int, *, are_there: bool) -> None:
+        """Note that a replica has lost its runners, or has others."""
+        if not are_there:
+            self._prefixes[replica] = Prefixes()  # what was computed there
+        for routed in self.of(replica):
+            routed.stays = False
+
     def check(self) -> None:
         """Assert the invariants."""
         numbers = [routed.number for routed in self._pending.values()]
         assert numbers == sorted(numbers)
         assert self._pending.keys() == {id_ for id_, r in self._requests.items() if r.pending}
+        assert not any(self._requests[moving].pending for moving in self._moving)
         assert self._requests.keys() == {id_ for ids in self._keys.values() for id_ in ids}
         for replica, tokens in enumerate(self._tokens):
             here = [routed for routed in self._requests.values() if routed.replica == replica]
             assert tokens == sum(routed.tokens for routed in here)
+            assert self._choices[replica] == sum(routed.choices for routed in here)
             wanted = Counter(digest for routed in here for digest in routed.wants.adapters)
             assert +self._adapters[replica] == wanted
 
     def _count(self, routed: Routed, sign: int) -> None:
         self._tokens[routed.replica] += sign * routed.tokens
+        self._choices[routed.replica] += sign * routed.choices
         wanted = self._adapters[routed.replica]
         for digest in routed.wants.adapters:
             wanted[digest] += sign

@@ -132,12 +132,19 @@ class Payers:
 
     def take(self, generate: Generate, now_ns: int) -> tuple[Account, list[Account]]:
         """Note that a request begins, and let it pay for its prompt; return its accounts."""
-        tenant, adapters = self.of(generate, now_ns)
-        self.tenants.take(tenant, generate.choices)
-        for adapter in adapters:
-            self.adapters.take(adapter, generate.choices)
+        tenant, adapters = self.resume(generate, generate.choices, now_ns)
         for account in metered(tenant, adapters):
             account.spend(len(generate.prompt), now_ns)
+        return tenant, adapters
+
+    def resume(
+        self, generate: Generate, choices: int, now_ns: int
+    ) -> tuple[Account, list[Account]]:
+        """Note so many choices of a request that has paid for its prompt elsewhere."""
+        tenant, adapters = self.of(generate, now_ns)
+        self.tenants.take(tenant, choices)
+        for adapter in adapters:
+            self.adapters.take(adapter, choices)
         return tenant, adapters
 
     def give_back(self, tenant: Account, adapters: Iterable[Account]) -> None:

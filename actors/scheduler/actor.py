@@ -21,6 +21,7 @@ from weft.actors.scheduler.flight import STEPS_IN_FLIGHT, InFlight
 from weft.actors.scheduler.group import Runners
 from weft.actors.scheduler.host import HostPins
 from weft.actors.scheduler.metrics import Metrics, summed
+from weft.actors.scheduler.moves import Moves
 from weft.actors.scheduler.outbox import Outbox
 from weft.actors.scheduler.policy import NeverFits
 from weft.actors.scheduler.requests import Requests
@@ -40,16 +41,22 @@ from weft.runtime.messages import (
     ClientGone,
     FinishReason,
     Generate,
+    HandOver,
     Inspection,
     KeepOnDevice,
+    Marked,
+    Message,
     Reject,
     Retire,
     Retired,
     RunnerReady,
     SchedulerInbox,
+    Settled,
     StepDone,
     StopFound,
     TokenLogprobs,
+    Unread,
+    Yield,
 )
 from weft.runtime.replicas import ALONE, Replica
 
@@ -67,7 +74,7 @@ class Scheduler:
     Of several replicas each has a scheduler; a router chooses whose a request is, and hears of it.
 
     Invariants, checked by ``check``: a sequence has a row if it lives and runs; without runners all
-    wait; and those of what the parts own.
+    wait, but for who is about to leave for another scheduler; and those of what the parts own.
     """
 
     def __init__(self, config: Config, *, runners: list[str], replica: Replica = ALONE) -> None:
@@ -91,12 +98,17 @@ class Scheduler:
         self._outbox = Outbox(replica)
         self._metrics = Metrics(name for name in config.tenants if name != ANY_OTHER)
         self._chronicle = Chronicle(self._outbox, self._metrics, replica)
+        self._moves = Moves(
+            self._requests, self._waiting, self._suspects, self._outbox, self._chronicle
+        )
 
     @property
     def is_idle(self) -> bool:
         """Whether no request is left and everybody has been told."""
-        is_over = not (self._requests or self._in_flight or self._retiring)
-        return is_over and self._outbox.is_empty
+        # Of what has left the router says when it is over; but it stops before.
+        retiring = self._retiring.keys() - set(self._moves.adapters)
+        is_over = not (self._requests or self._in_flight or retiring)
+        return is_over and self._outbox.is_empty and self._moves.are_told
 
     def drain(self) -> None:
         """Do nothing: the tokenizer stops first, and what it let in on its way out is served.
@@ -133,6 +145,9 @@ class Scheduler:
                 return []
             case ClientGone(client):
                 self._cancel([r for r in self._requests if r.generate.client == client])
+                return []
+            case Yield() | Marked() | HandOver() | Unread() | Settled():
+                self._move(message, now_ns)
                 return []
             case CatalogSeen():
                 return [Send("adapters", message)]  # behind it, all older requests are here
@@ -183,13 +198,15 @@ class Scheduler:
         self._waiting.check()
         self._host.check()
         self._suspects.check()
+        self._moves.check()
         running = sum(1 for s in self._requests.sequences if s.row is not None)
         if self._composer is not None:
             self._composer.check()
             assert running == len(self._composer.rows)
         else:
             assert running == 0
-            assert all(self._waiting.has(s.number) for s in self._requests.sequences)
+            for sequence in self._requests.sequences:
+                assert self._waiting.has(sequence.number) != sequence.request.is_leaving
             assert not self._in_flight
             assert not len(self._visits)
 
@@ -197,7 +214,8 @@ class Scheduler:
 
     def _accept(self, generate: Generate, now_ns: int) -> list[Send]:
         room = self._waiting.room_for(generate.tenant, self._config.max_queued_requests)
-        refused = self._requests.refusal(generate, now_ns, room=room)
+        has_left = self._moves.has_left(generate.client, generate.label)
+        refused = self._requests.refusal(generate, now_ns, room=room, has_left=has_left)
         if refused is not None:
             self._chronicle.rejected(generate, refused)
             reject = Reject(generate.client, refused, generate.request_id)
@@ -257,19 +275,43 @@ class Scheduler:
         error: str | None = None,
     ) -> None:
         """Free everything that a live sequence holds, and remember to say that it is over."""
-        if self._composer is not None:
-            self._composer.remove(sequence)
-        else:
-            self._waiting.remove(sequence)
+        if not sequence.request.is_leaving:
+            self._take_back(sequence)
         self._requests.end(sequence)
         count = sequence.output_tokens if output_tokens is None else output_tokens
         self._chronicle.ended(sequence, reason, count, error)
 
+    def _take_back(self, sequence: Sequence) -> None:
+        if self._composer is not None:
+            self._composer.remove(sequence)
+        else:
+            self._waiting.remove(sequence)
+
+    def _move(self, message: Yield | Marked | HandOver | Unread | Settled, now_ns: int) -> None:
+        """Let requests go to other schedulers, and go on with theirs."""
+        match message:
+            case Yield(request_ids):
+                self._moves.begin({*request_ids}, has_runners=self._composer is not None)
+            case Marked(number):
+                self._moves.go(number)
+            case HandOver():
+                for sequence in self._moves.take(message, now_ns).sequences:
+                    self._limit(sequence)
+            case Unread(numbers):
+                for sequence in filter(None, map(self._requests.sequence, numbers)):
+                    self._end(sequence, "cancelled")
+            case Settled(request_ids):
+                self._moves.settle(request_ids)
+
     def _tell_progress(self, turn: Turn) -> list[Send]:
-        if turn.room(self._replica.door) == 0:
+        room = turn.room(self._replica.door)
+        if room == 0:
             return []
         progress = self._chronicle.progress(self._composer.slots if self._composer else None)
-        return [] if progress is None else [Send(self._replica.door, progress)]
+        messages: list[Message] = [] if progress is None else [progress]
+        # What leaves is heard of behind all that was noted of it.
+        messages += self._moves.due(room - len(messages))
+        return [Send(self._replica.door, message) for message in messages]
 
     # ---- runners --------------------------------------------------------------------------------
 
@@ -293,7 +335,11 @@ class Scheduler:
         guilty = self._suspects.died(self._in_flight.sequences)
         rows = {sequence: index for index, sequence in enumerate(composer.rows)}
         # Those without a row wait for their last token only, so they were admitted before.
-        running = [s for s in self._requests.sequences if not self._waiting.has(s.number)]
+        running = [
+            sequence
+            for sequence in self._requests.sequences
+            if not (self._waiting.has(sequence.number) or sequence.request.is_leaving)
+        ]
         running.sort(key=lambda sequence: rows.get(sequence, -1))
         for sequence in self._requests.sequences:
             sequence.lose_device()
@@ -396,6 +442,7 @@ class Scheduler:
         if not self._retiring:
             return []
         used = {adapter for request in self._requests for adapter in request.adapters}
+        used.update(self._moves.adapters)
         sends = []
         for digest, version in list(self._retiring.items()):
             if digest in used or not self._forget(digest):
@@ -450,6 +497,7 @@ class Scheduler:
             "runners_ready": 0 if self._composer is None else len(self._runners.roles),
             "runners_lost_total": self._lives_lost,
             "requests_in_doubt": len(self._suspects),
+            "requests_elsewhere": len(self._moves),
             "waiting": len(self._waiting),
             "adapters_held": len(self._host),
         }

@@ -86,7 +86,8 @@ class Candidates:
         shares_prompt = (
             self._shares_prompts and len(sequence.request.generate.prompt) > self._cache.page_tokens
         )
-        return sequence.choice == 0 or not shares_prompt or sequence.request.leads
+        is_first = sequence is sequence.request.sequences[0]  # of those that are here
+        return is_first or not shares_prompt or sequence.request.leads
 
     def _need(self, sequence: Sequence) -> Need:
         found = self._cache.find(sequence.request.identity, sequence.tokens)

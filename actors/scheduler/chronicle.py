@@ -9,7 +9,7 @@ from weft.actors.scheduler.outbox import Outbox
 from weft.actors.scheduler.progress import ProgressNotes
 from weft.actors.scheduler.sequence import Request, Sequence
 from weft.actors.scheduler.slots import AdapterSlots
-from weft.runtime.messages import Begin, End, FinishReason, Generate, Progress, Refused
+from weft.runtime.messages import Begin, End, FinishReason, Generate, Progress, Refused, Resume
 from weft.runtime.replicas import Replica
 
 log = logging.getLogger("weft.scheduler")
@@ -75,6 +75,21 @@ class Chronicle:
             "its runners are gone: choice %d goes on after %d output tokens",
             sequence.choice, sequence.output_tokens,
             extra={"request": sequence.request.generate.request_id},
+        )  # fmt: skip
+
+    def left(self, request: Request) -> None:
+        """A request is another replica's from now on."""
+        log.info("goes to another replica", extra={"request": request.generate.request_id})
+
+    def came(self, request: Request) -> None:
+        """A request that was another replica's, and counted there, goes on here."""
+        assert self._notes is not None, "there is no other replica"
+        self._notes.accepted.append(request.generate.request_id)
+        self._metrics.came(request)
+        self._outbox.move(Resume([sequence.number for sequence in request.sequences]))
+        log.info(
+            "comes from another replica: %d choices", len(request.sequences),
+            extra={"request": request.generate.request_id},
         )  # fmt: skip
 
     def token(self, request: Request, now_ns: int) -> None:

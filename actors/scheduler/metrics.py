@@ -86,6 +86,11 @@ class Metrics:
         tenant = self._of_tenant(request.tenant.name)
         tenant.requests += 1
         tenant.prompt_tokens += len(request.generate.prompt)
+        self.came(request)
+
+    def came(self, request: Request) -> None:
+        """Know the names of what a request uses that was counted elsewhere."""
+        self._of(request)
         for use in request.generate.adapters:
             self._note_name(use.digest, use.name)
         if not request.adapters:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections import deque
 
 from weft.runtime.actor import Send
-from weft.runtime.messages import Begin, End, Inspection, Message, Sampled, TokenLogprobs
+from weft.runtime.messages import (
+    Begin,
+    End,
+    Inspection,
+    Mark,
+    Message,
+    Resume,
+    Sampled,
+    TokenLogprobs,
+)
 from weft.runtime.replicas import ALONE, Replica
 
 
@@ -25,6 +34,10 @@ class Outbox:
     def begin(self, begin: Begin) -> None:
         """Tell that a request was accepted, as soon as there is room."""
         self._messages.append(begin)
+
+    def move(self, message: Mark | Resume) -> None:
+        """Tell of sequences that leave, or have come, behind all that was said of them here."""
+        self._messages.append(message)
 
     def end(self, end: End) -> None:
         """Tell that a sequence is over, with the next tokens or as soon as there is room."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from weft.actors.scheduler.accounts import Payers
 from weft.actors.scheduler.sequence import Request, Sequence
-from weft.runtime.messages import Generate, Refused
+from weft.runtime.messages import Generate, HandOver, Refused
 from weft.runtime.replicas import ALONE, Replica
 
 # A queue moves within a second.
@@ -53,10 +53,15 @@ class Requests:
         """Return a sequence that is not over."""
         return self._sequences.get(number)
 
-    def refusal(self, generate: Generate, now_ns: int, *, room: int) -> Refused | None:
-        """Say why a request cannot be taken while so many more may wait, if it cannot."""
+    def refusal(
+        self, generate: Generate, now_ns: int, *, room: int, has_left: bool = False
+    ) -> Refused | None:
+        """Say why a request cannot be taken while so many more may wait, if it cannot.
+
+        ``has_left``: one of its client and label is with another scheduler.
+        """
         label = generate.label
-        if self.find(generate.client, label) is not None:
+        if has_left or self.find(generate.client, label) is not None:
             text = f"a request labelled {label!r} is running; use another label"
             return Refused(label, "duplicate_label", text, param="label")
         if generate.choices > self._queued_max:  # trying again would not help
@@ -84,6 +89,33 @@ class Requests:
             self._sequences[sequence.number] = sequence
         self._requests[request.key] = request
         return request
+
+    def take(self, handed: HandOver, now_ns: int) -> Request:
+        """Take a request that another scheduler had: its choices keep their numbers."""
+        generate = handed.generate
+        payers = self._payers.resume(generate, len(handed.choices), now_ns)
+        request = Request(generate, handed.accepted_ns, *payers)
+        request.admitted_ns, request.first_token_ns = handed.admitted_ns, handed.first_token_ns
+        request.tier = handed.tier
+        for choice in handed.choices:
+            tokens = [*generate.prompt, *choice.output]
+            sequence = Sequence(
+                choice.sequence, request, choice.choice, tokens, generate.max_tokens
+            )
+            sequence.cached_tokens = choice.cached_tokens
+            request.sequences.append(sequence)
+            self._sequences[sequence.number] = sequence
+        assert request.key not in self._requests, f"{request.key} are two requests"
+        self._requests[request.key] = request
+        return request
+
+    def leave(self, request: Request) -> None:
+        """Forget a request that another scheduler goes on with."""
+        for sequence in request.sequences:
+            if not sequence.is_over:
+                del self._sequences[sequence.number]
+                self._payers.give_back(request.tenant, request.limited)
+        del self._requests[request.key]
 
     def end(self, sequence: Sequence) -> None:
         """Forget a sequence, and with the last one its request."""

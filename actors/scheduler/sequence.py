@@ -73,6 +73,7 @@ class Request:
     admitted_ns: int | None = None
     first_token_ns: int | None = None
     tier: Tier | None = None  # where its farthest adapter lay when it came; None: it has none
+    is_leaving: bool = False  # for another scheduler: it is not computed here any more
     metered: list[Account] = field(init=False)  # who pays for tokens by the minute
     adapters: tuple[str, ...] = field(init=False)  # digests, each once; none: the base
     granules: dict[str, int] = field(default_factory=dict)  # of adapters, once it is known
@@ -108,7 +109,7 @@ class Request:
 
     @property
     def leads(self) -> bool:
-        """Whether the first choice has computed the prompt, so that the others can share it."""
+        """Whether the first choice here has computed the prompt, so that others can share it."""
         first = self.sequences[0]
         return first.is_over or first.output_tokens > 0
 

@@ -79,6 +79,25 @@ class Suspects:
             if all(s.is_over or len(s.tokens) >= past for s, past in doubt.past.items()):
                 del self._doubts[request]
 
+    def is_suspect(self, request: Request) -> bool:
+        """Whether a request is to be computed by itself."""
+        doubt = self._doubts.get(request)
+        return doubt is not None and doubt.is_suspect
+
+    def forget(self, request: Request) -> tuple[dict[Sequence, int], int]:
+        """Return what is held against a request that leaves: see ``remember``."""
+        doubt = self._doubts.pop(request, None)
+        return (doubt.past, doubt.deaths_alone) if doubt else ({}, 0)
+
+    def remember(self, request: Request, past: dict[Sequence, int], deaths_alone: int) -> None:
+        """Note what is held against a request that comes from elsewhere.
+
+        ``past`` are the tokens that each of its sequences must know to be cleared: none, if it is
+        not in doubt. ``deaths_alone`` are those of runners that computed nothing else.
+        """
+        if past:
+            self._doubts[request] = _Doubt(past, deaths_alone=deaths_alone)
+
     def check(self) -> None:
         """Assert the invariant."""
         for request, doubt in self._doubts.items():

@@ -80,6 +80,11 @@ class Waiting:
         tenants = len(self._waits_of.keys() | {tenant})
         return fair.queue_room(queued_max, len(self), self.count(tenant), tenants)
 
+    @property
+    def first(self) -> Iterator[Sequence]:
+        """Those that wait before all others, in order."""
+        return map(self._sequences.__getitem__, self._first)
+
     def in_order(
         self, tokens: Callable[[Sequence], int], *, adapters: frozenset[str] | None = None
     ) -> Iterator[Sequence]:

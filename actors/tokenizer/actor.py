@@ -97,7 +97,7 @@ class TokenizerManager:
         self._refused = 0
         self._has_catalog = False
         self._is_draining = False
-        self._away: str | None = None  # why requests wait
+        self._away = Away(None)  # whether requests wait, and why
         self._waiting = Waiting(renderer)
         self._aborts: dict[Abort, None] = {}  # a set in order of arrival
         self._requests: deque[Inspection | AdapterRequest | Discover] = deque()  # to the store
@@ -113,7 +113,8 @@ class TokenizerManager:
                 self._cancel(source, label)
             case ListModels(label):
                 label = label[:LABEL_CHARACTERS_MAX]
-                self._replies.put(source, Models(label, self._names.entries(), self._away))
+                away, degraded = self._away.reason, self._away.degraded
+                self._replies.put(source, Models(label, self._names.entries(), away, degraded))
             case Inspect(label):
                 self._inspect(source, label[:LABEL_CHARACTERS_MAX])
             case (
@@ -127,8 +128,8 @@ class TokenizerManager:
                 self._waiting.unpark(self._names.is_unread)
             case Reject(client, refused):
                 self._refuse(client, refused)
-            case Away(reason):
-                self._away = reason
+            case Away():
+                self._away = message
             case AdapterReply(client, answer):
                 self._replies.put(client, answer)
             case _:

@@ -110,6 +110,7 @@ class Models(NamedTuple):
 
     models: list[Model]
     away: str | None = None  # why a request sent now would be taken but wait, if so
+    degraded: str | None = None  # why there is less to compute with than usual, if so
 
 
 class Adapter(NamedTuple):

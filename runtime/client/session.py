@@ -162,11 +162,11 @@ class Session:
             question.settle(refused)
 
     def _models(self, fields: Fields) -> None:
-        label, models, away = [*fields, None][:3]
+        label, models, away, degraded = [*fields, None, None][:4]
         question = self._questions.pop(label, None)
         if question is not None:
             described = [_with_defaults(Model(*model)) for model in models]
-            question.settle(Models(described, away))
+            question.settle(Models(described, away, degraded))
 
     def _changed(self, fields: Fields) -> None:
         label, outcome, adapters = fields

@@ -6,7 +6,8 @@
 
 A request meets, in this order, ``requests``, ``generation``, ``steps`` and ``text``. About adapters
 are the ``operations`` of clients, the ``catalog`` of names, the ``placement`` of weights, and
-``defaults``, which is what folders say. ``inspection`` and ``links`` are about every edge, and
+``defaults``, which is what folders say. Of several schedulers one may hand a request over to
+another: ``moves``. ``inspection`` and ``links`` are about every edge, and
 ``inboxes`` lists what each actor hears.
 
 A sequence is one choice of one request (``n`` of them share a prompt). The scheduler numbers
@@ -66,6 +67,17 @@ from weft.runtime.messages.links import (
     Hello,
     LinkInbox,
     Welcome,
+)
+from weft.runtime.messages.moves import (
+    HandedChoice,
+    HandOver,
+    Mark,
+    Marked,
+    Resume,
+    Settled,
+    Unread,
+    Yield,
+    Yielded,
 )
 from weft.runtime.messages.operations import (
     AdapterAnswer,
@@ -161,6 +173,8 @@ __all__ = [
     "FinishReason",
     "Generate",
     "Goodbye",
+    "HandOver",
+    "HandedChoice",
     "Hello",
     "Inspect",
     "Inspection",
@@ -172,6 +186,8 @@ __all__ = [
     "LoadAdapter",
     "LoadMetrics",
     "Lora",
+    "Mark",
+    "Marked",
     "Message",
     "ModelEntry",
     "Models",
@@ -183,6 +199,7 @@ __all__ = [
     "Reject",
     "Release",
     "Report",
+    "Resume",
     "Retire",
     "Retired",
     "RouterInbox",
@@ -194,6 +211,7 @@ __all__ = [
     "SamplingDefaults",
     "SchedulerInbox",
     "Sequence",
+    "Settled",
     "Step",
     "StepDone",
     "StopFound",
@@ -204,5 +222,8 @@ __all__ = [
     "TokenLogprobs",
     "TokenizerInbox",
     "UnloadAdapter",
+    "Unread",
     "Welcome",
+    "Yield",
+    "Yielded",
 ]

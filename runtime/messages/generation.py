@@ -99,11 +99,12 @@ class Reject(Message, frozen=True):
 class Away(Message, frozen=True):
     """Scheduler to tokenizer: why what it is sent waits; None: nothing keeps it from running.
 
-    Of several schedulers, to router: which sends requests to the others, and tells the tokenizer of
-    it once none is left.
+    Of several schedulers, to router: which has the others go on with its requests, and tells the
+    tokenizer whether any is left.
     """
 
     reason: str | None
+    degraded: str | None = None  # why there is less to compute with than usual, though there is
 
 
 class Progress(Message, frozen=True):

@@ -123,3 +123,4 @@ class Models(Message, frozen=True):
     label: str
     models: list[ModelEntry]
     away: str | None = None  # why a request sent now would be taken but wait, if so
+    degraded: str | None = None  # why there is less to compute with than usual, if so

@@ -37,8 +37,8 @@ class End(Part, frozen=True):
     cached_tokens: int  # of the prompt, found in the prefix cache
     error: str | None = None  # what went wrong, for reason "error"
     # The scheduler's steps that computed it: sequences whose ranges overlap shared batches. Those
-    # of several schedulers never do.
-    first_step: int | None = None  # None: it never ran
+    # of several schedulers never do; of one that has moved they are the last one's.
+    first_step: int | None = None  # None: it never ran, there
     last_step: int | None = None
 
 

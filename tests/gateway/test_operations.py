@@ -45,6 +45,12 @@ def test_a_weft_that_has_ended_is_neither_there_nor_ready(path):
     assert response.headers["retry-after"] == "5"
 
 
+def test_with_fewer_replicas_than_usual_weft_is_ready_and_says_so():
+    response = ask(Weft(answer=Models([], None, "1 of 2 replicas")), "/ready")
+    assert response.status_code == 200
+    assert response.json() == {"status": "ready", "models": 0, "degraded": "1 of 2 replicas"}
+
+
 def test_while_its_runners_are_away_weft_is_there_but_not_ready():
     away = Weft(answer=Models([], "the runners are away"))
     assert ask(away, "/health").json() == {"status": "ok"}

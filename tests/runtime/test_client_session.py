@@ -171,8 +171,9 @@ def test_questions_get_their_own_answers(weft):
     sections = {"scheduler": {"rows": 1.0}}
     weft.say(messages.Report(inspected.label, sections, [metrics], [tenant], [load]))
     entry = messages.ModelEntry("m", "/m", None, None, None, 1, 2048)
-    weft.say(messages.Models(listed.label, [entry], "resting"), "tokenizer")
-    assert models.take() == ([Model("m", "/m", None, None, None, 1, 2048)], "resting")
+    weft.say(messages.Models(listed.label, [entry], "resting", "in part"), "tokenizer")
+    model = Model("m", "/m", None, None, None, 1, 2048)
+    assert models.take() == ([model], "resting", "in part")
     told, [adapter], [found], [loaded] = report.take()
     assert told == sections
     assert loaded == {name: getattr(load, name) for name in load.__struct_fields__}

@@ -40,8 +40,12 @@ class Setting:
 
 def play(seed, model, folder):
     """Return the world of a seed, its clients in it."""
-    drawn = setting(seed)
-    flow = Flow(seed, model, folder, **drawn.options)
+    return world(seed, setting(seed), model, folder)
+
+
+def world(seed, drawn, model, folder, **options):
+    """Return a world of a setting, its clients in it; options override the setting's."""
+    flow = Flow(seed, model, folder, **(drawn.options | options))
     for name, made in drawn.plans.items():
         client = flow.join(
             name, made, turn_ns=drawn.turns_ns.get(name), leaving=drawn.leaving.get(name)

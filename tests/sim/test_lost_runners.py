@@ -22,13 +22,15 @@ def play(seed, model, folder, kills_max=4):
     steps = 0
     for _ in range(rng.randint(1, kills_max)):
         steps += rng.choice((0, rng.randrange(4), rng.randrange(60)))
-        flow.group.kills.append((steps, rng.randrange(len(flow.group.roles))))
+        group = rng.choice(list(flow.groups.values()))
+        group.kills.append((steps, rng.randrange(len(group.roles))))
     return flow
 
 
-def simple(label, model=None, *, prompt="x", after_ns=0, **sampling):
+def simple(label, model=None, *, prompt="x", after_ns=0, cancel_after_texts=None, **sampling):
     options = {"max_tokens": 9, "seed": 1} | sampling
-    return Plan(Submit(label, model, prompt=prompt, sampling=Sampling(**options)), after_ns)
+    submit = Submit(label, model, prompt=prompt, sampling=Sampling(**options))
+    return Plan(submit, after_ns, cancel_after_texts)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -88,10 +90,10 @@ def test_while_its_runners_are_away_weft_takes_requests_and_says_that_they_wait(
     flow.world.pause("runner0", 5.0)
     ann = flow.join("ann", [simple(f"r{i}") for i in range(5)])
     flow.wait(lambda: len([heard for heard in ann.heard.values() if heard.refused]) == 2)
-    assert "started again" in flow.tokenizer._away
+    assert "started again" in flow.tokenizer._away.reason
     assert flow.sections()["scheduler"]["waiting"] == 3
     flow.run()
-    assert flow.tokenizer._away is None
+    assert flow.tokenizer._away.reason is None
     flow.assert_all_are_answered()
     flow.assert_all_is_back()
 
@@ -147,11 +149,11 @@ def test_while_one_replicas_runners_are_away_requests_go_to_the_other(model, fol
     ann = flow.join("ann", [simple(f"r{i}", seed=i) for i in range(10)])
     flow.wait(lambda: ann.is_over)
     assert flow.schedulers["scheduler0"]._in_flight.sent == 0
-    assert flow.tokenizer._away is None
+    assert flow.tokenizer._away.reason is None
     flow.groups["scheduler1"].kill()
     flow.wait(lambda: flow.tokenizer._away)
     flow.run()
-    assert flow.tokenizer._away is None
+    assert flow.tokenizer._away.reason is None
     flow.assert_all_are_answered()
     flow.assert_all_is_back()
 

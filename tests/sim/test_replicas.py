@@ -6,13 +6,18 @@ from tests.sim.client import Plan
 from tests.sim.flow import ADAPTERS, Flow
 from weft.runtime.config import TenantLimits
 from weft.runtime.messages import Sampling, Submit
-from weft.runtime.replicas import owner
+from weft.runtime.replicas import NUMBERS
 
 
 def simple(label, model=None, *, after_ns=0, tenant=None, **sampling):
     options = {"max_tokens": 9, "seed": 1} | sampling
     submit = Submit(label, model, prompt="x", sampling=Sampling(**options), tenant=tenant)
     return Plan(submit, after_ns)
+
+
+def owner(number):
+    """The replica that gave a number to a sequence or a step."""
+    return number // NUMBERS
 
 
 def sequences(client):

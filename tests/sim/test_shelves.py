@@ -58,7 +58,7 @@ def test_host_memory_keeps_within_its_bytes_though_much_is_pinned(model, folder)
 @pytest.mark.parametrize("seed", range(100, 110))
 def test_ten_thousand_operations_leave_every_name_right(seed, model, folder):
     bounds = BYTES if seed % 2 else PLACES
-    shelves = walk(seed, model, folder, 1000, is_deadly=seed % 4 > 1, **bounds)
+    shelves = walk(seed, model, folder, 1000, deaths=0.02 * (seed % 4 > 1), **bounds)
     seen = {"loaded", "replaced", "already_loaded", "unloaded", "pinned", "unpinned"}
     assert seen <= shelves.counts.keys()
     assert was_hard(shelves.flow.sections()["scheduler"])
@@ -68,9 +68,9 @@ def test_ten_thousand_operations_leave_every_name_right(seed, model, folder):
 @pytest.mark.parametrize("seed", range(200, 210))
 def test_ten_thousand_operations_leave_every_name_right_at_two_replicas(seed, model, folder):
     bounds = BYTES if seed % 2 else PLACES
-    is_deadly = seed % 4 > 1
+    deaths = 0.02 * (seed % 4 > 1)
     shelves = walk(
-        seed, model, folder, 1000, replicas=2, clients=3, is_deadly=is_deadly, **bounds
+        seed, model, folder, 1000, replicas=2, clients=3, deaths=deaths, **bounds
     )  # fmt: skip
     seen = {"loaded", "replaced", "already_loaded", "unloaded", "pinned", "unpinned"}
     assert seen <= shelves.counts.keys()

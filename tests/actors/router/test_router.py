@@ -10,12 +10,18 @@ from weft.runtime.messages import (
     Abort,
     AdapterAnswer,
     AdapterReply,
+    Away,
     CatalogSeen,
     Generate,
+    HandedChoice,
+    HandOver,
     Inspection,
     Progress,
     Refused,
     Reject,
+    Settled,
+    Yield,
+    Yielded,
 )
 
 SECOND_NS = 10**9
@@ -231,8 +237,158 @@ def test_an_inspection_says_what_clients_were_refused_and_where_requests_went():
     [(_, inspected)] = desk.hear("scheduler0", Inspection("ann", "l", {}))
     assert inspected.sections["router"] == {
         "requests": 2, "pending": 2, "rejected_total": 1, "moved_total": 1,
+        "moving": 0, "handed_over_total": 0, "replicas_away": 0,
         "replica0_requests_total": 1, "replica0_tokens": 0,
         "replica1_requests_total": 2, "replica1_tokens": 24,
     }  # fmt: skip
     [tenant] = inspected.tenants
     assert (tenant.tenant, tenant.rejected, tenant.requests) == ("t", 1, 0)
+
+
+# ---- replicas without runners --------------------------------------------------------------------
+
+
+def handed(generate):
+    choices = [HandedChoice(number, number, [], None) for number in range(generate.choices)]
+    return HandOver(generate, choices, 0, None, None, None)
+
+
+def accepted(desk, count, **options):
+    """So many requests, by the index of their replica."""
+    found = {}
+    for _ in range(count):
+        generate, scheduler = desk.ask(**options)
+        desk.accept(generate, scheduler)
+        found.setdefault(int(scheduler[-1]), []).append(generate)
+    return found
+
+
+def asked(sends):
+    """Which requests a replica is asked for, and which one."""
+    found = [(send.to, send.message) for send in sends if isinstance(send.message, Yield)]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def lose(desk, replica):
+    return desk.hear(f"scheduler{replica}", Away("gone"))
+
+
+def ids(generates):
+    return [generate.request_id for generate in generates]
+
+
+def test_a_lost_replica_is_asked_for_all_that_it_has_and_others_go_on_with_it(desk):
+    requests = accepted(desk, 12)
+    to, message = asked(lose(desk, 1))
+    assert (to, message) == ("scheduler1", Yield(ids(requests[1])))
+    places = []
+    for generate in requests[1]:
+        [(to, moved)] = desk.hear("scheduler1", handed(generate))
+        assert moved.generate is generate
+        places.append(to)
+    assert {*places} <= {"scheduler0", "scheduler2"}
+    assert not desk.router.is_idle
+    assert desk.hear("scheduler1", Yielded()) == []
+    for generate, to in zip(requests[1], places, strict=True):
+        desk.hear(to, Progress(accepted=[generate.request_id]))
+    assert desk.router.is_idle
+
+
+def test_one_replica_is_asked_at_a_time_and_the_next_once_all_has_been_taken(desk):
+    requests = accepted(desk, 6)
+    lose(desk, 0)
+    assert asked(lose(desk, 1)) is None
+    [(to, _)] = desk.hear("scheduler0", handed(requests[0][0]))
+    assert to == "scheduler2"
+    [(to, _)] = desk.hear("scheduler0", handed(requests[0][1]))
+    assert desk.hear("scheduler0", Yielded()) == []
+    desk.hear("scheduler2", Progress(accepted=[requests[0][0].request_id]))
+    sends = desk.hear("scheduler2", Progress(accepted=[requests[0][1].request_id]))
+    assert asked(sends) == ("scheduler1", Yield(ids(requests[1])))
+
+
+def test_what_stays_when_it_is_asked_for_is_asked_for_again_only_by_another_life(desk):
+    requests = accepted(desk, 3)
+    lose(desk, 1)
+    assert asked(desk.hear("scheduler1", Yielded())) is None
+    assert asked(desk.end(requests[0][0], "scheduler0")) is None
+    desk.hear("scheduler1", Away(None))
+    assert asked(lose(desk, 1)) == ("scheduler1", Yield(ids(requests[1])))
+
+
+def test_nobody_is_asked_while_nobody_is_there_and_the_first_that_is_back_goes_on(desk):
+    requests = accepted(desk, 6)
+    sends = [lose(desk, replica) for replica in range(3)]
+    desk.hear("scheduler0", Yielded())
+    [away] = [send.message for send in sends[2] if send.to == "tokenizer"]
+    assert away == Away("gone")
+    sends = desk.hear("scheduler2", Away(None))
+    assert "2 of 3 replicas" in sends[0].message.degraded
+    to, message = asked(sends)
+    assert message.request_ids in (ids(requests[0]), ids(requests[1]))
+    assert to in ("scheduler0", "scheduler1")
+
+
+def test_what_is_handed_over_while_nobody_else_is_there_goes_back():
+    desk = Desk(replicas=2)
+    requests = accepted(desk, 2)
+    lose(desk, 0)
+    desk.hear("scheduler0", Away(None))
+    lose(desk, 1)
+    [(to, _)] = desk.hear("scheduler0", handed(requests[0][0]))
+    assert to == "scheduler0"
+
+
+def test_no_more_is_moved_than_others_ordinarily_have():
+    desk = Desk(replicas=2, max_queued_requests=3, max_num_seqs=2)
+    requests = accepted(desk, 12)
+    for generate in requests[1][:3]:
+        desk.end(generate, "scheduler1")
+    assert asked(lose(desk, 0)) == ("scheduler0", Yield(ids(requests[0][:2])))
+    for generate in requests[0][:2]:
+        desk.hear("scheduler0", handed(generate))
+        desk.hear("scheduler1", Progress(accepted=[generate.request_id]))
+    assert asked(desk.hear("scheduler0", Yielded())) is None
+    sends = desk.end(requests[1][3], "scheduler1")
+    assert asked(sends) == ("scheduler0", Yield(ids(requests[0][2:3])))
+
+
+def test_who_comes_back_shares_what_others_have_beyond_balance_the_newest_first():
+    desk = Desk(replicas=2, max_num_batched_tokens=16, max_num_seqs=16)
+    desk.hear("scheduler0", Away("gone"))
+    requests = accepted(desk, 12)[1]
+    sends = desk.hear("scheduler0", Away(None))
+    to, message = asked(sends)
+    assert to == "scheduler1"
+    assert message.request_ids == ids(requests[::-1])[: len(message.request_ids)]
+    assert 4 <= len(message.request_ids) <= 6
+
+
+def test_a_cancelled_request_that_moves_is_cancelled_where_it_comes_to(desk):
+    requests = accepted(desk, 2)
+    generate = requests[0][0]
+    lose(desk, 0)
+    abort = Abort(generate.client, generate.label)
+    assert desk.hear("tokenizer", abort) == [Send("scheduler0", abort)]
+    [(to, _), again] = desk.hear("scheduler0", handed(generate))
+    assert again == Send(to, abort)
+
+
+def test_whoever_had_a_request_hears_that_it_is_over(desk):
+    requests = accepted(desk, 3, choices=2)
+    generate = requests[0][0]
+    lose(desk, 0)
+    [(to, _)] = desk.hear("scheduler0", handed(generate))
+    desk.hear("scheduler0", Yielded())
+    desk.hear(to, Progress(accepted=[generate.request_id]))
+    assert desk.end(generate, to) == []
+    assert desk.end(generate, to) == [Send("scheduler0", Settled([generate.request_id]))]
+
+
+def test_a_catalog_need_not_wait_for_who_moves(desk):
+    requests = accepted(desk, 3)
+    lose(desk, 1)
+    desk.hear("scheduler1", handed(requests[1][0]))
+    seen = CatalogSeen(4)
+    assert desk.hear("tokenizer", seen) == [Send("scheduler0", seen)]
