@@ -141,14 +141,14 @@ def what_comes_is_kept_only_once_its_predecessor_has_left(monkeypatch):
     """So what leaves may take the place of what has just come, though it is pinned."""
     name, keep_or_not = Naming.name, Naming._keep_or_not
 
-    def hesitant(self, named, content, *, created_s, pinned=None):
+    def hesitant(self, called, content, **options):
         with monkeypatch.context() as patch:
             patch.setattr(
                 Naming,
                 "_keep_or_not",
                 lambda self, digest: digest == content.digest or keep_or_not(self, digest),
             )
-            unloads = name(self, named, content, created_s=created_s, pinned=pinned)
+            unloads = name(self, called, content, **options)
         self._keep_or_not(content.digest)
         return unloads
 
