@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from weft.actors.runner.ahead import Ahead
-from weft.actors.runner.graphs import Kind
+from weft.actors.runner.forms import Form, Kind
 from weft.actors.runner.limits import Limits
 from weft.actors.runner.rows import HostBatch
 from weft.runtime.messages import Join, RowSampling
@@ -71,7 +71,8 @@ def capture(ahead: Ahead, scratch: Scratch, kinds: Sequence[Kind], report: Repor
     started = time.perf_counter()
     for number, kind in enumerate(kinds):
         report(number / len(kinds), "capturing graphs")
-        host = blank([1], 0, scratch, adapters=int(kind.has_adapters), samples=False)
+        adapters = int(kind.form is not Form.BASE)
+        host = blank([1], 0, scratch, adapters=adapters, samples=False)
         ahead.capture(kind, host)
     return time.perf_counter() - started
 
