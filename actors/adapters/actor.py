@@ -119,9 +119,8 @@ class AdapterStore:
         match message:
             case Acquire(digest):
                 self._fetcher.want(Want(digest, source))
-                retire = self._leaving.used(source, digest)
-                if retire is not None:
-                    self._outbox.append(Send(source, retire))
+                retire = self._naming.leaving.used(source, digest)
+                self._outbox.add([Send(source, retire)] if retire else [])
             case Release(digest):
                 self._memory.unpin(digest, source)
             case DeviceRoom():

@@ -259,7 +259,7 @@ def owner(walker, label):
 
 def holders(flow, digest):
     """Schedulers that may still have requests with content that has no name any more."""
-    left = flow.store._leaving._left.get(digest)
+    left = flow.store._naming.leaving._left.get(digest)
     return left.holders if left else None
 
 
