@@ -124,12 +124,7 @@ def _runner(
     meeting.mkdir(mode=0o700, exist_ok=True)
     try:
         joined = group.join(config, rank, meeting, first_device=first_device)
-        engine = TorchEngine(
-            config,
-            lambda share: report(share, "loading weights"),
-            joined,
-            first_device=first_device,
-        )
+        engine = TorchEngine(config, report, joined, first_device=first_device)
     except UnsupportedModel as error:
         raise ConfigError(str(error)) from None
     return Runner(engine, role=role, scheduler=replica.scheduler, epoch=epoch)

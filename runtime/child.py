@@ -13,7 +13,7 @@ from weft.runtime import cores
 from weft.runtime.cores import Share
 from weft.runtime.process import EXIT_BUG, EXIT_REFUSED
 from weft.runtime.pulse import Watch
-from weft.runtime.status import Failed, Ready, Status, StatusReader
+from weft.runtime.status import Failed, Progress, Ready, Status, StatusReader
 
 # Some microseconds: what lies between two operations of a small model.
 OMP_SPINS = "1000"
@@ -37,6 +37,7 @@ class Child:
         self.role = role
         self.ready: Ready | None = None
         self.failed: Failed | None = None
+        self.doing = ""  # how far its start has come, in words
         self.is_stopping = False  # it was told to end
         self.is_killed = False
         self.watch = Watch()
@@ -78,6 +79,8 @@ class Child:
                     self.ready = status
                 case Failed():
                     self.failed = status
+                case Progress(what, share):
+                    self.doing = f"{what} {share:.0%}"
         return said
 
     def stop(self) -> None:

@@ -117,6 +117,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     drain_timeout_s: float = 30.0
     # After which runners that do not get on with a step are started again.
     watchdog_timeout_s: float = 300.0
+    # The same of those that are starting, and do not get on with loading or compiling.
+    loading_timeout_s: float = 300.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     example_prompts: dict[str, str] = {}  # name -> what the examples shown at start ask it
 
@@ -163,6 +165,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         need(self.max_whole_modules_mib >= 0, "max_whole_modules_mib cannot be negative")
         need(self.drain_timeout_s >= 0, "drain_timeout_s cannot be negative")
         need(self.watchdog_timeout_s > 0, "watchdog_timeout_s must be positive")
+        need(self.loading_timeout_s > 0, "loading_timeout_s must be positive")
         need(self.max_cpu_loras is None or self.max_cpu_loras > 0, "max_cpu_loras must be positive")
         need(self.threads is None or self.threads > 0, "threads must be positive")
 

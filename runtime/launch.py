@@ -94,6 +94,7 @@ class Launcher:
             dict(zip(computing, shares, strict=True)),
             janitor_fd=janitor_fd,
             watchdog_timeout_s=self._config.watchdog_timeout_s,
+            loading_timeout_s=self._config.loading_timeout_s,
         )
 
     def _start_all(self, processes: Processes, run_dir: RunDir) -> None:

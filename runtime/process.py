@@ -105,12 +105,17 @@ def _run_actor(
     endpoint = Endpoint(role, table, identity=identity, epoch=life.epoch, key=key)
     # Before anything that takes long: the others hear at once that a former life is over.
     mailbox = ZmqMailbox(endpoint, table, life.run_dir, wakes.fileno())
+
+    def report(share: float, what: str) -> None:
+        life.pulse.beat()
+        status.say(Progress(what, share))
+
     try:
         actor = build(
             role,
             handover.config,
             life.run_dir,
-            lambda share, what: status.say(Progress(what, share)),
+            report,
             wakes,
             life.epoch,
         )

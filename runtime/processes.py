@@ -10,10 +10,8 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from weft.runtime import pulse
 from weft.runtime.child import Child, Died
 from weft.runtime.cores import Share
-from weft.runtime.process import EXIT_BUG
 from weft.runtime.progress import ProgressDisplay
 from weft.runtime.status import Progress, Ready
 from weft.runtime.supervision import Group
@@ -37,10 +35,11 @@ class Processes:
         *,
         janitor_fd: int,
         watchdog_timeout_s: float,
+        loading_timeout_s: float,
     ) -> None:
         """``shares`` are of those that compute; ``janitor_fd`` hears who must not be left behind.
 
-        ``watchdog_timeout_s`` is how long a group may not get on.
+        The timeouts say how long a group may not get on: when it is up, and before.
         """
         self.restarts = False  # until everybody is there, any death ends the run
         self._topology = topology
@@ -48,10 +47,11 @@ class Processes:
         self._shares = shares
         self._janitor_fd = janitor_fd
         self._children: dict[str, Child] = {}  # in order of start
-        self._groups = [Group(roles) for roles in topology.groups.values()]
+        self._groups = [
+            Group(roles, watchdog_timeout_s=watchdog_timeout_s, loading_timeout_s=loading_timeout_s)
+            for roles in topology.groups.values()
+        ]
         self._group_of = {role: group for group in self._groups for role in group.roles}
-        self._watchdog_timeout_s = watchdog_timeout_s
-        self._looks_at = 0.0
         self._selector = selectors.DefaultSelector()
         self._progress = ProgressDisplay(sys.stderr)
 
@@ -129,7 +129,8 @@ class Processes:
 
     def _start_group(self, group: Group) -> None:
         group.epoch += 1
-        group.begin([self._start(role, group.epoch) for role in group.roles])
+        members = [self._start(role, group.epoch) for role in group.roles]
+        group.begin(members, time.monotonic())
 
     def _hear(self, child: Child) -> None:
         said = child.hear()
@@ -165,9 +166,19 @@ class Processes:
                 raise child.died()
             self._end(group, child.died())
         if group is not None and group.is_ending and group.is_gone:
+            self._plan(group)
+
+    def _plan(self, group: Group) -> None:
+        """Say when a group that has ended lives again; without the last one there is no run."""
+        try:
             delay_s = group.ended(time.monotonic())
-            if delay_s:
-                _log.warning("starting again in %.1f s", delay_s)
+        except Died as death:
+            if all(each.is_given_up for each in self._groups):
+                raise
+            _log.error("%s; the run goes on without it", death)
+            return
+        if delay_s:
+            _log.warning("starting again in %.1f s", delay_s)
 
     def _end(self, group: Group, cause: Died) -> None:
         if group.end(cause):
@@ -182,8 +193,8 @@ class Processes:
         )
 
     def _dues(self) -> list[float]:
-        dues = [group.due_at for group in self._groups if group.due_at is not None]
-        return [*dues, self._looks_at] if any(group.is_up for group in self._groups) else dues
+        times = (at for group in self._groups for at in (group.due_at, group.looks_at))
+        return [at for at in times if at is not None]
 
     def _do_what_is_due(self, now: float) -> None:
         for group in self._groups:
@@ -192,10 +203,9 @@ class Processes:
                     self._start_group(group)
                 else:
                     group.give_up()
-        if now >= self._looks_at:
-            self._looks_at = now + self._watchdog_timeout_s / pulse.LOOKS
-            for group in self._groups:
-                role = group.stuck()
-                if role is not None:
-                    text = f"the process {role} has not got on for {self._watchdog_timeout_s:g} s"
-                    self._end(group, Died(text, EXIT_BUG))
+        for group in self._groups:
+            cause = group.stuck(now)
+            if cause is not None:
+                if not self.restarts:
+                    raise cause
+                self._end(group, cause)

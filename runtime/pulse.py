@@ -37,14 +37,14 @@ class Watch:
         self.fd = os.memfd_create("weft-pulse", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, _BYTES)
         self._seen = b""
-        self._looks = 0  # that have seen the same
+        self.looks = 0  # in a row that have seen the same
 
     def look(self) -> bool:
         """Return whether the process is stuck: ``LOOKS`` looks have seen no beat."""
         seen = os.pread(self.fd, _BYTES, 0)
-        self._looks = self._looks + 1 if seen == self._seen else 0
+        self.looks = self.looks + 1 if seen == self._seen else 0
         self._seen = seen
-        return self._looks >= LOOKS
+        return self.looks >= LOOKS
 
     def close(self) -> None:
         """Give the memory up."""

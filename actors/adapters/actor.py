@@ -120,8 +120,7 @@ class AdapterStore:
             case Acquire(digest):
                 self._fetcher.want(Want(digest, source))
                 retire = self._naming.leaving.used(source, digest)
-                if retire is not None:
-                    self._outbox.add([Send(source, retire)])
+                self._outbox.add([Send(source, retire)] if retire else [])
             case Release(digest):
                 self._memory.unpin(digest, source)
             case DeviceRoom():

@@ -10,7 +10,7 @@ import msgspec
 
 from weft.actors.router.balance import choose
 from weft.actors.router.ledger import Ledger, Routed, Wants, wants_of
-from weft.actors.router.moves import to_rescue, to_share
+from weft.actors.router.moves import PATIENCE_NS, to_rescue, to_share
 from weft.actors.scheduler.accounts import Payers, metered
 from weft.actors.scheduler.metrics import Metrics, summed
 from weft.runtime.actor import Send, Turn
@@ -75,7 +75,8 @@ class Router:
         self._sent = [0] * len(self._schedulers)  # requests, to each
         self._moved = 0
         self._handed_over = 0
-        self._away: set[int] = set()  # replicas whose runners are not there
+        self._away: dict[int, int] = {}  # replicas whose runners are not there, and since when
+        self._hopeless: set[int] = set()  # those of them that may never have others
         self._asked: int | None = None  # the replica that is to hand requests over
         self._is_uneven = False  # a replica came back, which may have less to do than others
         # What a replica ordinarily has at most: more is not brought there.
@@ -95,8 +96,13 @@ class Router:
         return []
 
     def advance(self, turn: Turn) -> list[Send]:
-        """Do nothing: every message is answered as it comes."""
-        return []
+        """Ask those once more for all that they have whose runners do not come back."""
+        late = [r for r, since in self._away.items() if turn.now_ns - since >= PATIENCE_NS]
+        late = [replica for replica in late if replica not in self._hopeless]
+        for replica in late:
+            self._hopeless.add(replica)
+            self._ledger.note_runners(replica, are_there=False)
+        return self._ask() if late else []
 
     def receive(self, source: str, message: RouterInbox, now_ns: int) -> list[Send]:
         """Take in one message."""
@@ -111,7 +117,7 @@ class Router:
             case Reject():
                 return self._reconsider(message, now_ns)
             case Away(reason):
-                return [self._note_away(self._index[source], reason), *self._ask()]
+                return [self._note_away(self._index[source], reason, now_ns), *self._ask()]
             case HandOver():
                 return self._hand_over(message)
             case Yielded():
@@ -182,7 +188,8 @@ class Router:
         return choose(
             self._method,
             self._ledger.loads(wants),
-            allowed - self._away or allowed,  # where it would wait only if it would everywhere
+            allowed - self._away.keys()
+            or allowed,  # where it would wait only if it would everywhere
             turn=turn,
             slack=self._slack,
         )
@@ -220,21 +227,22 @@ class Router:
     @property
     def _there(self) -> set[int]:
         """Replicas that have runners."""
-        return set(self._index.values()) - self._away
+        return set(self._index.values()) - self._away.keys()
 
-    def _note_away(self, replica: int, reason: str | None) -> Send:
+    def _note_away(self, replica: int, reason: str | None, now_ns: int) -> Send:
         """Send requests elsewhere, if one replica is there; if none is, the tokenizer must know."""
         if reason is None:
-            self._away.discard(replica)
+            self._away.pop(replica, None)
             self._is_uneven = True
         else:
-            self._away.add(replica)
+            self._away[replica] = now_ns
+        self._hopeless.discard(replica)
         self._ledger.note_runners(replica, are_there=reason is None)
         count, away = len(self._schedulers), len(self._away)
         if away == count:
             return Send("tokenizer", Away(reason))
-        text = f"{away} of {count} replicas are without their processes, which are being started "
-        return Send("tokenizer", Away(None, text + "again; the others serve" if away else None))
+        text = f"{away} of {count} replicas are without their processes; the others serve"
+        return Send("tokenizer", Away(None, text if away else None))
 
     def _ask(self) -> list[Send]:
         """Ask a replica for requests that are better off elsewhere, unless some are on their way.
@@ -264,7 +272,8 @@ class Router:
         self._asked = replica
         for request_id in request_ids:
             self._ledger.get(request_id).stays = True
-        return Send(self._schedulers[replica], Yield(request_ids))
+        asked = Yield(request_ids, with_suspects=replica in self._hopeless)
+        return Send(self._schedulers[replica], asked)
 
     def _hand_over(self, hand_over: HandOver) -> list[Send]:
         """Have another replica go on with a request, or the same one, if no other has runners."""

@@ -10,6 +10,10 @@ from weft.actors.router.ledger import Routed
 # Requests that are asked for at once: the router's links hold several times as many.
 MOVES_MAX = 256
 
+# Runners that have been away for so long may never come back: then suspects leave as well. Most
+# models are loaded by then.
+PATIENCE_NS = 120 * 10**9
+
 
 def to_rescue(requests: Iterable[Routed], room: int) -> list[str]:
     """Return which requests of a replica without runners should go to others, by id.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -43,13 +42,15 @@ class TorchEngine:
     def __init__(
         self,
         config: Config,
-        progress: Callable[[float], None],
+        report: warmup.Report,
         group: Collectives | None = None,
         backend: Backend | None = None,
         *,
         first_device: int = 0,
     ) -> None:
-        """``group`` is this rank's end of its tensor-parallel group; None: there is no other.
+        """``report`` hears how far this has come, 0 to 1, and with what.
+
+        ``group`` is this rank's end of its tensor-parallel group; None: there is no other.
 
         ``first_device`` is that of rank 0, where there are GPUs.
         ``backend``: what to compute with; None: with the best that the device has.
@@ -64,7 +65,9 @@ class TorchEngine:
         self._architecture = architecture
         self._backend = backend or backends.choose(config, self._device)
         dtype = whole.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-        tensors = weights.load(folder, whole, progress, architecture.shard)
+        tensors = weights.load(
+            folder, whole, lambda share: report(share, "loading weights"), architecture.shard
+        )
         context_max = config.max_model_len or architecture.context_max
         self._model = Model(
             architecture,
@@ -89,7 +92,7 @@ class TorchEngine:
             rank=config.max_lora_rank,
             row_adapters=config.row_loras_max,
         )
-        pages = self._pages(config, shape, limits)
+        pages = self._pages(config, shape, limits, report)
         limits = limits._replace(row_pages=min(limits.row_pages, pages))
         self._rows = RowTable(
             limits.rows, limits.row_pages, config.block_size, row_adapters=limits.row_adapters
@@ -104,7 +107,7 @@ class TorchEngine:
             self._executor = ahead = Ahead(parts, limits, self._device, self._backend.ahead)
             scratch = warmup.Scratch(pages, config.block_size)
             with torch.inference_mode():
-                seconds = warmup.capture(ahead, scratch, ahead.graphs.kinds)
+                seconds = warmup.capture(ahead, scratch, ahead.graphs.kinds, report)
             log.info("%d graphs of decode steps in %.1f s", len(ahead.graphs.kinds), seconds)
         self._ready = RunnerReady(
             group.rank, pages, config.block_size, config.max_loaded_loras, shape.granules
@@ -187,9 +190,11 @@ class TorchEngine:
         is_half_on_cpu = self._device.type == "cpu" and dtype == torch.float16
         return torch.float32 if is_half_on_cpu else dtype
 
-    def _pages(self, config: Config, shape: PageShape, limits: Limits) -> int:
+    def _pages(
+        self, config: Config, shape: PageShape, limits: Limits, report: warmup.Report
+    ) -> int:
         page_bytes = self._architecture.layers * shape.bytes
-        pages = self._arena_bytes(config, shape, limits) // page_bytes
+        pages = self._arena_bytes(config, shape, limits, report) // page_bytes
         if pages < 2:
             raise UnsupportedModel(
                 f"the KV cache has room for {max(pages, 0)} pages of {page_bytes} bytes: raise "
@@ -197,7 +202,9 @@ class TorchEngine:
             )
         return pages
 
-    def _arena_bytes(self, config: Config, shape: PageShape, limits: Limits) -> int:
+    def _arena_bytes(
+        self, config: Config, shape: PageShape, limits: Limits, report: warmup.Report
+    ) -> int:
         if self._device.type == "cpu":
             return config.kv_cache_memory_mib * MIB // config.runners
         assert self._backend.ahead is not None
@@ -209,6 +216,7 @@ class TorchEngine:
                 lambda: Ahead(self._parts(shape, 1, limits), limits, self._device, ahead),
                 limits,
                 warmup.Scratch(1, shape.tokens),
+                report,
             )
         allowed = int(free - total * (1 - config.gpu_memory_utilization)) - needed
         # One more page, of which only padding takes notice.

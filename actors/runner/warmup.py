@@ -10,6 +10,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,9 @@ _SAMPLING = RowSampling(
 # Graphs captured to learn what one takes.
 GRAPHS_MEASURED = 4
 
+# Hears how far something that takes long has come, 0 to 1, and what it is.
+Report = Callable[[float, str], None]
+
 
 class Scratch(NamedTuple):
     """The page that all these steps read and write."""
@@ -42,7 +46,7 @@ class Scratch(NamedTuple):
     tokens: int
 
 
-def run_largest(ahead: Ahead, limits: Limits, scratch: Scratch) -> None:
+def run_largest(ahead: Ahead, limits: Limits, scratch: Scratch, report: Report) -> None:
     """Compute steps that need as much memory as any, and every kernel."""
     context = limits.row_pages * scratch.tokens
     many, left = [], limits.tokens
@@ -51,40 +55,44 @@ def run_largest(ahead: Ahead, limits: Limits, scratch: Scratch) -> None:
         left -= many[-1]
     few = [min(8, context, many[0])] + [1] * (limits.rows - 1)
     late = max(0, min(LONG_POSITION, context - few[0]))
-    for counts, first in ((many, 0), (few, late)):
-        for adapters in (limits.row_adapters, 1, 0):
-            host = blank(counts, first, scratch, adapters=adapters)
-            for row in range(limits.rows):
-                ahead.join(Join(row, [], 0, [], _SAMPLING, 0, 0, None))
-            ahead.launch(0, host, 0).collect()
-            for row in range(limits.rows):
-                ahead.leave(row)
+    steps = list(product(((many, 0), (few, late)), (limits.row_adapters, 1, 0)))
+    for number, ((counts, first), adapters) in enumerate(steps):
+        report(number / len(steps), "compiling kernels")
+        host = blank(counts, first, scratch, adapters=adapters)
+        for row in range(limits.rows):
+            ahead.join(Join(row, [], 0, [], _SAMPLING, 0, 0, None))
+        ahead.launch(0, host, 0).collect()
+        for row in range(limits.rows):
+            ahead.leave(row)
 
 
-def capture(ahead: Ahead, scratch: Scratch, kinds: Sequence[Kind]) -> float:
+def capture(ahead: Ahead, scratch: Scratch, kinds: Sequence[Kind], report: Report) -> float:
     """Make graphs of these kinds; return how many seconds it took."""
     started = time.perf_counter()
-    for kind in kinds:
+    for number, kind in enumerate(kinds):
+        report(number / len(kinds), "capturing graphs")
         adapters = int(kind.form is not Form.BASE)
         host = blank([1], 0, scratch, adapters=adapters, samples=False)
         ahead.capture(kind, host)
     return time.perf_counter() - started
 
 
-def memory_needed(build: Callable[[], Ahead], limits: Limits, scratch: Scratch) -> int:
+def memory_needed(
+    build: Callable[[], Ahead], limits: Limits, scratch: Scratch, report: Report
+) -> int:
     """Return how many bytes steps and graphs take on the current device, beside weights and arena.
 
     ``build`` makes the device's side on a small arena, which is given back.
     """
     at_first = _free()
     ahead = build()
-    run_largest(ahead, limits, scratch)
+    run_largest(ahead, limits, scratch, report)
     # The first also takes what all of them share.
     kinds = ahead.graphs.kinds
-    capture(ahead, scratch, kinds[:1])
+    capture(ahead, scratch, kinds[:1], report)
     with_one = _free()
     measured = kinds[1 : 1 + GRAPHS_MEASURED]
-    capture(ahead, scratch, measured)
+    capture(ahead, scratch, measured, report)
     with_some = _free()
     each = (with_one - with_some) / max(1, len(measured))
     needed = at_first - with_some + each * len(kinds[1 + len(measured) :])

@@ -290,8 +290,8 @@ class Scheduler:
     def _move(self, message: Yield | Marked | HandOver | Unread | Settled, now_ns: int) -> None:
         """Let requests go to other schedulers, and go on with theirs."""
         match message:
-            case Yield(request_ids):
-                self._moves.begin({*request_ids}, has_runners=self._composer is not None)
+            case Yield():
+                self._moves.begin(message, has_runners=self._composer is not None)
             case Marked(number):
                 self._moves.go(number)
             case HandOver():

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 
 from weft.actors.scheduler.chronicle import Chronicle
 from weft.actors.scheduler.outbox import Outbox
 from weft.actors.scheduler.requests import Requests
 from weft.actors.scheduler.sequence import Request
-from weft.actors.scheduler.suspects import Suspects
+from weft.actors.scheduler.suspects import Doubt, Suspects
 from weft.actors.scheduler.waiting import Waiting
-from weft.runtime.messages import Generate, HandedChoice, HandOver, Mark, Message, Yielded
+from weft.runtime.messages import Generate, HandedChoice, HandOver, Mark, Message, Yield, Yielded
 
 
 class Moves:
@@ -65,13 +65,14 @@ class Moves:
         """Whether a client's request of this label has left, and is not over."""
         return (client, label) in self._labels
 
-    def begin(self, request_ids: Set[str], *, has_runners: bool) -> None:
-        """Compute nothing more of those that may leave, and ask for what is said of them."""
+    def begin(self, asked: Yield, *, has_runners: bool) -> None:
+        """Compute nothing more of those that may leave, and wait until all is heard of them."""
+        request_ids = {*asked.request_ids}
         leaving = [
             request
             for request in self._requests
             if request.generate.request_id in request_ids
-            and self._may_leave(request, has_runners=has_runners)
+            and self._may_leave(request, has_runners=has_runners, with_suspects=asked.with_suspects)
         ]
         places = {sequence: place for place, sequence in enumerate(self._waiting.first)}
 
@@ -110,7 +111,7 @@ class Moves:
         request = self._requests.take(handed, now_ns)
         pairs = list(zip(request.sequences, handed.choices, strict=True))
         past = {s: choice.trusted_at for s, choice in pairs if choice.trusted_at is not None}
-        self._suspects.remember(request, past, handed.deaths_alone)
+        self._suspects.remember(request, Doubt(past, handed.is_suspect, handed.deaths_alone))
         for sequence in reversed(request.sequences):
             if sequence.cached_tokens is None:
                 self._waiting.append(sequence)
@@ -136,19 +137,21 @@ class Moves:
         leaving = {r for _, group in self._leaving for r in group if not r.is_over}
         assert leaving == {request for request in self._requests if request.is_leaving}
 
-    def _may_leave(self, request: Request, *, has_runners: bool) -> bool:
+    def _may_leave(self, request: Request, *, has_runners: bool, with_suspects: bool) -> bool:
         """Return whether a request would be better off elsewhere.
 
         With runners that is who has not begun: what these have computed would be computed twice. A
-        suspect stays with the runners that it may have killed, and kills no others.
+        suspect stays with the runners that it may have killed, and kills no others, unless these
+        may never come back.
         """
-        if request.is_leaving or self._suspects.is_suspect(request):
+        is_kept = self._suspects.is_suspect(request) and (has_runners or not with_suspects)
+        if request.is_leaving or is_kept:
             return False
         live = [sequence for sequence in request.sequences if not sequence.is_over]
         return not (has_runners and any(s.cached_tokens is not None for s in live))
 
     def _hand_over(self, request: Request) -> HandOver:
-        past, deaths_alone = self._suspects.forget(request)
+        doubt = self._suspects.forget(request)
         prompt_tokens = len(request.generate.prompt)
         return HandOver(
             request.generate,
@@ -158,7 +161,7 @@ class Moves:
                     sequence.choice,
                     sequence.tokens[prompt_tokens:],
                     sequence.cached_tokens,
-                    past.get(sequence),
+                    doubt.past.get(sequence),
                 )
                 for sequence in request.sequences
                 if not sequence.is_over
@@ -167,5 +170,6 @@ class Moves:
             request.admitted_ns,
             request.first_token_ns,
             request.tier,
-            deaths_alone,
+            doubt.deaths_alone,
+            doubt.is_suspect,
         )

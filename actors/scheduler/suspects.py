@@ -12,8 +12,8 @@ DEATHS_MAX = 3
 
 
 @dataclass(eq=False, slots=True)
-class _Doubt:
-    """What is held against a request."""
+class Doubt:
+    """What is held against a request: nothing, if no sequence of it has to come further."""
 
     past: dict[Sequence, int] = field(default_factory=dict)  # tokens each must know to be cleared
     is_suspect: bool = False
@@ -35,7 +35,7 @@ class Suspects:
     """
 
     def __init__(self) -> None:
-        self._doubts: dict[Request, _Doubt] = {}
+        self._doubts: dict[Request, Doubt] = {}
 
     def __len__(self) -> int:
         return len(self._doubts)
@@ -61,7 +61,7 @@ class Suspects:
                 continue
             doubt = self._doubts.get(request)
             if doubt is None:
-                doubt = self._doubts[request] = _Doubt()
+                doubt = self._doubts[request] = Doubt()
             else:
                 doubt.is_suspect = True
             for sequence in request.sequences:
@@ -84,19 +84,14 @@ class Suspects:
         doubt = self._doubts.get(request)
         return doubt is not None and doubt.is_suspect
 
-    def forget(self, request: Request) -> tuple[dict[Sequence, int], int]:
-        """Return what is held against a request that leaves: see ``remember``."""
-        doubt = self._doubts.pop(request, None)
-        return (doubt.past, doubt.deaths_alone) if doubt else ({}, 0)
+    def forget(self, request: Request) -> Doubt:
+        """Return what is held against a request that leaves."""
+        return self._doubts.pop(request, None) or Doubt()
 
-    def remember(self, request: Request, past: dict[Sequence, int], deaths_alone: int) -> None:
-        """Note what is held against a request that comes from elsewhere.
-
-        ``past`` are the tokens that each of its sequences must know to be cleared: none, if it is
-        not in doubt. ``deaths_alone`` are those of runners that computed nothing else.
-        """
-        if past:
-            self._doubts[request] = _Doubt(past, deaths_alone=deaths_alone)
+    def remember(self, request: Request, doubt: Doubt) -> None:
+        """Note what is held against a request that comes from elsewhere."""
+        if doubt.past:
+            self._doubts[request] = doubt
 
     def check(self) -> None:
         """Assert the invariant."""

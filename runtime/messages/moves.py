@@ -20,6 +20,7 @@ class Yield(Message, frozen=True):
     """
 
     request_ids: list[str]
+    with_suspects: bool = False  # the runners may never come back
 
 
 class Mark(Message, frozen=True):
@@ -59,6 +60,7 @@ class HandOver(Message, frozen=True):
     # Where its farthest adapter lay when it came; None: it has none.
     tier: Literal["device", "host", "disk"] | None
     deaths_alone: int = 0  # of runners that computed nothing else
+    is_suspect: bool = False  # it is to be computed by itself
 
 
 class Yielded(Message, frozen=True):

@@ -80,7 +80,7 @@ def harness(checkpoint, digests, **options):
     if settings.tensor_parallel_size > 1:
         engine = Ranks(settings)
     else:
-        engine = TorchEngine(settings, lambda fraction: None)
+        engine = TorchEngine(settings, lambda share, what: None)
     if pages is not None:
         assert pages <= engine.ready().pages
         engine._ready = msgspec.structs.replace(engine.ready(), pages=pages)

@@ -88,9 +88,9 @@ class Desk:
         self.hear("router", request)
         return request
 
-    def hand_over(self, *requests):
+    def hand_over(self, *requests, with_suspects=False):
         """Have them leave, as far as they do."""
-        self.hear("router", Yield([request.request_id for request in requests]))
+        self.hear("router", Yield([request.request_id for request in requests], with_suspects))
         self.turn()
         [mark] = self.take(Mark)
         self.hear("detokenizer", Marked(mark.number))
@@ -288,6 +288,14 @@ def test_a_suspect_stays_and_doubt_goes_along():
     assert other.scheduler._suspects.is_suspect(next(iter(other.scheduler._requests)))
     assert other.hand_over(request) == []
     assert len(other.scheduler._requests) == 1
+    one.begin()
+    [handed] = other.hand_over(request, with_suspects=True)  # for its runners do not come back
+    one.hear("router", handed)
+    suspect = next(iter(one.scheduler._requests))
+    assert one.scheduler._suspects.alone is suspect
+    one.turn()
+    one.lose()
+    assert not one.scheduler._requests  # it was the third death with nobody else there
 
 
 def test_nothing_is_handed_over_before_there_is_room_to_say_what_was_noted_of_it():

@@ -130,6 +130,11 @@ def _tables(section, options):
                     f"median of {rounds}",
                     recovery.run(shape, rounds=rounds, threads=threads),
                 )
+                yield (
+                    f"Seconds, kill -9 of one of two replicas amid {recovery.STREAMS} streams, "
+                    f"{shape}: median of {rounds}",
+                    recovery.run_replicas(shape, rounds=rounds, threads=threads),
+                )
         case "peers":
             yield from _peers(options, load, what)
         case "lora":

@@ -1,4 +1,4 @@
-"""How long answers pause when a runner is killed."""
+"""How long answers pause when a runner is killed: the only one, or that of one of two replicas."""
 
 import asyncio
 import os
@@ -44,6 +44,88 @@ def run(shape, *, rounds, threads):
             rows.append((ranks, *(f"{statistics.median(column):.2f}" for column in columns)))
     header = ("runners", "/ready says 503", "first stream goes on", "last stream goes on")
     return markdown(header, rows)
+
+
+def run_replicas(shape, *, rounds, threads):
+    """Return the table of one of two replicas."""
+    with tempfile.TemporaryDirectory() as place:
+        place = Path(place)
+        folder = models.model_folder(shape, place, torch.float32)
+        adapters = models.adapter_folders(folder, place, ADAPTERS)
+        options = {"threads": max(1, threads // 2), "data_parallel_size": 2}
+        with serve(folder, adapters, **options) as server:
+            measured = [_kill_one_of_two(server, list(adapters)) for _ in range(rounds)]
+    columns = zip(*measured, strict=True)
+    header = (
+        "longest pause of a stream, before the kill", "of those that its replica had, after it",
+        "of the others", "first token of new requests, median", "slowest",
+    )  # fmt: skip
+    return markdown(header, [[f"{statistics.median(column):.3f}" for column in columns]])
+
+
+def _kill_one_of_two(server, names):
+    """Kill one of two replicas amid streams, and go on asking; return seconds, by column.
+
+    Whose streams are whose follows from their numbers. New requests come one after another, until
+    streams are over that were there before.
+    """
+    prompts = make_prompts(LOAD, names)
+
+    async def work():
+        texts = [[] for _ in prompts]
+        begun, first_tokens = asyncio.Event(), []
+        async with await AsyncClient.connect(server.run_dir) as client:
+
+            async def one(number, model, prompt):
+                async for event in client.generate(
+                    prompt=prompt, model=model, temperature=0, ignore_eos=True,
+                    max_tokens=LOAD.output_tokens, skip_special_tokens=False,
+                ):  # fmt: skip
+                    if isinstance(event, Text):
+                        texts[number].append(time.perf_counter())
+                        if min(map(len, texts)) >= TEXTS_BEFORE:
+                            begun.set()
+
+            async def ask_on(streams):
+                while not all(stream.done() for stream in streams):
+                    asked_at = time.perf_counter()
+                    model, prompt = prompts[len(first_tokens) % len(prompts)]
+                    async for event in client.generate(
+                        prompt=prompt, model=model, temperature=0, ignore_eos=True, max_tokens=4
+                    ):
+                        if isinstance(event, Text):
+                            first_tokens.append(time.perf_counter() - asked_at)
+                            break
+
+            async with asyncio.TaskGroup() as group:
+                streams = [group.create_task(one(n, *prompt)) for n, prompt in enumerate(prompts)]
+                await begun.wait()
+                os.kill(_pid(server.run_dir, "runner1_0"), signal.SIGKILL)
+                killed_at = time.perf_counter()
+                await ask_on(streams)
+            await _until_whole(server.url)
+        before = max(_longest(times, 0.0, killed_at) for times in texts)
+        pauses = sorted(_longest(times, killed_at, float("inf")) for times in texts)
+        # Requests were shared evenly, and the pauses of those that have lost theirs are longer.
+        lost, others = pauses[len(pauses) // 2 :], pauses[: len(pauses) // 2]
+        return [before, max(lost), max(others), statistics.median(first_tokens), max(first_tokens)]
+
+    return asyncio.run(work())
+
+
+def _longest(times, since, until):
+    """The longest gap between two texts of a stream, of those that end within this time."""
+    return max((b - a for a, b in pairwise(times) if since < b <= until), default=0.0)
+
+
+async def _until_whole(url):
+    """Until both replicas are there again."""
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        while True:
+            sections = (await client.get("/debug/state")).json()["sections"]
+            if all(sections[f"scheduler{index}"]["runners_ready"] for index in range(2)):
+                return
+            await asyncio.sleep(0.05)
 
 
 def _kill(server, names, rank):

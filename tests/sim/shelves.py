@@ -32,6 +32,9 @@ RANK = 2
 # What reading an adapter takes: most often little, and now and then longer than many requests.
 READING_NS = (0, 0, 1_000_000, 30_000_000, 300_000_000)
 
+# How often a runner dies, where they do.
+DEATHS = 0.02
+
 
 class Walker:
     """A client that sends what it is given, as far as its credit goes."""
@@ -105,10 +108,9 @@ class Shelves:
     be what it was, or what it will be. Adapters take their time to be read, and runners may die.
     """
 
-    def __init__(self, seed, model, folder, *, clients=2, deaths=0.0, **options):
-        """``deaths`` is how often a runner of some group dies, for each thing that is done."""
+    def __init__(self, seed, model, folder, *, clients=2, is_deadly=False, **options):
         self.rng = random.Random(f"shelves {seed}")
-        self._deaths, self._dice = deaths, random.Random(f"deaths {seed}")
+        self._is_deadly = is_deadly
         self.flow = Flow(
             seed, model, folder, lora_ranks={"a0": RANK} | dict.fromkeys(NAMES, RANK),
             adapter_roots=["/shelf"], **options,
@@ -155,10 +157,10 @@ class Shelves:
             walker.say(ListAdapters(label))
         elif kind != "wait" and name not in self.changing:
             self._change(walker, kind, name, label)
+        if self._is_deadly and rng.random() < DEATHS:
+            group = rng.choice(list(self.flow.groups.values()))
+            group.kills.append((0, rng.randrange(len(group.roles))))
         until = self.flow.world.now_ns + rng.choice((0, 100_000, 3_000_000, 20_000_000))
-        if self._dice.random() < self._deaths:
-            group = self._dice.choice(list(self.flow.groups.values()))
-            group.kills.append((0, self._dice.randrange(len(group.roles))))
         self.flow.wait(lambda: self.flow.world.now_ns >= until)
         self.flow.world.check()
         self._look()

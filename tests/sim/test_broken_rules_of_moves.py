@@ -27,8 +27,8 @@ SEEDS = range(80)
 def nobody_waits_until_the_last_words_are_heard(monkeypatch):
     begin, go = Moves.begin, Moves.go
 
-    def hasty(self, request_ids, **others):
-        begin(self, request_ids, **others)
+    def hasty(self, asked, **others):
+        begin(self, asked, **others)
         go(self, self._leaving[-1][0])
 
     monkeypatch.setattr(Moves, "begin", hasty)
@@ -38,9 +38,9 @@ def nobody_waits_until_the_last_words_are_heard(monkeypatch):
 def who_is_to_leave_is_still_computed(monkeypatch):
     begin = Moves.begin
 
-    def diligent(self, request_ids, **others):
+    def diligent(self, asked, **others):
         before = list(self._waiting)
-        begin(self, request_ids, **others)
+        begin(self, asked, **others)
         for sequence in before:
             if not self._waiting.has(sequence.number):
                 self._waiting.append(sequence)

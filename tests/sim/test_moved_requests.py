@@ -87,7 +87,7 @@ def test_the_drawn_worlds_move_requests_of_all_kinds(model, folder):
 @pytest.mark.parametrize("seed", range(3))
 def test_every_name_means_what_was_last_answered_while_requests_move(seed, model, folder):
     bounds = BYTES if seed % 2 else PLACES
-    walk(seed, model, folder, 150, replicas=2 + seed % 2, clients=3, deaths=0.1, **bounds)
+    walk(seed, model, folder, 150, replicas=2 + seed % 2, clients=3, is_deadly=True, **bounds)
 
 
 @pytest.mark.slow

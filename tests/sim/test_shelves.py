@@ -7,7 +7,6 @@ import pytest
 from tests.sim.shelves import CONTENTS, NAMES, Shelves
 from weft.actors.adapters.actor import AdapterStore
 from weft.actors.adapters.leaving import Leaving
-from weft.actors.adapters.naming import Naming
 from weft.actors.router.ledger import Ledger
 from weft.runtime.messages import Acquire, Release, Retire, Sampling, Submit, UnloadAdapter
 
@@ -59,7 +58,7 @@ def test_host_memory_keeps_within_its_bytes_though_much_is_pinned(model, folder)
 @pytest.mark.parametrize("seed", range(100, 110))
 def test_ten_thousand_operations_leave_every_name_right(seed, model, folder):
     bounds = BYTES if seed % 2 else PLACES
-    shelves = walk(seed, model, folder, 1000, deaths=0.02 * (seed % 4 > 1), **bounds)
+    shelves = walk(seed, model, folder, 1000, is_deadly=seed % 4 > 1, **bounds)
     seen = {"loaded", "replaced", "already_loaded", "unloaded", "pinned", "unpinned"}
     assert seen <= shelves.counts.keys()
     assert was_hard(shelves.flow.sections()["scheduler"])
@@ -69,9 +68,9 @@ def test_ten_thousand_operations_leave_every_name_right(seed, model, folder):
 @pytest.mark.parametrize("seed", range(200, 210))
 def test_ten_thousand_operations_leave_every_name_right_at_two_replicas(seed, model, folder):
     bounds = BYTES if seed % 2 else PLACES
-    deaths = 0.02 * (seed % 4 > 1)
+    is_deadly = seed % 4 > 1
     shelves = walk(
-        seed, model, folder, 1000, replicas=2, clients=3, deaths=deaths, **bounds
+        seed, model, folder, 1000, replicas=2, clients=3, is_deadly=is_deadly, **bounds
     )  # fmt: skip
     seen = {"loaded", "replaced", "already_loaded", "unloaded", "pinned", "unpinned"}
     assert seen <= shelves.counts.keys()
@@ -139,20 +138,19 @@ def an_unload_is_answered_before_the_last_request_ends(monkeypatch):
 
 def what_comes_is_kept_only_once_its_predecessor_has_left(monkeypatch):
     """So what leaves may take the place of what has just come, though it is pinned."""
-    name, keep_or_not = Naming.name, Naming._keep_or_not
+    register, keep_or_not = AdapterStore._register, AdapterStore._keep_or_not
 
-    def hesitant(self, called, content, **options):
+    def hesitant(self, reading, adapter, *, pinned=None):
         with monkeypatch.context() as patch:
             patch.setattr(
-                Naming,
+                AdapterStore,
                 "_keep_or_not",
-                lambda self, digest: digest == content.digest or keep_or_not(self, digest),
+                lambda self, digest: digest == adapter.digest or keep_or_not(self, digest),
             )
-            unloads = name(self, called, content, **options)
-        self._keep_or_not(content.digest)
-        return unloads
+            register(self, reading, adapter, pinned=pinned)
+        self._keep_or_not(adapter.digest)
 
-    monkeypatch.setattr(Naming, "name", hesitant)
+    monkeypatch.setattr(AdapterStore, "_register", hesitant)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,9 @@ from weft.runtime.topology import CLIENT, Edge, Process, Topology
 BUILD = "tests.system.pipeline:build"
 SLOW_NS = 500_000_000
 
+# A start that takes longer than a process may not get on with it.
+LONG_S = 6.0
+
 TABLE = Topology(
     processes=(
         Process("door", "lets the world in", "tests.system.pipeline:serve", is_actor=False),
@@ -36,7 +39,10 @@ TABLE = Topology(
 
 
 def topology(config):
-    return TABLE
+    if config.served_model_name != "lame":
+        return TABLE
+    other = Process("other", "is of another group, and has one life", BUILD, group="others")
+    return Topology((*TABLE.processes, other), (*TABLE.edges, Edge("other", "front", (), (), 8, 8)))
 
 
 class Front:
@@ -130,8 +136,14 @@ def build(role, config, run_dir, report, wakes, epoch):
     if behaviour == "waiting" and epoch > 1:
         while not Path(run_dir, "go").exists():
             time.sleep(0.01)
+    if role == "other" and epoch > 1:
+        raise RuntimeError("a bug in loading")
     for percent in (0, 50, 100):
         report(percent / 100, "loading weights")
+        if behaviour == "long":
+            time.sleep(LONG_S / 3)
+        if behaviour == "stalled" or (behaviour == "stalled later" and epoch > 1):
+            time.sleep(3600)
     return Worker(epoch)
 
 

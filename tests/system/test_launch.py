@@ -1,13 +1,14 @@
 import os
 import signal
 import socket
+import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.system.pipeline import TABLE
+from tests.system.pipeline import LONG_S, TABLE
 from tests.system.runs import TIMEOUT_S, Run
 from weft.runtime import transport
 from weft.runtime.actor import Send
@@ -32,9 +33,9 @@ def place():
 def start(place):
     runs = []
 
-    def start(**options):
+    def start(stderr=subprocess.PIPE, **options):
         arguments = [f"{name}={value}" for name, value in options.items()]
-        runs.append(Run(place, ["tests.system.pipeline", *arguments]))
+        runs.append(Run(place, ["tests.system.pipeline", *arguments], stderr))
         return runs[-1]
 
     yield start
@@ -238,6 +239,56 @@ def test_who_cannot_live_again_ends_the_run_with_the_reason(start):
         "weft: error: worker did not become ready in 3 lives; the last time: the process worker "
         "ended with 1: RuntimeError: a bug in loading\n"
     )
+    run.assert_nothing_is_left()
+
+
+def test_a_start_that_hangs_ends_the_run_and_says_where(start):
+    run = start(served_model_name="stalled", loading_timeout_s=2.0)
+    code, error = run.end()
+    assert code == 1
+    assert error.endswith(
+        "weft: error: the process worker has not got on for 2 s while it was starting (loading "
+        "weights 0%)\n"
+    )
+    run.assert_nothing_is_left()
+
+
+def test_a_start_may_take_as_long_as_it_gets_on(start, ask):
+    run = start(served_model_name="long", loading_timeout_s=0.8 * LONG_S)
+    run.serve()
+    assert ask(run, "quick")() == "quick"
+
+
+def test_a_next_life_that_hangs_while_it_starts_is_tried_again_and_then_given_up(start):
+    run = start(served_model_name="stalled later", loading_timeout_s=2.0)
+    run.serve()
+    os.kill(run.processes()["worker"], signal.SIGKILL)
+    code, error = run.end()
+    assert code == 1
+    stuck = "the process worker has not got on for 2 s while it was starting (loading weights 0%)"
+    assert error.count(f"{stuck}; starting worker again") == 3
+    assert error.endswith(
+        f"weft: error: worker did not become ready in 3 lives; the last time: {stuck}\n"
+    )
+    run.assert_nothing_is_left()
+
+
+def test_a_group_that_cannot_live_again_is_given_up_and_the_others_go_on(start, ask, place):
+    log = place / "log"
+    with log.open("w") as file:
+        run = start(served_model_name="lame", stderr=file)
+    run.serve()
+    os.kill(run.processes()["other"], signal.SIGKILL)
+    deadline = time.monotonic() + 3 * TIMEOUT_S
+    while "the run goes on without it" not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    assert "other did not become ready in 3 lives; the last time: the process other" in (
+        log.read_text()
+    )
+    assert ask(run, "die")() == "die"  # the worker lives again
+    run.stop()
+    assert run.end()[0] == 0, log.read_text()
     run.assert_nothing_is_left()
 
 

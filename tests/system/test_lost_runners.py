@@ -180,17 +180,19 @@ def test_a_replica_that_does_not_come_back_costs_no_request(serve):
 
     def disturb():
         os.kill(first, signal.SIGKILL)
-        os.kill(next_life(server, "runner0_0", first), signal.SIGSTOP)
+        wait_until(server, lambda told: "degraded" in told.json())
+        os.kill(server.processes()["runner0_0"], signal.SIGSTOP)
 
-    assert asyncio.run(streams(server, Disturbance(disturb, after_texts=20))) == expected
-    told = httpx.get(f"{server.url}/ready")
+    disturbance = Disturbance(disturb, after_texts=20, streams=1)
+    assert asyncio.run(streams(server, disturbance)) == expected
+    told = httpx.get(f"{server.url}/ready", timeout=TIMEOUT_S)
     assert told.status_code == 200
     assert "1 of 2 replicas" in told.json()["degraded"]
-    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert httpx.get(f"{server.url}/health", timeout=TIMEOUT_S).status_code == 200
     sections = server.state()["sections"]
     assert sections["scheduler0"]["runners_ready"] == 0
     assert sections["router"]["replicas_away"] == 1
-    metrics = httpx.get(f"{server.url}/metrics").text
+    metrics = httpx.get(f"{server.url}/metrics", timeout=TIMEOUT_S).text
     assert 'weft_scheduler_runners_ready{replica="0"} 0.0' in metrics
     assert asyncio.run(streams(server)) == expected
     server.stop()
@@ -206,12 +208,15 @@ def test_with_both_replicas_lost_requests_wait_and_are_answered_by_the_first_tha
     def disturb():
         for role in ("runner0_0", "runner1_0"):
             os.kill(first[role], signal.SIGKILL)
-        os.kill(next_life(server, "runner0_0", first["runner0_0"]), signal.SIGSTOP)
-        assert httpx.get(f"{server.url}/ready").status_code == 503
-        assert httpx.get(f"{server.url}/health").status_code == 200
+        wait_until(server, lambda told: told.status_code == 503)
+        os.kill(server.processes()["runner0_0"], signal.SIGSTOP)
+        assert httpx.get(f"{server.url}/health", timeout=TIMEOUT_S).status_code == 200
 
-    assert asyncio.run(streams(server, Disturbance(disturb, after_texts=20))) == expected
-    assert "1 of 2 replicas" in httpx.get(f"{server.url}/ready").json()["degraded"]
+    disturbance = Disturbance(disturb, after_texts=20, streams=1)
+    assert asyncio.run(streams(server, disturbance)) == expected
+    assert (
+        "1 of 2 replicas" in httpx.get(f"{server.url}/ready", timeout=TIMEOUT_S).json()["degraded"]
+    )
 
 
 @pytest.mark.slow
@@ -246,8 +251,13 @@ def next_life(server, role, first):
 
 def wait_until_ready(server):
     """Until all replicas are there, a lost one among them once more."""
+    wait_until(server, lambda told: "degraded" not in told.json())
+
+
+def wait_until(server, holds):
+    """Until what ``/ready`` says is so."""
     deadline = time.monotonic() + TIMEOUT_S
-    while "degraded" in httpx.get(f"{server.url}/ready").json():
+    while not holds(httpx.get(f"{server.url}/ready", timeout=TIMEOUT_S)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -4,7 +4,8 @@ import pytest
 
 from tests.actors.scheduler_harness import GREEDY, uses
 from weft.actors.router.actor import Router
-from weft.runtime.actor import Send
+from weft.actors.router.moves import PATIENCE_NS
+from weft.runtime.actor import Send, Turn
 from weft.runtime.config import Config, Limits, TenantLimits
 from weft.runtime.messages import (
     Abort,
@@ -313,6 +314,19 @@ def test_what_stays_when_it_is_asked_for_is_asked_for_again_only_by_another_life
     lose(desk, 1)
     assert asked(desk.hear("scheduler1", Yielded())) is None
     assert asked(desk.end(requests[0][0], "scheduler0")) is None
+    desk.hear("scheduler1", Away(None))
+    assert asked(lose(desk, 1)) == ("scheduler1", Yield(ids(requests[1])))
+
+
+def test_runners_that_do_not_come_back_keep_no_suspects(desk):
+    requests = accepted(desk, 3)
+    lose(desk, 1)
+    desk.hear("scheduler1", Yielded())
+    assert desk.router.advance(Turn(PATIENCE_NS - 1, lambda peer: 1)) == []
+    sends = desk.router.advance(Turn(PATIENCE_NS, lambda peer: 1))
+    assert asked(sends) == ("scheduler1", Yield(ids(requests[1]), with_suspects=True))
+    assert desk.router.advance(Turn(2 * PATIENCE_NS, lambda peer: 1)) == []
+    desk.hear("scheduler1", Yielded())
     desk.hear("scheduler1", Away(None))
     assert asked(lose(desk, 1)) == ("scheduler1", Yield(ids(requests[1])))
 

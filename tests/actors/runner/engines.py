@@ -26,7 +26,7 @@ def engine_of(model, *, backend=None, **options):
     settings = config(model=str(model), **DEFAULTS | {"kv_cache_memory_mib": 16} | options)
     if settings.tensor_parallel_size > 1:
         return Ranks(settings, backend)
-    return TorchEngine(settings, lambda share: None, backend=backend and backend())
+    return TorchEngine(settings, lambda share, what: None, backend=backend and backend())
 
 
 def harness_of(model, paths, *, pages=None, backend=None, kind=Harness, **options):

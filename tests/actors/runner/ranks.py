@@ -20,7 +20,7 @@ class Ranks:
 
         def start(rank):
             group = shared_memory.join(Path(place), rank, size, timeout_s=TIMEOUT_S)
-            return TorchEngine(config, lambda share: None, group, backend and backend())
+            return TorchEngine(config, lambda share, what: None, group, backend and backend())
 
         with tempfile.TemporaryDirectory() as place:
             self.engines = list(self._pool.map(start, range(size)))

@@ -249,7 +249,7 @@ def test_the_largest_steps_hold_as_many_tokens_and_rows_as_any(model, rows):
     limits = warmup.Limits(rows=rows, tokens=64, row_pages=10, adapters=1, rank=8, row_adapters=1)
     scratch = warmup.Scratch(page=engine.ready().pages, tokens=4)
     with torch.inference_mode():
-        warmup.run_largest(ahead, limits, scratch)
+        warmup.run_largest(ahead, limits, scratch, lambda share, what: None)
     most = max(laid_out, key=lambda host: len(host.tokens))
     assert len(most.tokens) == min(64, rows * 40)
     assert all(len(host.sampled_rows) == rows for host in laid_out)

@@ -41,7 +41,7 @@ class Bench:
             max_num_seqs=rows_max, max_num_batched_tokens=max(STEP_TOKENS, rows_max),
             max_model_len=1024, kv_cache_memory_mib=4096,
         )  # fmt: skip
-        self._engine = TorchEngine(config, lambda share: None)
+        self._engine = TorchEngine(config, lambda share, what: None)
         ready = self._engine.ready()
         self._free = list(range(ready.pages))
         self._steps = 0
