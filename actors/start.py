@@ -123,11 +123,12 @@ def _runner(
     meeting = run_dir / f"{replica.scheduler}.{epoch}"
     meeting.mkdir(mode=0o700, exist_ok=True)
     try:
-        joined = group.join(config, rank, meeting, first_device=first_device)
+        ends = group.join(config, rank, meeting, first_device=first_device)
         engine = TorchEngine(
             config,
             lambda share: report(share, "loading weights"),
-            joined,
+            ends.steps,
+            ends.loads,
             first_device=first_device,
         )
     except UnsupportedModel as error:

@@ -146,7 +146,7 @@ class LoraSlots:
             architecture: the rank's part of the model.
             arena: as ``granules.typed`` returns it.
             make: the device's kernel.
-            base: the model; its ranks fill the same slots at the same time.
+            base: the model, and who has the other parts of it.
             slots: how many adapters there may be.
             pages_max: that the updates of an adapter's layers fill.
         """
@@ -176,8 +176,8 @@ class LoraSlots:
     ) -> None:
         """Replace what a slot holds by an adapter, whose weights are written into ``pages``.
 
-        A step that uses neither the slot nor the pages may be computed meanwhile, unless the file
-        ``needs_group``. ``run`` has the device's part of it done, now or later.
+        A step that uses neither the slot nor the pages may be computed meanwhile. ``run`` has the
+        device's part of it done, now or later. All ranks fill the same slots in the same order.
         """
         started_ns = time.perf_counter_ns()
         # Of an adapter's own modules these tables know nothing, and those may fill any number.
@@ -203,18 +203,6 @@ class LoraSlots:
         if not self.has_own(host):
             return []
         return of_step(self._own, host, put)
-
-    @property
-    def has_group(self) -> bool:
-        """Whether there are other ranks."""
-        return self._base.group.size > 1
-
-    def needs_group(self, file: AdapterFile) -> bool:
-        """Whether all ranks must fill at the same time: they add up the lengths of DoRA's rows."""
-        return self.has_group and any(
-            name.endswith(".magnitude")
-            for name in file.keys()  # noqa: SIM118
-        )
 
     def _modules(
         self, file: AdapterFile, scales: dict[str, float], layer: int, site: str

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.actors.runner.affine import Base, BaseSite
+from weft.actors.runner.affine import BaseSite
 from weft.actors.runner.architecture import Architecture
 from weft.actors.runner.lora import DOWN, GATE_UP, OUT, QKV, SITES, LoraUpdate
 from weft.actors.runner.operations import Operations, Plan, Projection
@@ -88,7 +88,7 @@ class Model:
         self._embedding = self._dense(embedding)
         self._head = self._linear([head], None)
         sites: list[dict[str, BaseSite]] = [{} for _ in range(architecture.layers)]
-        self.base = Base(sites, group)
+        self.sites = sites  # by layer and name
         self._layers = [self._layer(tensors, i, sites[i]) for i in range(architecture.layers)]
         # What comes after each layer: the next one's norm, or the last.
         self._next_norms = [layer.input_norm for layer in self._layers[1:]]
