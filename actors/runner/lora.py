@@ -194,15 +194,21 @@ class LoraSlots:
         self.digests[slot] = digest
         self.times.add(time.perf_counter_ns() - started_ns)
 
-    def has_own(self, host: HostBatch) -> bool:
-        """Whether a step has adapters with more than updates of layers."""
-        return any(self._own[slot] is not None for slot in host.adapter_slots)
+    def form(self, host: HostBatch) -> Form | None:
+        """Return which form of graphs computes a step of decodes; None: none does."""
+        own = self._owned(host)
+        if any(each.norms for each in own):
+            return None
+        return Form.OWN if own else self.kernel.form(host)
 
     def own(self, host: HostBatch, put: Put) -> list[Segment]:
-        """Return the segments of these adapters."""
-        if not self.has_own(host):
-            return []
-        return of_step(self._own, host, put)
+        """Return the segments of a step's adapters that have more than updates of layers."""
+        return of_step(self._own, host, put) if self._owned(host) else []
+
+    def _owned(self, host: HostBatch) -> list[Own]:
+        """Return what the adapters of a step have of their own."""
+        found = (self._own[slot] for slot in host.adapter_slots)
+        return [own for own in found if own is not None]
 
     def _modules(
         self, file: AdapterFile, scales: dict[str, float], layer: int, site: str
