@@ -94,6 +94,11 @@ class Ahead:
         """Map an adapter's file, and have its weights copied beside the steps that follow."""
         self._loads.begin(load)
 
+    @property
+    def loading(self) -> list[int]:
+        """Slots whose adapters are still being read, or copied by the device."""
+        return self._loads.under_way
+
     def settle(self) -> None:
         """Wait until every load is in the device's hands."""
         self._loads.wait()
@@ -119,7 +124,7 @@ class Ahead:
         staged = self._lay_out(host, kind)
         send = self._staging.sender()
         before = self._under_way[-1] if self._under_way else None
-        running = Running(number, self._sampler, staged.wanted, started_ns, before)
+        running = Running(number, self._sampler, self._loads, staged.wanted, started_ns, before)
 
         def work() -> None:
             send()
@@ -219,6 +224,7 @@ class Running:
         self,
         number: int,
         sampler: DeviceSampler,
+        loads: Loads,
         wanted: Wanted,
         started_ns: int,
         before: Running | None,
@@ -226,6 +232,7 @@ class Running:
         """``before`` is the step that the device computes first."""
         self._number = number
         self._sampler = sampler
+        self._loads = loads
         self._wanted = wanted
         self._started_ns = started_ns
         self._before = before
@@ -258,6 +265,11 @@ class Running:
                 self._before = None
             elapsed_us = (self._ended_ns - self._started_ns) // 1000
             self._answer = StepDone(
-                self._number, told.tokens, told.failed, told.logprobs, elapsed_us
+                self._number,
+                told.tokens,
+                told.failed,
+                told.logprobs,
+                elapsed_us,
+                self._loads.under_way,
             )
         return self._answer

@@ -44,6 +44,11 @@ class Executor(Protocol):
         """Map an adapter's file, and put its weights into its pages before they are used."""
         ...
 
+    @property
+    def loading(self) -> list[int]:
+        """Slots for whose adapters a step would wait."""
+        ...
+
     def settle(self) -> None:
         """Wait for every load."""
         ...
@@ -82,6 +87,11 @@ class Eager:
         """Map an adapter's file, and have its weights copied while the step is computed."""
         self._loads.begin(load)
 
+    @property
+    def loading(self) -> list[int]:
+        """Slots whose adapters are still being copied."""
+        return self._loads.under_way
+
     def settle(self) -> None:
         """Wait for every load."""
         self._loads.wait()
@@ -112,8 +122,16 @@ class Eager:
         parts.group.broadcast(drawn.tokens)
         self._rows.feed(rows, drawn.tokens.numpy())
         elapsed_us = (time.perf_counter_ns() - started_ns) // 1000
-        answer = StepDone(number, drawn.tokens.tolist(), drawn.failed, drawn.logprobs, elapsed_us)
-        return Done(answer)
+        return Done(
+            StepDone(
+                number,
+                drawn.tokens.tolist(),
+                drawn.failed,
+                drawn.logprobs,
+                elapsed_us,
+                self.loading,
+            )
+        )
 
     def _forward(self, host: HostBatch, own: OwnStep | None) -> Logits | None:
         """Return the logits of a step's sampled tokens, one operation after the other."""

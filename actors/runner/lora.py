@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
+from itertools import accumulate, pairwise, starmap
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,7 @@ from weft.actors.runner.rows import HostBatch
 from weft.actors.runner.staging import Staging
 from weft.actors.runner.stream import Run, at_once
 from weft.actors.shards import Span
-from weft.kernels.sgmv import cpu, granules, segments
+from weft.kernels.sgmv import cpu, packing, segments
 from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Module, Tables
 from weft.kernels.sgmv.segments import Segments
 from weft.runtime.histogram import Histogram
@@ -160,6 +161,12 @@ class LoraSlots:
             for modules in SITES.values()
         ]
         self.kernel = make(arena, self._tables, widths)
+        self._columns = {  # of each module in its site's outputs
+            site: dict(
+                zip(modules, starmap(slice, pairwise(accumulate(columns, initial=0))), strict=True)
+            )
+            for (site, modules), columns in zip(SITES.items(), widths, strict=True)
+        }
         self.digests: list[str | None] = [None] * slots
         self.times = Histogram(LOAD_BUCKETS_S)
         self._own: list[Own | None] = [None] * slots
@@ -183,12 +190,13 @@ class LoraSlots:
         # Of an adapter's own modules these tables know nothing, and those may fill any number.
         self._tables.clear(slot, pages[: self._pages_max])
         scales: dict[str, float] = json.loads(file.metadata()["scales"])
+        names = frozenset(file.keys())
         used = 0
         for layer in range(self._architecture.layers):
-            sites = [self._modules(file, scales, layer, site) for site in SITES]
+            sites = [self._modules(file, names, scales, layer, site) for site in SITES]
             laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
-            run(partial(granules.write, self._arena, layer, pages, laid))
-            used = max(used, len(laid))
+            run(partial(packing.write, self._arena, layer, pages, laid))
+            used = max(used, laid.granules)
         self._own[slot] = self._reader.load(file, scales, Writer(self._arena, pages, used, run))
         run(self.kernel.stage(slot))
         self.digests[slot] = digest
@@ -211,23 +219,24 @@ class LoraSlots:
         return [own for own in found if own is not None]
 
     def _modules(
-        self, file: AdapterFile, scales: dict[str, float], layer: int, site: str
+        self,
+        file: AdapterFile,
+        names: Container[str],
+        scales: dict[str, float],
+        layer: int,
+        site: str,
     ) -> list[Module]:
         """Read a site's modules; of one rank, A by the inputs or B by the outputs that are here."""
         shard = self._architecture.shard
-        names = file.keys()
         read = []
-        column = 0
-        for part, module in enumerate(SITES[site]):
+        for part, (module, columns) in enumerate(self._columns[site].items()):
             name = f"layers.{layer}.{module}"
-            columns = slice(column, column + self._architecture.module_shape(module)[0])
-            column = columns.stop
             if name not in scales:
                 continue
             inputs = shard.inputs(module) if shard else None
             outputs = _slice(shard.outputs(module) if shard else None)
-            a = file.get_slice(f"{name}.A")[:, _slice(inputs)]
-            b = file.get_slice(f"{name}.B")[outputs, :]
+            a = file.get_tensor(f"{name}.A")[:, _slice(inputs)]
+            b = file.get_tensor(f"{name}.B")[outputs]
             found = Module(part, a, b, scales[name])
             # Added once to the sum of the ranks, like the base's own.
             if f"{name}.bias" in names and (inputs is None or self._base.group.rank == 0):

@@ -12,8 +12,8 @@ from weft.kernels.sgmv.granules import (
     typed,
     unpack,
     unpack_affine,
-    write,
 )
+from weft.kernels.sgmv.packing import write
 from weft.kernels.sgmv.reference import Part
 from weft.kernels.sgmv.segments import Segments
 

@@ -125,7 +125,7 @@ def test_a_load_waits_for_no_step_and_no_step_without_it_waits_for_a_load(model,
         model, stream, [[1, 2], [4]], copies=copies, max_loras_per_batch=1, max_loaded_loras=1
     )
     one = engine.launch(Step(1))
-    pages = list(range(20, 40))
+    pages = list(range(20, 80))
     two = engine.launch(Step(2, [AdapterLoad(0, "wide", paths["wide"], pages)]))
     assert not one.is_done
     assert one.collect().tokens
