@@ -123,8 +123,8 @@ def _runner(
     meeting = run_dir / f"{replica.scheduler}.{epoch}"
     meeting.mkdir(mode=0o700, exist_ok=True)
     try:
-        joined = group.join(config, rank, meeting, first_device=first_device)
-        engine = TorchEngine(config, report, joined, first_device=first_device)
+        ends = group.join(config, rank, meeting, first_device=first_device)
+        engine = TorchEngine(config, report, ends.steps, ends.loads, first_device=first_device)
     except UnsupportedModel as error:
         raise ConfigError(str(error)) from None
     return Runner(engine, role=role, scheduler=replica.scheduler, epoch=epoch)

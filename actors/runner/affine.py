@@ -7,7 +7,8 @@ what the base and the update give together. Neither W nor B A is needed whole fo
     n^2 = |W|^2 + 2 s B . (W A^T) + s^2 B A . B A
 
 by rows: the base itself multiplies A, and A A^T makes the last term one of small matrices. Each
-term is a sum over inputs, so that ranks which divide these add up theirs.
+term is a sum over inputs, so that ranks which divide these add up theirs: beside the steps, in the
+threads that load, each of which loads the same adapters in the same order.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Base(NamedTuple):
     """What adapters must know of one rank's part of the model."""
 
     sites: Sequence[Mapping[str, BaseSite]]  # by layer and name
-    group: Collectives
+    group: Collectives  # of the ranks, as they load adapters: it sums tensors of the host
 
 
 def of_bias(bias: Tensor, scale: float) -> Affine:
@@ -54,7 +55,7 @@ def of_magnitude(
     columns: slice,
     group: Collectives | None,
 ) -> Affine:
-    """Return the affine of a DoRA module.
+    """Return the affine of a DoRA module, in memory of the host.
 
     Args:
         magnitude: [out], of the outputs that are here.
@@ -72,10 +73,10 @@ def of_magnitude(
     wide_a, wide_b = a.to(device).double(), b.to(device).double()
     cross = (wide_b * product).sum(dim=1)
     own = ((wide_b @ (wide_a @ wide_a.t())) * wide_b).sum(dim=1)
-    squares = (site.squares[columns].double() + 2 * scale * cross + scale**2 * own).float()
+    squares = (site.squares[columns].double() + 2 * scale * cross + scale**2 * own).float().cpu()
     if group is not None:
         group.all_reduce(squares)
-    factor = magnitude.to(device).float() / squares.clamp(min=_SQUARE_MIN).sqrt()
+    factor = magnitude.float() / squares.clamp(min=_SQUARE_MIN).sqrt()
     if site.bias is None:
         return Affine(factor, torch.zeros_like(factor))
-    return Affine(factor, (1 - factor) * site.bias[columns])
+    return Affine(factor, (1 - factor) * site.bias[columns].cpu())

@@ -7,23 +7,24 @@ there in one copy, and its tokens come back in one.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from weft.actors.runner.device_sampler import STAGED_BYTES, DeviceSampler, Wanted
 from weft.actors.runner.eager import Parts
 from weft.actors.runner.engine import STEPS_MAX
-from weft.actors.runner.forms import Kind
-from weft.actors.runner.graphs import Graphs, Record
+from weft.actors.runner.forms import Form, Kind
+from weft.actors.runner.graphs import Computed, Graphs, Record
 from weft.actors.runner.limits import Limits
 from weft.actors.runner.loads import Loads, Streams
 from weft.actors.runner.model import Batch
+from weft.actors.runner.own_step import Ints, Logits, Put
 from weft.actors.runner.rows import HostBatch
 from weft.actors.runner.staging import ALIGNMENT, Staging
 from weft.actors.runner.stream import Mark, Stream
@@ -69,11 +70,20 @@ class Ahead:
         size = limits.tokens * _TOKEN_BYTES + limits.rows * (_ROW_BYTES + STAGED_BYTES)
         size += parts.lora.kernel.staged_bytes() + parts.attention.staged_bytes()
         # Of adapters with own modules.
-        size += limits.rows * limits.row_adapters * (8 + ALIGNMENT)
+        self._own_rows = limits.rows * limits.row_adapters
+        size += self._own_rows * (8 + ALIGNMENT)
         self._staging = Staging(size + _ARRAYS * ALIGNMENT, device)
         self._last_tokens = torch.zeros(limits.rows, dtype=torch.int64, device=device)
+        # For graphs of steps whose tokens are embedded before.
+        self._embedded = torch.zeros(
+            limits.rows,
+            parts.model.architecture.hidden,
+            dtype=parts.model.compute_dtype,
+            device=device,
+        )
         record = None if means.record is None else means.record()
-        self.graphs = Graphs(self._compute, limits.rows, record, parts.lora.kernel.forms)
+        forms = (*parts.lora.kernel.forms, Form.OWN)
+        self.graphs = Graphs(self._compute, limits.rows, record, forms)
         self._under_way: deque[Running] = deque()
 
     def make_way(self, step: Step) -> None:
@@ -118,7 +128,11 @@ class Ahead:
 
         def work() -> None:
             send()
-            logits = self.graphs.run(kind, staged.batch)
+            batch = staged.batch
+            if batch.embedded is not None:
+                batch.embedded.copy_(self._embed(batch))
+            part, wanted = self.graphs.run(kind, batch)
+            logits = self._parts.model.logits(part, wanted, batch.own)
             running.told = self._to_host(self._sampled(logits, staged))
 
         self._stream.run(work)
@@ -134,10 +148,8 @@ class Ahead:
 
     def _kind(self, host: HostBatch) -> Kind | None:
         """Return which graph computes a step; None: none does."""
-        lora = self._parts.lora
-        if not host.is_decode or lora.has_own(host):
-            return None
-        return self.graphs.kind(len(host.tokens), lora.kernel.form(host))
+        form = self._parts.lora.form(host) if host.is_decode else None
+        return None if form is None else self.graphs.kind(len(host.tokens), form)
 
     def _lay_out(self, host: HostBatch, kind: Kind | None) -> Staged:
         """Lay out a step, with padding for a graph of this kind."""
@@ -151,29 +163,50 @@ class Ahead:
             positions=staging.put(host.positions, rows),
             kv_slots=staging.put(host.kv_slots, rows, self._scratch_slot),
             sampled=staging.put(host.sampled, rows),
-            own=self._parts.model.own(self._parts.lora.own(host, staging.put)),
+            own=self._parts.model.own(self._parts.lora.own(host, self._put_own(kind))),
+            embedded=self._embedded[:rows] if kind and kind.form is Form.OWN else None,
             update=self._parts.lora.kernel.plan(host, staging, kind),
             # Last, so that the part of its page table that a step does not use is not copied.
             attention=self._parts.attention.plan(host, staging, is_graph=rows is not None),
         )
         return Staged(batch, wanted, sampled_rows)
 
-    def _compute(self, batch: Batch) -> Tensor | None:
-        """Return the logits of a staged step, whose decodes feed the rows' last tokens."""
+    def _put_own(self, kind: Kind | None) -> Put:
+        """Return what brings indices of rows with own modules to the device.
+
+        Their room in a graph's step does not depend on how many there are: what is staged behind
+        them lies where the graph reads.
+        """
+        if kind is None or kind.form is not Form.OWN:
+            return self._staging.put
+        field, used = self._staging.take(np.int64, self._own_rows), 0
+
+        def put(rows: Ints) -> Tensor:
+            nonlocal used
+            some = slice(used, used + len(rows))
+            used = some.stop
+            field.host[some] = rows
+            return field.tensor[some]
+
+        return put
+
+    def _embed(self, batch: Batch) -> Tensor:
+        """Return the embedded tokens of a staged step, whose decodes feed the rows' last tokens."""
         staged = batch.tokens
         tokens = torch.where(staged < 0, self._last_tokens[(~staged).clamp_(min=0)], staged)
-        logits = self._parts.model.forward(
-            dataclasses.replace(batch, tokens=tokens), self._parts.arena.kv
-        )
-        return None if logits is None else logits.padded()
+        return self._parts.model.embed(tokens, batch.own)
 
-    def _sampled(self, logits: Tensor | None, staged: Staged) -> Tensor:
+    def _compute(self, batch: Batch) -> Computed:
+        x = self._embed(batch) if batch.embedded is None else batch.embedded
+        return Computed(*self._parts.model.through(x, batch, self._parts.arena.kv, batch.own))
+
+    def _sampled(self, logits: Logits | None, staged: Staged) -> Tensor:
         """Draw the step's tokens, keep them for the next one, and return what to tell the host."""
         rows = staged.rows
         if logits is None:
             told = tokens = torch.empty(len(rows), dtype=torch.int64, device=self._device)
         else:
-            tokens, told = self._sampler.draw(logits[: len(rows)], staged.wanted)
+            tokens, told = self._sampler.draw(logits.padded()[: len(rows)], staged.wanted)
         self._parts.group.broadcast(tokens)
         self._last_tokens.index_copy_(0, rows, tokens)
         return told

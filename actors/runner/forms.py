@@ -12,6 +12,7 @@ class Form(IntEnum):
     BASE = 0
     PLAIN = 1  # no row has several adapters, nor are there more segments than adapters
     SUMS = 2
+    OWN = 3  # modules of adapters' own, but norms: computed before the graph and after it
 
 
 class Kind(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,8 +21,15 @@ from weft.actors.runner.model import Batch
 # Up to here sizes are 8 apart, from here 32.
 FINE_ROWS = 256
 
-# Logits of a batch: None on all ranks of a group but the first.
-Compute = Callable[[Batch], Tensor | None]
+
+class Computed(NamedTuple):
+    """What the layers and the base's head make of a batch, of the tokens that sample."""
+
+    part: Tensor  # [R, tokens] float32, this rank's logits
+    wanted: Tensor  # [R, hidden], of which they are
+
+
+Compute = Callable[[Batch], Computed]
 
 
 class Record(Protocol):
@@ -67,7 +74,7 @@ class Graphs:
         assert self._record is not None
         self._recorded[kind] = self._record(self._compute, batch)
 
-    def run(self, kind: Kind | None, batch: Batch) -> Tensor | None:
+    def run(self, kind: Kind | None, batch: Batch) -> Computed:
         """Compute a batch by its graph; None: eagerly."""
         return self._compute(batch) if kind is None else self._recorded[kind](batch)
 
@@ -76,11 +83,12 @@ def sizes(rows_max: int, form: Form) -> list[int]:
     """Return the numbers of rows that have a graph, ascending, up to the most of a step.
 
     Each takes a moment at start and some memory; a step computes at most 7 rows more than it has,
-    beyond 256 rows at most 31, which costs little beside reading the weights. Steps with sums are
-    fewer: they compute up to twice their rows, and need a third of the graphs.
+    beyond 256 rows at most 31, which costs little beside reading the weights. Steps with sums and
+    modules of adapters' own are fewer: they compute up to twice their rows, by a third of the
+    graphs.
     """
     found = [1, 2, 4, *range(8, FINE_ROWS, 8), *range(FINE_ROWS, rows_max, 32)]
-    if form is Form.SUMS:
+    if form >= Form.SUMS:
         found = [1 << power for power in range(rows_max.bit_length())]
     return [*(rows for rows in found if rows < rows_max), rows_max]
 
@@ -101,12 +109,12 @@ class CudaRecord:
         with torch.cuda.graph(
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         ):
-            logits = compute(batch)
+            computed = compute(batch)
         place = batch.tokens.data_ptr()
 
-        def replay(batch: Batch) -> Tensor | None:
+        def replay(batch: Batch) -> Computed:
             assert batch.tokens.data_ptr() == place, "a step does not lie where its graph reads"
             graph.replay()
-            return logits
+            return computed
 
         return replay

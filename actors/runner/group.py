@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -16,8 +17,15 @@ from weft.runtime.config import Config
 TIMEOUT_MIN_S = 60.0
 
 
-def join(config: Config, rank: int, folder: Path, *, first_device: int = 0) -> Collectives:
-    """Return one rank's end of the group, once all have come to its private ``folder``.
+class Ends(NamedTuple):
+    """One rank's ends of two groups of the same ranks."""
+
+    steps: Collectives
+    loads: Collectives  # of the threads that load adapters, and of the host's memory
+
+
+def join(config: Config, rank: int, folder: Path, *, first_device: int = 0) -> Ends:
+    """Return one rank's ends, once all have come to their private ``folder``.
 
     ``first_device`` is that of rank 0, where there are GPUs.
     Raises ``RankLost``, and ``UnsupportedModel`` if there is no device for it.
@@ -26,9 +34,13 @@ def join(config: Config, rank: int, folder: Path, *, first_device: int = 0) -> C
     # The launcher's watchdog is to be first: it looks at every group, and not only at such.
     timeout_s = max(TIMEOUT_MIN_S, config.watchdog_timeout_s)
     if size == 1:
-        return Alone()
+        return Ends(Alone(), Alone())
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif shared_memory.library() is not None:
-        return shared_memory.join(folder, rank, size, timeout_s=timeout_s)
-    return process_group.join(folder, rank, size, device=device, timeout_s=timeout_s)
+        return Ends(
+            shared_memory.join(folder, rank, size, timeout_s=timeout_s),
+            shared_memory.join(folder, rank, size, timeout_s=timeout_s, name="loads"),
+        )
+    steps = process_group.join(folder, rank, size, device=device, timeout_s=timeout_s)
+    return Ends(steps, steps.on_host(timeout_s))

@@ -34,15 +34,6 @@ class Slots(Protocol):
         """
         ...
 
-    @property
-    def has_group(self) -> bool:
-        """Whether there are other ranks."""
-        ...
-
-    def needs_group(self, file: AdapterFile) -> bool:
-        """Whether all ranks must fill at the same time."""
-        ...
-
 
 class Streams(NamedTuple):
     """Of a device that works beside the host."""
@@ -112,17 +103,10 @@ class Loads:
     def begin(self, load: AdapterLoad) -> None:
         """Open an adapter's file, and let it be copied. ``make_way`` has been called.
 
-        Nothing is read of it here, or its pages would be looked up while a step waits; only ranks
-        that may have to copy together look into it first.
+        Nothing is read of it here, or its pages would be looked up while a step waits.
         """
         descriptor = os.open(load.path, os.O_RDONLY | os.O_CLOEXEC)
         before = None if self._streams is None else self._streams.steps.mark()
-        if self._slots.has_group and self._slots.needs_group(_mapped(descriptor, load.digest)):
-            self.wait()  # where it is in every rank's order of collectives
-            if before is not None:
-                before.wait()
-            self._slots.fill(load.slot, load.digest, _taken(descriptor, load.digest), load.pages)
-            return
         copy = self._copier.submit(self._copy, load, descriptor, before)
         self._pending[load.slot] = _Load(frozenset(load.pages), copy)
 
@@ -157,15 +141,10 @@ class Loads:
         return copies.mark()
 
 
-def _mapped(descriptor: int, digest: str) -> AdapterFile:
-    """Map the file that is open, whatever has become of its name."""
-    return open_file(Path(f"/proc/self/fd/{descriptor}"), digest)
-
-
 def _taken(descriptor: int, digest: str) -> AdapterFile:
-    """Map the file that is open, and close it: the mapping stays."""
+    """Map the file that is open, whatever has become of its name, and close it: the map stays."""
     try:
-        return _mapped(descriptor, digest)
+        return open_file(Path(f"/proc/self/fd/{descriptor}"), digest)
     finally:
         os.close(descriptor)
 

@@ -147,7 +147,7 @@ class LoraSlots:
             architecture: the rank's part of the model.
             arena: as ``granules.typed`` returns it.
             make: the device's kernel.
-            base: the model; its ranks fill the same slots at the same time.
+            base: the model, and who has the other parts of it.
             slots: how many adapters there may be.
             pages_max: that the updates of an adapter's layers fill.
         """
@@ -183,8 +183,8 @@ class LoraSlots:
     ) -> None:
         """Replace what a slot holds by an adapter, whose weights are written into ``pages``.
 
-        A step that uses neither the slot nor the pages may be computed meanwhile, unless the file
-        ``needs_group``. ``run`` has the device's part of it done, now or later.
+        A step that uses neither the slot nor the pages may be computed meanwhile. ``run`` has the
+        device's part of it done, now or later. All ranks fill the same slots in the same order.
         """
         started_ns = time.perf_counter_ns()
         # Of an adapter's own modules these tables know nothing, and those may fill any number.
@@ -202,27 +202,21 @@ class LoraSlots:
         self.digests[slot] = digest
         self.times.add(time.perf_counter_ns() - started_ns)
 
-    def has_own(self, host: HostBatch) -> bool:
-        """Whether a step has adapters with more than updates of layers."""
-        return any(self._own[slot] is not None for slot in host.adapter_slots)
+    def form(self, host: HostBatch) -> Form | None:
+        """Return which form of graphs computes a step of decodes; None: none does."""
+        own = self._owned(host)
+        if any(each.norms for each in own):
+            return None
+        return Form.OWN if own else self.kernel.form(host)
 
     def own(self, host: HostBatch, put: Put) -> list[Segment]:
-        """Return the segments of these adapters."""
-        if not self.has_own(host):
-            return []
-        return of_step(self._own, host, put)
+        """Return the segments of a step's adapters that have more than updates of layers."""
+        return of_step(self._own, host, put) if self._owned(host) else []
 
-    @property
-    def has_group(self) -> bool:
-        """Whether there are other ranks."""
-        return self._base.group.size > 1
-
-    def needs_group(self, file: AdapterFile) -> bool:
-        """Whether all ranks must fill at the same time: they add up the lengths of DoRA's rows."""
-        return self.has_group and any(
-            name.endswith(".magnitude")
-            for name in file.keys()  # noqa: SIM118
-        )
+    def _owned(self, host: HostBatch) -> list[Own]:
+        """Return what the adapters of a step have of their own."""
+        found = (self._own[slot] for slot in host.adapter_slots)
+        return [own for own in found if own is not None]
 
     def _modules(
         self,

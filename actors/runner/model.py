@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.actors.runner.affine import Base, BaseSite
+from weft.actors.runner.affine import BaseSite
 from weft.actors.runner.architecture import Architecture
 from weft.actors.runner.lora import DOWN, GATE_UP, OUT, QKV, SITES, LoraUpdate
 from weft.actors.runner.operations import Operations, Plan, Projection
@@ -39,6 +39,7 @@ class Batch:
     update: LoraUpdate  # of adapters
     sampled: Tensor  # [R] int64, indices of the tokens whose logits are wanted
     own: OwnStep | None = None  # what some adapters have beside updates
+    embedded: Tensor | None = None  # [T, hidden] of the tokens, where they are embedded before
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Model:
         self._embedding = self._dense(embedding)
         self._head = self._linear([head], None)
         sites: list[dict[str, BaseSite]] = [{} for _ in range(architecture.layers)]
-        self.base = Base(sites, group)
+        self.sites = sites  # by layer and name
         self._layers = [self._layer(tensors, i, sites[i]) for i in range(architecture.layers)]
         # What comes after each layer: the next one's norm, or the last.
         self._next_norms = [layer.input_norm for layer in self._layers[1:]]
@@ -106,9 +107,19 @@ class Model:
         page_tokens, kv_heads, head_dim].
         """
         own = batch.own
-        normed = self.layers(self.embed(batch.tokens, own), batch, kv, own)
+        part, wanted = self.through(self.embed(batch.tokens, own), batch, kv, own)
+        return self.logits(part, wanted, own)
+
+    def through(
+        self, x: Tensor, batch: Batch, kv: list[tuple[Tensor, Tensor]], norms: Norms | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``head`` of the sampled tokens, and that which it is of: [R, hidden].
+
+        ``x`` is what ``embed`` returns.
+        """
+        normed = self.layers(x, batch, kv, norms)
         wanted = self.operations.take_rows(normed, batch.sampled)
-        return self.logits(self.head(wanted), wanted, own)
+        return self.head(wanted), wanted
 
     def layers(
         self, x: Tensor, batch: Batch, kv: list[tuple[Tensor, Tensor]], norms: Norms | None

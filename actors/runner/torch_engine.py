@@ -12,6 +12,7 @@ import torch
 from weft.actors.runner import architecture as architectures
 from weft.actors.runner import backend as backends
 from weft.actors.runner import warmup, weights
+from weft.actors.runner.affine import Base
 from weft.actors.runner.ahead import Ahead
 from weft.actors.runner.architecture import UnsupportedModel
 from weft.actors.runner.arena import Arena, PageShape, page_shape
@@ -44,6 +45,7 @@ class TorchEngine:
         config: Config,
         report: warmup.Report,
         group: Collectives | None = None,
+        loads: Collectives | None = None,
         backend: Backend | None = None,
         *,
         first_device: int = 0,
@@ -52,10 +54,13 @@ class TorchEngine:
 
         ``group`` is this rank's end of its tensor-parallel group; None: there is no other.
 
+        ``loads`` is that of a second one, which is for the threads that load adapters.
         ``first_device`` is that of rank 0, where there are GPUs.
         ``backend``: what to compute with; None: with the best that the device has.
         """
         self._group = group = group or Alone()
+        self._loads_group = loads or Alone()
+        assert self._loads_group.size == group.size, "ranks load adapters together"
         folder = Path(config.model)
         self._device = device_of(config, first_device + group.rank)
         if self._device.type == "cpu" and config.threads:
@@ -174,7 +179,7 @@ class TorchEngine:
             self._architecture,
             arena.granules(),
             partial(self._backend.lora, limits=limits, compute_dtype=compute_dtype),
-            self._model.base,
+            Base(self._model.sites, self._loads_group),
             slots=self._slots,
             pages_max=self._adapter_pages,
         )

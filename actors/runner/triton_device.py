@@ -113,8 +113,8 @@ class TritonLora:
 
     @property
     def forms(self) -> Sequence[Form]:
-        """Return all."""
-        return tuple(Form)
+        """Return all: a row with several adapters takes another kernel."""
+        return Form.BASE, Form.PLAIN, Form.SUMS
 
     def form(self, host: HostBatch) -> Form:
         """Return which of them a step has."""
@@ -131,7 +131,7 @@ class TritonLora:
         kind = graph or Kind(self._tokens(len(host.tokens)), self.form(host))
         if kind.form is Form.BASE:
             return no_update
-        planner = self._planner(kind.rows, has_sums=kind.form is Form.SUMS)
+        planner = self._planner(kind.rows, has_sums=kind.form >= Form.SUMS)
         field = staging.take(np.int32, planner.bounds.ints)
         counts: Counts = planner.lay_out(
             field.host.view(np.int32),

@@ -21,30 +21,43 @@ _INTERFACE = "lo"
 
 
 class ProcessGroup:
-    """One rank of torch.distributed's default group, of which a process has one at most.
+    """One rank of torch.distributed's default group, or of another of the same ranks.
 
-    Both libraries compute each sum once and hand it to all ranks.
+    A process has one default group at most. Both libraries compute each sum once and hand it to
+    all ranks.
     """
 
-    def __init__(self, peers: Peers, *, rank: int, size: int) -> None:
+    def __init__(
+        self, peers: Peers, *, rank: int, size: int, group: dist.ProcessGroup | None = None
+    ) -> None:
+        """``group``: None is the default one."""
         self.rank = rank
         self.size = size
         self._peers = peers
+        self._group = group
+
+    def on_host(self, timeout_s: float) -> ProcessGroup:
+        """Return a group of the same ranks for tensors of the host, and for another thread.
+
+        All ranks ask for it. ``timeout_s`` bounds how long a rank may keep the others waiting.
+        """
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        return ProcessGroup(self._peers, rank=self.rank, size=self.size, group=group)
 
     def all_reduce(self, x: Tensor) -> None:
         """Replace ``x`` by the sum of every rank's."""
-        self._do(x, lambda: dist.all_reduce(x))
+        self._do(x, lambda: dist.all_reduce(x, group=self._group))
 
     def gather(self, x: Tensor) -> Tensor | None:
         """Return [rows, size * columns] on rank 0, None on the others."""
         x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else None
-        self._do(x, lambda: dist.gather(x, parts, dst=0))
+        self._do(x, lambda: dist.gather(x, parts, dst=0, group=self._group))
         return None if parts is None else torch.cat(parts, dim=1)
 
     def broadcast(self, x: Tensor) -> None:
         """Replace ``x`` by that of rank 0."""
-        self._do(x, lambda: dist.broadcast(x, src=0))
+        self._do(x, lambda: dist.broadcast(x, src=0, group=self._group))
 
     def _do(self, x: Tensor, collective: Callable[[], object]) -> None:
         if x.numel() == 0:  # on every rank

@@ -32,8 +32,6 @@ _PAGE_BYTES = 4096
 # Between two looks at whether another process has come, while all of them are starting.
 _POLL_S = 0.002
 
-_FILE = "collectives"
-
 
 class _Group(ctypes.Structure):
     """As in shared_memory.c."""
@@ -135,13 +133,16 @@ class SharedMemory:
             raise self._peers.late(-lost - 1, self._timeout_s)
 
 
-def join(folder: Path, rank: int, size: int, *, timeout_s: float) -> SharedMemory:
+def join(
+    folder: Path, rank: int, size: int, *, timeout_s: float, name: str = "collectives"
+) -> SharedMemory:
     """Return this rank's end, once all ranks have come to the same private ``folder``.
 
     Leaves nothing there: the file is unlinked as soon as everyone has mapped it. ``timeout_s``
-    bounds how long a rank may keep the others waiting, now and later. Raises ``RankLost``.
+    bounds how long a rank may keep the others waiting, now and later. ``name`` is the group's, for
+    ranks may be in several. Raises ``RankLost``.
     """
-    path = folder / _FILE
+    path = folder / name
     if rank == 0:
         _create(path, _slots_offset(size) + 2 * size * SLOT_BYTES)
     deadline = time.monotonic() + timeout_s

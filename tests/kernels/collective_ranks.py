@@ -28,6 +28,15 @@ def join(kind, folder, rank, size, timeout_s=PATIENCE_S):
     return process_group.join(folder, rank, size, device=device, timeout_s=timeout_s)
 
 
+def second(kind, folder, group):
+    """Another group of the same ranks."""
+    if kind == "shared memory":
+        return shared_memory.join(
+            folder, group.rank, group.size, timeout_s=PATIENCE_S, name="second"
+        )
+    return group.on_host(PATIENCE_S)
+
+
 def in_threads(folder, size, work, **options):
     """What ``work`` returns for each rank's end of a group."""
 
@@ -106,6 +115,16 @@ def main():
     match scenario:
         case "play":
             play(group, seed=5, rounds=300, exact=kind == "shared memory")
+            print("done")
+        case "two":  # groups at once, a thread in each
+            others = second(kind, Path(folder), group)
+            with ThreadPoolExecutor(2) as pool:
+                plays = [
+                    pool.submit(play, each, seed=seed, rounds=200, exact=kind == "shared memory")
+                    for seed, each in enumerate((group, others))
+                ]
+                for each in plays:
+                    each.result()
             print("done")
         case "die":  # rank 1 does, in the middle of it all
             x = torch.ones(1000)

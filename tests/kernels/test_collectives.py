@@ -134,6 +134,12 @@ def test_torch_distributed_does_the_same(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("shared memory", marks=needs_a_compiler), "gloo"])
+def test_ranks_may_be_in_two_groups_with_a_thread_for_each(tmp_path, kind):
+    assert ends(start_processes(kind, tmp_path, 2, "two")) == [(0, "done")] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [pytest.param("shared memory", marks=needs_a_compiler), "gloo"])
 def test_a_rank_that_is_killed_is_noticed_by_all_others_and_named(tmp_path, kind):
     processes = start_processes(kind, tmp_path, 3, "die")
     pid = processes[1].pid

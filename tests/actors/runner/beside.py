@@ -1,6 +1,7 @@
 """A device that works beside the host, played by the host: it does nothing before it must."""
 
 import copy
+import dataclasses
 from collections import deque
 
 import torch
@@ -72,8 +73,9 @@ def call(compute, batch):
 
 def replay(compute, batch):
     """What a graph does: it computes the same memory again, whatever it is given."""
-
     compute(batch)
+    # All graphs have one plan of attention, of which each knows where it lay when it was made.
+    batch = dataclasses.replace(batch, attention=copy.copy(batch.attention))
 
     def again(other):
         for one, two in ((batch.tokens, other.tokens), (batch.sampled, other.sampled)):

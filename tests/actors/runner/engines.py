@@ -41,12 +41,21 @@ def harness_of(model, paths, *, pages=None, backend=None, kind=Harness, **option
 
 
 def save_adapter(
-    folder, model, digest, *, modules=MODULES, rank=8, size=0.4, vector=None, own_tokens=None
+    folder,
+    model,
+    digest,
+    *,
+    modules=MODULES,
+    rank=8,
+    size=0.4,
+    vector=None,
+    own_tokens=None,
+    own_norms=False,
 ):
     """Write a file as the adapter store does, of random weights; returns its path.
 
     ``vector``: "bias" or "magnitude", which every module has then. ``own_tokens``: of which it has
-    rows of the embedding and the head, both of which it updates, too, beside all norms.
+    rows of the embedding and the head, both of which it updates, too.
     """
     shapes = architecture.read(model)
     generator = torch.Generator().manual_seed(sum(digest.encode()))
@@ -65,13 +74,15 @@ def save_adapter(
     if own_tokens is not None:
         tensors |= _own(shapes, rank, own_tokens, generator)
         scales |= {"embed_tokens": 0.5, "lm_head": 0.5}
+    if own_norms:
+        tensors |= _norms(shapes, generator)
     path = folder / f"{digest}.safetensors"
     save_file(tensors, path, metadata={"digest": digest, "scales": json.dumps(scales)})
     return str(path)
 
 
 def _own(shapes, rank, tokens, generator):
-    """Tensors of an adapter that changes all but linear layers."""
+    """Tensors of an embedding and a head."""
 
     def random(*shape):
         return torch.randn(shape, generator=generator) * 0.3
@@ -81,17 +92,23 @@ def _own(shapes, rank, tokens, generator):
         "embed_tokens.B": random(shapes.hidden, rank),
         "lm_head.A": random(rank, shapes.hidden),
         "lm_head.B": random(shapes.vocabulary, rank),
-        "norm": 1 + random(shapes.hidden),
     }
     for module in ("embed_tokens", "lm_head"):
         found[f"{module}.ids"] = torch.tensor(tokens, dtype=torch.int32)
         found[f"{module}.rows"] = random(len(tokens), shapes.hidden)
-    for layer in range(shapes.layers):
-        norms = {"input_layernorm": shapes.hidden, "post_attention_layernorm": shapes.hidden}
-        if shapes.qk_norm:
-            norms |= {"self_attn.q_norm": shapes.head_dim, "self_attn.k_norm": shapes.head_dim}
-        found |= {f"layers.{layer}.{name}": 1 + random(size) for name, size in norms.items()}
     return found
+
+
+def _norms(shapes, generator):
+    """All norms of a model, as tensors."""
+    sizes = {"norm": shapes.hidden}
+    for layer in range(shapes.layers):
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            sizes[f"layers.{layer}.{name}"] = shapes.hidden
+        if shapes.qk_norm:
+            for name in ("q_norm", "k_norm"):
+                sizes[f"layers.{layer}.self_attn.{name}"] = shapes.head_dim
+    return {name: 1 + torch.randn(size, generator=generator) * 0.3 for name, size in sizes.items()}
 
 
 def save_several(folder, model, kinds):

@@ -19,8 +19,11 @@ class Ranks:
         self._pool = ThreadPoolExecutor(size)
 
         def start(rank):
-            group = shared_memory.join(Path(place), rank, size, timeout_s=TIMEOUT_S)
-            return TorchEngine(config, lambda share, what: None, group, backend and backend())
+            groups = [
+                shared_memory.join(Path(place), rank, size, timeout_s=TIMEOUT_S, name=name)
+                for name in ("steps", "loads")
+            ]
+            return TorchEngine(config, lambda share, what: None, *groups, backend and backend())
 
         with tempfile.TemporaryDirectory() as place:
             self.engines = list(self._pool.map(start, range(size)))

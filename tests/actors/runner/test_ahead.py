@@ -266,14 +266,42 @@ def test_the_largest_steps_hold_as_many_tokens_and_rows_as_any(model, rows):
 def test_a_gpus_kernels_in_graphs_give_the_tokens_of_a_cpus(tmp_path, name):
     pytest.importorskip("triton")
     save_model(tmp_path, name)
-    paths = save_several(tmp_path, tmp_path, {"wide": {"rank": 20}, "narrow": {"rank": 3}})
+    kinds = {"wide": {"rank": 20}, "narrow": {"rank": 3}, "own": {"own_tokens": [7, 160]}}
+    paths = save_several(tmp_path, tmp_path, kinds)
     options = {"max_num_seqs": 6, "max_num_batched_tokens": 32, "max_lora_rank": 32}
-    adapters = ["wide", None, {"wide": 0.5, "narrow": 1.0}, "narrow"]
-    requests = {"count": 6, "adapters": adapters, "max_tokens": 6}
+    adapters = ["wide", None, {"wide": 0.5, "narrow": 1.0}, "own", "narrow"]
+    requests = {"count": 5, "adapters": adapters, "max_tokens": 7}
     expected = served(harness_of(tmp_path, paths, **options), **requests)
-    ahead, kinds = ahead_of(tmp_path, paths, backend=interpreted, **options), set()
-    graphs = ahead.engine._executor.graphs
-    run = graphs.run
-    graphs.run = lambda kind, batch: kinds.add(kind and kind.form) or run(kind, batch)
+    ahead = ahead_of(tmp_path, paths, backend=interpreted, **options)
+    noted = noting_kinds(ahead)
     assert served(ahead, **requests) == expected
-    assert kinds == {None, *Form}
+    assert noted == {None, *Form}
+
+
+@pytest.mark.parametrize("record", [call, None], ids=["graphs", "eager"])
+def test_rows_with_modules_of_their_own_get_the_tokens_of_steps_that_wait(model, tmp_path, record):
+    kinds = {
+        "rows": {"rank": 5, "own_tokens": [3, 90, *range(160, 170)]},
+        "norms": {"own_norms": True},
+        "plain": {},
+    }
+    paths = save_several(tmp_path, model, kinds)
+    requests = {"count": 16, "adapters": [{"rows": 1.0, "plain": -0.5}, None, "rows", "norms"]}
+    expected = served(harness_of(model, paths), **requests)
+    ahead = ahead_of(model, paths, backend=lambda: on_host(record))
+    noted = noting_kinds(ahead)
+    assert served(ahead, **requests) == expected
+    assert (Form.OWN in noted) == (record is not None)
+
+
+def noting_kinds(harness):
+    """The forms of graphs by which steps are computed from now on; None: by none."""
+    graphs, noted = harness.engine._executor.graphs, set()
+    run = graphs.run
+
+    def noting(kind, batch):
+        noted.add(kind and kind.form)
+        return run(kind, batch)
+
+    graphs.run = noting
+    return noted

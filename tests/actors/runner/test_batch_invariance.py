@@ -21,7 +21,7 @@ KINDS = {
     A: {"rank": 5, "vector": "magnitude"},
     B: {"rank": 8, "vector": "bias"},
     C: {"rank": 64},
-    OWN: {"rank": 3, "own_tokens": [5, 160, 161]},
+    OWN: {"rank": 3, "own_tokens": [5, 160, 161], "own_norms": True},
 }
 USED = {"base": None, "a": A, "b": B, "c": C, "sum": {C: -0.5, B: 1.0}, "own": OWN}
 PROMPT = [random.Random(1).randrange(160) for _ in range(45)]

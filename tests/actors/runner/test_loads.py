@@ -17,23 +17,13 @@ class HeldSlots:
     def __init__(self):
         self.may = threading.Event()
         self.filled = []
-        self.filling = []  # names of threads
         self.cores = []
-        self.in_group = set()  # digests
         self.error = None
-
-    @property
-    def has_group(self):
-        return bool(self.in_group)
-
-    def needs_group(self, file):
-        return file.metadata()["digest"] in self.in_group
 
     def fill(self, slot, digest, file, pages):
         assert self.may.wait(60)
         if self.error:
             raise self.error
-        self.filling.append(threading.current_thread().name)
         torch.ones(1 << 17).exp()
         self.cores.append(torch.get_num_threads())
         self.filled.append((slot, digest, file.metadata()["digest"], list(pages)))
@@ -88,14 +78,13 @@ def test_copying_takes_one_core_and_computing_keeps_its_own(slots, load):
         torch.set_num_threads(before)
 
 
-def test_what_all_ranks_do_together_is_done_at_once_and_in_order(slots, load):
+def test_adapters_are_copied_in_the_order_of_their_steps_on_every_rank(slots, load):
     loads = Loads(slots)
-    slots.in_group = {"x2"}
+    for slot in (3, 1, 2):
+        loads.begin(load(slot, [slot]))
     slots.may.set()
-    loads.begin(load(1, [4]))
-    loads.begin(load(2, [5]))
-    assert [slot for slot, *_ in slots.filled] == [1, 2]
-    assert slots.filling[1] == threading.current_thread().name != slots.filling[0]
+    loads.wait([2])
+    assert [slot for slot, *_ in slots.filled] == [3, 1, 2]
 
 
 @pytest.mark.parametrize(

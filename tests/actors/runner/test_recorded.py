@@ -15,7 +15,7 @@ PLAIN, SCALED, OWN = "a" * 64, "b" * 64, "c" * 64
 KINDS = {
     PLAIN: {"rank": 5},
     SCALED: {"rank": 16, "vector": "magnitude"},
-    OWN: {"rank": 9, "own_tokens": [3, 90, *ADDED]},
+    OWN: {"rank": 9, "own_tokens": [3, 90, *ADDED], "own_norms": True},
 }
 SUM = {PLAIN: -0.5, SCALED: 1.0}
 ADAPTERS = [None, PLAIN, OWN, SCALED, SUM, {SCALED: 0.25, OWN: 1.5, PLAIN: 1.0}]

@@ -13,7 +13,7 @@ from tests.checkpoints import SMALL, random_model, save_model
 from weft.actors.runner import architecture, weights
 from weft.kernels.collectives import shared_memory
 from weft.runtime.config import ConfigError
-from weft.runtime.messages import AdapterLoad, Step
+from weft.runtime.messages import AdapterLoad, Chunk, Join, Step
 
 pytestmark = pytest.mark.skipif(shared_memory.library() is None, reason="there is no C compiler")
 
@@ -164,6 +164,26 @@ def test_no_rank_answers_a_step_that_loads_before_all_have_read_the_files(model,
     assert first.is_alive()
     engines[1].execute(step)
     first.join()
+
+
+def test_what_ranks_add_up_of_an_adapter_holds_up_no_step_without_it(model, tmp_path):
+    """DoRA needs the lengths of whole rows, of which each rank has a part."""
+    paths = save_several(tmp_path, model, {"dora": {"rank": 6, "vector": "magnitude"}})
+    load = AdapterLoad(0, "dora", paths["dora"], list(range(40, 80)))
+    join = Join(1, [(0, 1.0)], 0, [30, 31], GREEDY, 0, 3, None)
+
+    def answers(engine, copy):
+        prefill(engine, [[1]])
+        without = [engine.execute(step).tokens for step in (Step(1, loads=[load]), Step(2))]
+        copy()
+        user = Step(3, joins=[join], chunks=[Chunk(1, 0, [4, 5, 6], True)])
+        return without, engine.execute(user).tokens
+
+    pair, may = engine_of(model, tensor_parallel_size=2, **MEMORY), threading.Event()
+    slots = pair.engines[1]._lora
+    fill = slots.fill
+    slots.fill = lambda *adapter: may.wait(60) and fill(*adapter)
+    assert answers(pair, may.set) == answers(engine_of(model, **MEMORY), lambda: None)
 
 
 def test_the_memory_for_pages_is_divided_among_the_ranks(model):
