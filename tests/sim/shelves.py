@@ -185,7 +185,7 @@ class Shelves:
 
     def _assert_nothing_is_left(self, wanted):
         """Assert that of our contents nothing is anywhere but of those that are wanted."""
-        assert len(self.flow.store._leaving) == 0
+        assert len(self.flow.store._naming.leaving) == 0
         ours = set(self.digests.values())
         assert self._in_host_memory() & ours <= wanted
         for scheduler in self.flow.schedulers.values():
