@@ -152,6 +152,7 @@ class AdapterStore:
         self._take_loaded()
         while self._grant() or self._take_loaded():
             pass
+        self._memory.shrink()
         self._outbox.add(self._device_pins.due(list(self._registry.on_device())))
         room = {role: turn.room(role) for role in ("tokenizer", *self._schedulers)}
         sends = []

@@ -94,13 +94,13 @@ class HostCache:
         """Let an adapter go after all others; return those that it takes the place of."""
         self._kept.discard(digest)
         self._spared.add(digest)
-        return self._shrink()
+        return self.shrink()
 
     def let_go(self, digest: str) -> list[Resident]:
         """Neither keep nor spare an adapter; return those that it takes the place of."""
         self._kept.discard(digest)
         self._spared.discard(digest)
-        return self._shrink()
+        return self.shrink()
 
     def drop(self, digest: str) -> Resident | None:
         """Remove an adapter that nobody has pinned, kept or not, and return it if it was there.
@@ -131,14 +131,14 @@ class HostCache:
             pins[holder] -= 1
             self._clear(digest, pins)
             self._touch(digest)
-        return self._shrink()
+        return self.shrink()
 
     def unpin_all(self, holder: str) -> list[Resident]:
         """Take away every pin of a holder that is gone; return those that should have gone."""
         for digest, pins in list(self._pins.items()):
             del pins[holder]
             self._clear(digest, pins)
-        return self._shrink()
+        return self.shrink()
 
     def reserve(
         self, digest: str, size_bytes: int, wanted: Container[str] = ()
@@ -155,7 +155,7 @@ class HostCache:
             return None
         self._reserved[digest] = size_bytes
         self._bytes += size_bytes
-        return self._shrink(wanted)
+        return self.shrink(wanted)
 
     def is_awaited(self, digest: str) -> bool:
         """Whether there is a reservation for an adapter."""
@@ -173,6 +173,21 @@ class HostCache:
         self.give_up(resident.digest)
         self._residents[resident.digest] = resident
         self._bytes += resident.size_bytes
+
+    def shrink(self, wanted: Container[str] = ()) -> list[Resident]:
+        """Return those that must go: as many as are too many, ``wanted`` ones last.
+
+        To be called when those that have come are pinned for whoever waited for them. What had a
+        place because it was to be kept may have lost it on its way.
+        """
+        gone: list[Resident] = []
+        if self._is_over:
+            for digest in self._evictable(wanted):
+                gone.append(self._remove(digest))
+                self.evictions += 1
+                if not self._is_over:
+                    break
+        return gone
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -213,16 +228,6 @@ class HostCache:
         last = [d for d in free if d in self._spared or d in wanted]
         yield from (digest for digest in free if digest not in last)
         yield from last
-
-    def _shrink(self, wanted: Container[str] = ()) -> list[Resident]:
-        gone: list[Resident] = []
-        if self._is_over:
-            for digest in self._evictable(wanted):
-                gone.append(self._remove(digest))
-                self.evictions += 1
-                if not self._is_over:
-                    break
-        return gone
 
     def _remove(self, digest: str) -> Resident:
         resident = self._residents.pop(digest)

@@ -14,12 +14,17 @@ class DevicePins:
 
     def __init__(self) -> None:
         self._rooms: dict[str, DeviceRoom] = {}  # by the scheduler's role
-        self._told: dict[str, list[str]] = {}  # digests, by the scheduler's role
+        # Digests, by the scheduler's role; None: it may have been told something that did not hold
+        # any more when it had new runners.
+        self._told: dict[str, list[str] | None] = {}
 
     def hear(self, scheduler: str, room: DeviceRoom) -> None:
-        """Take in what a scheduler has room for; it keeps nothing yet."""
+        """Take in what a scheduler has room for, at its start and whenever its runners are new.
+
+        What it was told before may still be on its way to it, so it is told once more.
+        """
+        self._told[scheduler] = None if scheduler in self._rooms else []
         self._rooms[scheduler] = room
-        self._told[scheduler] = []
 
     def forget(self, scheduler: str) -> None:
         """Tell nothing to a scheduler that is gone."""

@@ -83,6 +83,13 @@ class HostMemory:
         """Let an adapter be evicted again, or whoever has to go in its stead."""
         self._remove(self.cache.let_go(digest))
 
+    def shrink(self) -> None:
+        """Let go of what has come and has no place any more, or of whoever has to go in its stead.
+
+        To be called once what has come is pinned for those who waited for it.
+        """
+        self._remove(self.cache.shrink())
+
     def drop(self, digest: str) -> None:
         """Remove an adapter and its file; nobody may have pinned it."""
         resident = self.cache.drop(digest)

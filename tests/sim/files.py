@@ -100,6 +100,7 @@ class DirectLoader:
                 if isinstance(loaded.result, Content) and loaded.result.file is not None:
                     self._files.remove(loaded.result.file)
                 self._done[self._done.index(loaded)] = Loaded(ticket, GivenUp())
+                self._due_ns[ticket] = self._clock()
                 return True
         return False
 

@@ -16,7 +16,7 @@ from weft.actors.scheduler.actor import Scheduler
 from weft.actors.tokenizer.actor import TokenizerManager
 from weft.runtime.config import Config
 from weft.runtime.replicas import replica_of
-from weft.runtime.simulate import World
+from weft.runtime.simulate import FAIR, World
 from weft.runtime.topology import CLIENT, with_runners
 
 # Their ranks, and so how many granules they take: from 2 to 16.
@@ -28,6 +28,7 @@ INVOKED_BY = {"act0": " fox jumps", "act1": "x"}
 
 # What is on its way when nobody has anything left to do has arrived by then.
 SETTLE_NS = 100_000_000
+SETTLE_FRAMES = 10  # one behind the other
 
 # The slowest client has read by then what has arrived.
 SLOW_TURN_NS = 1_000_000_000
@@ -46,7 +47,7 @@ class Flow:
 
     def __init__(
         self, seed, model, folder, *, pages=96, page_granules=2, window_max=None, ranks=1,
-        replicas=1, lora_ranks=RANKS, **options,
+        replicas=1, lora_ranks=RANKS, conditions=FAIR, **options,
     ):  # fmt: skip
         """``model`` is the TextModel of ``folder``; ``window_max`` narrows every link.
 
@@ -82,7 +83,8 @@ class Flow:
         folders["/broken"] = adapter_folder(8, use_qalora=True)
         self.files = MemoryFiles(folders)
         self._topology = _narrowed(with_runners(ranks, replicas=replicas), window_max)
-        self.world = World(seed, topology=self._topology)
+        self.world = World(seed, topology=self._topology, conditions=conditions)
+        self._settle_ns = max(SETTLE_NS, SETTLE_FRAMES * conditions.latency_ns[1])
         self.clients = {}  # that are there
         self.left = {}  # that have left
         self.renderer = DirectRenderer()
@@ -166,7 +168,7 @@ class Flow:
     def run(self, *, limit_s=600.0):
         """Until every client that is there has all its answers and nobody has anything to do."""
         self.wait(self._is_over, limit_s=limit_s)
-        settled_ns = self.world.now_ns + SETTLE_NS
+        settled_ns = self.world.now_ns + self._settle_ns
         self.wait(lambda: self.world.now_ns >= settled_ns and self._is_over(), limit_s=limit_s)
         self.world.check()
 

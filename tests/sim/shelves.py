@@ -157,12 +157,8 @@ class Shelves:
             walker.say(ListAdapters(label))
         elif kind != "wait" and name not in self.changing:
             self._change(walker, kind, name, label)
-        if self._is_deadly and rng.random() < DEATHS:
-            group = rng.choice(list(self.flow.groups.values()))
-            group.kills.append((0, rng.randrange(len(group.roles))))
-        until = self.flow.world.now_ns + rng.choice((0, 100_000, 3_000_000, 20_000_000))
-        self.flow.wait(lambda: self.flow.world.now_ns >= until)
-        self.flow.world.check()
+        self._kill_somebody()
+        self._pass_time((0, 100_000, 3_000_000, 20_000_000))
         self._look()
         self._look_at_host_memory()
 
@@ -180,22 +176,37 @@ class Shelves:
         assert {e.name: e.digest for e in registry if e.name in NAMES} == {
             name: digest for name, digest in self.means.items() if digest
         }
-        assert len(self.flow.store._naming.leaving) == 0
-        ours = set(self.digests.values())
-        composers = [scheduler._composer for scheduler in self.flow.schedulers.values()]
-        on_device = {digest for composer in composers for digest in composer.slots.resident} & ours
-        in_host = {path.split("/")[-1].split(".")[0] for path in self.flow.files.written} & ours
-        cached = {each for composer in composers for each in composer.cache._branches} & ours
-        assert on_device <= wanted
-        assert in_host <= wanted
-        assert cached <= wanted
+        self._assert_nothing_is_left(wanted)
         assert {name for name in NAMES if registry.is_pinned(name)} == self.pinned
         to_stay = {self.means[name] for name in self.on_device}
-        for composer in composers:
-            slots = composer.slots
+        for scheduler in self.flow.schedulers.values():
+            slots = scheduler._composer.slots
             assert to_stay == {digest for digest in slots.resident if slots.is_held(digest)}
 
+    def _assert_nothing_is_left(self, wanted):
+        """Assert that of our contents nothing is anywhere but of those that are wanted."""
+        assert len(self.flow.store._naming.leaving) == 0
+        ours = set(self.digests.values())
+        assert self._in_host_memory() & ours <= wanted
+        for scheduler in self.flow.schedulers.values():
+            assert scheduler._composer.slots.resident & ours <= wanted
+            assert scheduler._composer.cache._branches.keys() & ours <= wanted
+
+    def _in_host_memory(self):
+        return {path.split("/")[-1].split(".")[0] for path in self.flow.files.written}
+
     # ---- what is done ---------------------------------------------------------------------------
+
+    def _kill_somebody(self):
+        """Let a runner die now and then."""
+        if self._is_deadly and self.rng.random() < DEATHS:
+            group = self.rng.choice(list(self.flow.groups.values()))
+            group.kills.append((0, self.rng.randrange(len(group.roles))))
+
+    def _pass_time(self, times_ns):
+        until = self.flow.world.now_ns + self.rng.choice(times_ns)
+        self.flow.wait(lambda: self.flow.world.now_ns >= until)
+        self.flow.world.check()
 
     def _request(self, walker, name, label):
         sampling = Sampling(max_tokens=self.rng.choice((1, 4, 12)), seed=self.rng.randrange(3))

@@ -7,6 +7,7 @@ import pytest
 from tests.sim.shelves import CONTENTS, NAMES, Shelves
 from weft.actors.adapters.actor import AdapterStore
 from weft.actors.adapters.leaving import Leaving
+from weft.actors.adapters.naming import Naming
 from weft.actors.router.ledger import Ledger
 from weft.runtime.messages import Acquire, Release, Retire, Sampling, Submit, UnloadAdapter
 
@@ -138,19 +139,20 @@ def an_unload_is_answered_before_the_last_request_ends(monkeypatch):
 
 def what_comes_is_kept_only_once_its_predecessor_has_left(monkeypatch):
     """So what leaves may take the place of what has just come, though it is pinned."""
-    register, keep_or_not = AdapterStore._register, AdapterStore._keep_or_not
+    name, keep_or_not = Naming.name, Naming._keep_or_not
 
-    def hesitant(self, reading, adapter, *, pinned=None):
+    def hesitant(self, called, content, **options):
         with monkeypatch.context() as patch:
             patch.setattr(
-                AdapterStore,
+                Naming,
                 "_keep_or_not",
-                lambda self, digest: digest == adapter.digest or keep_or_not(self, digest),
+                lambda self, digest: digest == content.digest or keep_or_not(self, digest),
             )
-            register(self, reading, adapter, pinned=pinned)
-        self._keep_or_not(adapter.digest)
+            unloads = name(self, called, content, **options)
+        self._keep_or_not(content.digest)
+        return unloads
 
-    monkeypatch.setattr(AdapterStore, "_register", hesitant)
+    monkeypatch.setattr(Naming, "name", hesitant)
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,21 @@ def test_who_is_no_longer_kept_while_everybody_is_in_use_goes_when_it_can():
     assert [victim.digest for victim in cache.unpin("a", ONE)] == ["a"]
 
 
+def test_who_is_no_longer_kept_when_it_comes_goes_unless_somebody_pins_it():
+    for is_pinned in (False, True):
+        cache = entries(1)
+        put(cache, "a")
+        cache.pin("a", ONE)
+        cache.keep("b")
+        assert cache.reserve("b", 10) == []
+        assert cache.spare("b") == []  # it is still on its way
+        cache.add(resident("b"))
+        if is_pinned:
+            cache.pin("b", OTHER)
+        assert [victim.digest for victim in cache.shrink()] == ([] if is_pinned else ["b"])
+        cache.check()
+
+
 @pytest.mark.parametrize("policy", ["lru", "fifo"])
 def test_who_is_about_to_be_asked_for_goes_after_the_others(policy):
     cache = room(30, policy)

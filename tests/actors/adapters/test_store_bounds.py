@@ -144,6 +144,16 @@ def test_the_device_keeps_what_a_name_means_now_and_nothing_that_has_no_name(pin
     assert told(shelf, names) == [set()]
 
 
+def test_what_a_scheduler_had_not_heard_when_its_runners_were_new_is_taken_back(pins):
+    shelf, names = pins
+    shelf.hear(DeviceRoom(3, 3, 2))
+    pin_to_device(shelf, "a")
+    assert told(shelf, names) == [{"a"}]
+    shelf.hear(DeviceRoom(3, 3, 2))  # sent before that had come
+    shelf.hear(AdapterRequest("client", UnloadAdapter("l", "a")))
+    assert told(shelf, names) == [set()]
+
+
 def test_a_scheduler_that_comes_back_is_told_again(pins):
     shelf, names = pins
     shelf.hear(DeviceRoom(3, 3, 2))
