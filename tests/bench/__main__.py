@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from tests.bench import (
+    accuracy,
     kernels,
     latency,
     log_lines,
@@ -91,10 +92,19 @@ def _tables(section, options):
                 log_lines.run(load, rounds=rounds, threads=threads),
             )
         case "kernels":
-            for shape in options.shapes:
+            for shape in options.layers:
                 yield (
                     f"The projections of a layer, {shape}: best of {rounds} rounds",
-                    kernels.linear_table(shape, rounds=rounds, threads=threads),
+                    kernels.linear_table(
+                        shape, weights=options.weights, rounds=rounds, threads=threads
+                    ),
+                )
+        case "accuracy":
+            for large in accuracy.LARGE:
+                yield (
+                    "The demonstration with rounded linear layers; "
+                    f"{accuracy.LARGE_CHANNELS} channels {large} times as large",
+                    accuracy.run(large=large, threads=threads),
                 )
         case "pool":
             yield from pool.tables()
