@@ -9,16 +9,17 @@ from torch import nn
 from transformers import Qwen2ForCausalLM
 
 from configs.demo.training.chat import question
-from configs.demo.training.evaluate import greedy_answers
+from configs.demo.training.evaluate import ANSWER_TOKENS_MAX
 from configs.demo.training.examples import held_out_examples
 from configs.demo.training.tasks import TASKS
 from configs.demo.training.tokenizer import load_tokenizer
 from configs.demo.training.train import DEMO_FOLDER, SEED
+from tests.bench.serving import complete, serve
 from tests.bench.table import markdown
 from weft.kernels.int8_linear import cpu, reference
 from weft.kernels.int8_linear.reference import round_weight
 
-# Of each task: those that are answered, and those of them whose right answers are predicted.
+# Of each task: those that are answered, and those whose right answers are predicted.
 PROMPTS, PREDICTED = 200, 60
 # Of what norms and inner layers give, so many channels are made so many times as large.
 LARGE_CHANNELS, LARGE = 3, (1, 30)
@@ -31,25 +32,43 @@ def run(*, large, threads):
     weights for them so much smaller: in exact numbers all stays as it was.
     """
     torch.set_num_threads(threads)
-    sets = {task.name: held_out_examples(task, PROMPTS, SEED) for task in TASKS}
+    sets = {task.name: held_out_examples(task, PREDICTED, SEED) for task in TASKS}
     tokenizer = load_tokenizer(DEMO_FOLDER / "model")
-    tokenizer.padding_side = "left"
     rows = []
     for name, examples in sets.items():
-        texts = [question(each.prompt) + each.answer for each in examples[:PREDICTED]]
+        texts = [question(each.prompt) + each.answer for each in examples]
         tokens = [tokenizer(text, return_token_type_ids=False).input_ids for text in texts]
         exact = None
         for kind, make in KINDS.items():
             model = _model(name, make, large)
             predicted = _predicted(model, tokens)
             exact = predicted if exact is None else exact
-            answers = greedy_answers(model, tokenizer, [each.prompt for each in examples])
-            right = [a == e.answer for a, e in zip(answers, examples, strict=True)]
-            rows.append((f"{name}, {kind}", *_compared(tokens, predicted, exact), _share(right)))
-    header = (
-        "adapter, linear layers", "perplexity", "divergence", "same next token", "right answers"
-    )  # fmt: skip
-    return markdown(header, rows)
+            rows.append((f"{name}, {kind}", *_compared(tokens, predicted, exact)))
+    return markdown(("adapter, linear layers", "perplexity", "divergence", "same token"), rows)
+
+
+def answers(*, threads):
+    """Return a row for each task: how many held-out prompts weft answers right, in one batch."""
+    sets = {task.name: held_out_examples(task, PROMPTS, SEED) for task in TASKS}
+    asked = [(name, question(each.prompt)) for name in sets for each in sets[name]]
+    folders = {name: DEMO_FOLDER / "adapters" / name for name in sets}
+    told = {}
+    for quantization in ("none", "int8"):
+        options = {"threads": threads, "quantization": quantization}
+        with serve(DEMO_FOLDER / "model", folders, **options) as server:
+            told[quantization] = iter(complete(server, asked, tokens=ANSWER_TOKENS_MAX))
+    rows = []
+    for name, examples in sets.items():
+        floats, rounded = ([next(told[how]) for _ in examples] for how in ("none", "int8"))
+        expected = [each.answer for each in examples]
+        rows.append(
+            (name, _equal(floats, expected), _equal(rounded, expected), _equal(rounded, floats))
+        )
+    return markdown(("adapter", "floats right", "int8 right", "same text"), rows)
+
+
+def _equal(texts, others):
+    return _share([one == other for one, other in zip(texts, others, strict=True)])
 
 
 class _WeightsRounded:
@@ -99,8 +118,7 @@ def _model(adapter, make, large):
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.Linear) and "lora_" not in name:
                 model.set_submodule(name, _Rounded(module, make))
-    # What evaluate.py takes is the base; adapters stay beside its layers.
-    return base.eval()
+    return model.eval()
 
 
 @torch.no_grad()
