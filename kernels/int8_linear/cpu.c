@@ -99,6 +99,38 @@ INLINE ivec larger(ivec a, ivec b)
 #endif
 }
 
+/* Each lane beside the one whose number differs in one bit. */
+#if WIDTH == 16
+#define ACROSS(x, bit)                                                                             \
+    __builtin_shufflevector(                                                                       \
+        x, x, 0 ^ bit, 1 ^ bit, 2 ^ bit, 3 ^ bit, 4 ^ bit, 5 ^ bit, 6 ^ bit, 7 ^ bit, 8 ^ bit,     \
+        9 ^ bit, 10 ^ bit, 11 ^ bit, 12 ^ bit, 13 ^ bit, 14 ^ bit, 15 ^ bit)
+#else
+#define ACROSS(x, bit)                                                                             \
+    __builtin_shufflevector(                                                                       \
+        x, x, 0 ^ bit, 1 ^ bit, 2 ^ bit, 3 ^ bit, 4 ^ bit, 5 ^ bit, 6 ^ bit, 7 ^ bit)
+#endif
+
+INLINE int32_t largest_lane(ivec x)
+{
+#if WIDTH == 16
+    x = larger(x, ACROSS(x, 8));
+#endif
+    x = larger(x, ACROSS(x, 4));
+    x = larger(x, ACROSS(x, 2));
+    return larger(x, ACROSS(x, 1))[0];
+}
+
+INLINE int32_t sum_of_lanes(ivec x)
+{
+#if WIDTH == 16
+    x += ACROSS(x, 8);
+#endif
+    x += ACROSS(x, 4);
+    x += ACROSS(x, 2);
+    return (x + ACROSS(x, 1))[0];
+}
+
 /* ``sums`` and the products of STEP values of a row of x with those of each of WIDTH rows of W. */
 INLINE ivec dot(ivec sums, const char *w, const value *x)
 {
@@ -127,9 +159,7 @@ INLINE void round_group(const float *x, float *scale, int32_t *start, value *val
     ivec most = {0};
     UNROLLED for (int i = 0; i < GROUP; i += WIDTH)
         most = larger(most, (ivec)load(x + i) & INT32_MAX); /* what is no number is the largest */
-    union { int32_t bits; float magnitude; } top = {0};
-    for (int lane = 0; lane < WIDTH; lane++)
-        top.bits = most[lane] > top.bits ? most[lane] : top.bits;
+    const union { int32_t bits; float magnitude; } top = {largest_lane(most)};
     const int is_finite = top.magnitude - top.magnitude == 0;
     const int is_any = is_finite && top.magnitude >= least;
     const float inverse = is_any ? MOST / top.magnitude : 0.0f;
@@ -142,10 +172,7 @@ INLINE void round_group(const float *x, float *scale, int32_t *start, value *val
         *(some *)(values + i) = __builtin_convertvector(whole, some);
         sums += whole;
     }
-    int32_t sum = 0;
-    for (int lane = 0; lane < WIDTH; lane++)
-        sum += sums[lane];
-    *start = -OFFSET * sum;
+    *start = -OFFSET * sum_of_lanes(sums);
 }
 
 void weft_int8_round(team *t, const rounding *r, int64_t rows)

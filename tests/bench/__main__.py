@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from tests.bench import (
+    accuracy,
     kernels,
     latency,
     log_lines,
@@ -66,21 +67,7 @@ def _tables(section, options):
                     latency.run(shape, threads=threads),
                 )
         case "steps":
-            yield "The scheduler's part of a steady decode step", steps.scheduler_table()
-            yield (
-                f"A decode step of {steps.BACKLOG_ROWS} rows while others wait that cannot start, "
-                "microseconds by scheduling_policy",
-                steps.backlog_table(),
-            )
-            yield (
-                "A step of the running demonstration: what is not the model's computing",
-                steps.share_table(threads=threads),
-            )
-            yield (
-                f"A decode step of {mixed.ROWS} rows of the demonstration by what one of them has: "
-                f"median of {rounds} rounds",
-                mixed.run(rounds=rounds, threads=threads),
-            )
+            yield from _steps(options)
         case "ranks":
             yield (
                 f"Microseconds of one all-reduce, float32 [rows, {ranks.HIDDEN}]: best (median)",
@@ -97,11 +84,9 @@ def _tables(section, options):
                 log_lines.run(load, rounds=rounds, threads=threads),
             )
         case "kernels":
-            for shape in options.shapes:
-                yield (
-                    f"The projections of a layer, {shape}: best of {rounds} rounds",
-                    kernels.linear_table(shape, rounds=rounds, threads=threads),
-                )
+            yield from _kernels(options)
+        case "accuracy":
+            yield from _accuracy(options)
         case "pool":
             yield from pool.tables()
         case "replicas":
@@ -124,23 +109,54 @@ def _tables(section, options):
                 tenants.run(threads=threads, rounds=rounds),
             )
         case "recovery":
-            for shape in options.shapes:
-                yield (
-                    f"Seconds after kill -9 of a runner amid {recovery.STREAMS} streams, {shape}: "
-                    f"median of {rounds}",
-                    recovery.run(shape, rounds=rounds, threads=threads),
-                )
-                yield (
-                    f"Seconds, kill -9 of one of two replicas amid {recovery.STREAMS} streams, "
-                    f"{shape}: median of {rounds}",
-                    recovery.run_replicas(shape, rounds=rounds, threads=threads),
-                )
+            yield from _recovery(options)
         case "peers":
             yield from _peers(options, load, what)
         case "lora":
             yield from _lora(options)
         case "decode":
             yield from _decode(options)
+
+
+def _steps(options):
+    yield "The scheduler's part of a steady decode step", steps.scheduler_table()
+    yield (
+        f"A decode step of {steps.BACKLOG_ROWS} rows while others wait that cannot start, "
+        "microseconds by scheduling_policy",
+        steps.backlog_table(),
+    )
+    yield (
+        "A step of the running demonstration: what is not the model's computing",
+        steps.share_table(threads=options.threads),
+    )
+    yield (
+        f"A decode step of {mixed.ROWS} rows of the demonstration by what one of them has: "
+        f"median of {options.rounds} rounds",
+        mixed.run(rounds=options.rounds, threads=options.threads),
+    )
+
+
+def _kernels(options):
+    for shape in options.layers:
+        yield (
+            f"The projections of a layer, {shape}: best of {options.rounds} rounds",
+            kernels.linear_table(
+                shape, weights=options.weights, rounds=options.rounds, threads=options.threads
+            ),
+        )
+
+
+def _accuracy(options):
+    for large in accuracy.LARGE:
+        yield (
+            f"The demonstration with rounded linear layers, {accuracy.LARGE_CHANNELS} channels "
+            f"{large} times as large",
+            accuracy.run(large=large, threads=options.threads),
+        )
+    yield (
+        f"{accuracy.PROMPTS} held-out prompts of each task, all at once",
+        accuracy.answers(threads=options.threads),
+    )
 
 
 def _adapters(options):
@@ -153,6 +169,21 @@ def _adapters(options):
         yield (
             f"Cold adapters, {name}: milliseconds beside {cold.STREAMS} streams",
             cold.run(name, rounds=rounds, threads=threads),
+        )
+
+
+def _recovery(options):
+    rounds, threads = options.rounds, options.threads
+    for shape in options.shapes:
+        yield (
+            f"Seconds after kill -9 of a runner amid {recovery.STREAMS} streams, {shape}: "
+            f"median of {rounds}",
+            recovery.run(shape, rounds=rounds, threads=threads),
+        )
+        yield (
+            f"Seconds, kill -9 of one of two replicas amid {recovery.STREAMS} streams, "
+            f"{shape}: median of {rounds}",
+            recovery.run_replicas(shape, rounds=rounds, threads=threads),
         )
 
 

@@ -16,6 +16,7 @@ TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
 PROJECTIONS = {
     "demo": ((256, 512), (256, 256), (256, 1376), (688, 256)),
     "0.5b": ((896, 1152), (896, 896), (896, 9728), (4864, 896)),
+    "8b": ((4096, 6144), (4096, 4096), (4096, 28672), (14336, 4096)),
 }
 # Layers are taken in turn, as a model does: none is in the first caches when it comes.
 WEIGHTS_MIN = 48 << 20
@@ -40,20 +41,29 @@ KINDS = {
 }
 
 
+# Beside which the others are put.
+BASES = ("oneDNN", "bfloat16")
+
+
 @torch.inference_mode()
-def linear_table(shape, *, rounds, threads):
-    """Return a row for each count of tokens and kind: the best of rounds, all taking turns."""
+def linear_table(shape, *, weights, rounds, threads):
+    """Return a row for each count of tokens and kind: the best of rounds, all taking turns.
+
+    ``weights`` names kinds.
+    """
+    chosen = {name: KINDS[name] for name in weights}
+    bases = [name for name in BASES if name in chosen]
     torch.set_num_threads(threads)
     projections = PROJECTIONS[shape]
-    weights = sum(features * outputs for features, outputs in projections)
-    layers = -(-WEIGHTS_MIN // weights)
+    size = sum(features * outputs for features, outputs in projections)
+    layers = -(-WEIGHTS_MIN // size)
     matrices = [
         [torch.randn(out, features) / features**0.5 for features, out in projections]
         for _ in range(layers)
     ]
     kinds = {
         name: [[kind.make(matrix) for matrix in layer] for layer in matrices]
-        for name, kind in KINDS.items()
+        for name, kind in chosen.items()
     }
     rows = []
     for tokens in TOKENS:
@@ -62,19 +72,19 @@ def linear_table(shape, *, rounds, threads):
         for _ in range(rounds):
             for name, made in kinds.items():
                 best[name] = min(best[name], _seconds(made, inputs, threads))
-        for name, kind in KINDS.items():
+        for name, kind in chosen.items():
             taken = best[name]
             rows.append(
                 (
                     f"{tokens}, {name}",
                     f"{taken * 1e6:.0f}",
-                    f"{best['oneDNN'] / taken:.2f}",
-                    f"{best['F.linear'] / taken:.2f}",
-                    f"{2 * tokens * weights / taken / 1e9:.0f}",
-                    f"{weights * kind.weight_bytes / taken / 1e9:.1f}",
+                    *(f"{best[base] / taken:.2f}" for base in bases),
+                    f"{2 * tokens * size / taken / 1e9:.0f}",
+                    f"{size * kind.weight_bytes / taken / 1e9:.1f}",
                 )
             )
-    header = ("tokens, weights", "us", "x oneDNN", "x F.linear", "GFLOP/s", "GB/s of weights")
+    ratios = (f"x {base}" for base in bases)
+    header = ("tokens, weights", "us", *ratios, "GFLOP/s", "GB/s of weights")
     return markdown(header, rows)
 
 

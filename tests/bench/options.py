@@ -4,6 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
+from tests.bench import kernels
 from tests.bench.gpu import batches, checkpoints, decode
 from tests.bench.gpu.shapes import SHAPES as KERNEL_SHAPES
 from tests.bench.many.catalogue import SHAPES as CATALOGUES
@@ -12,8 +13,8 @@ from tests.bench.peers import compare
 from tests.bench.peers.install import FOLDER
 
 SECTIONS = (
-    "throughput", "latency", "steps", "logging", "kernels", "pool", "ranks", "replicas", "adapters",
-    "tenants", "recovery",
+    "throughput", "latency", "steps", "logging", "kernels", "accuracy", "pool", "ranks", "replicas",
+    "adapters", "tenants", "recovery",
 )  # fmt: skip
 # They need what is not part of this project, or another machine.
 OTHERS = ("peers", "lora", "decode", "gpu")
@@ -32,6 +33,7 @@ def parse(arguments=None):
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--plots", type=Path, default=Path("build/bench"), help="for PNG files")
+    _add_kernels(parser.add_argument_group("kernels"))
     _add_adapters(parser.add_argument_group("adapters"))
     _add_peers(parser.add_argument_group("peers"))
     _add_lora(parser.add_argument_group("lora"))
@@ -43,6 +45,12 @@ def parse(arguments=None):
     named = options.sections or SECTIONS
     options.sections = [part for each in named for part in TOGETHER.get(each, [each])]
     return options
+
+
+def _add_kernels(group):
+    names, kinds = list(kernels.PROJECTIONS), list(kernels.KINDS)
+    group.add_argument("--layers", nargs="+", default=names[:2], choices=names)
+    group.add_argument("--weights", nargs="+", default=kinds, choices=kinds)
 
 
 def _add_adapters(group):

@@ -87,3 +87,18 @@ def generate(server, prompts, *, tokens, concurrency=None):
             return await asyncio.gather(*(one(*each) for each in prompts))
 
     return asyncio.run(work())
+
+
+def complete(server, prompts, *, tokens):
+    """Return the text after each (model, prompt), of ``tokens`` tokens at most."""
+
+    async def work():
+        async with await AsyncClient.connect(server.run_dir) as client:
+
+            async def one(model, prompt):
+                told = client.generate(prompt=prompt, model=model, temperature=0, max_tokens=tokens)
+                return "".join([event.text async for event in told if isinstance(event, Text)])
+
+            return await asyncio.gather(*(one(*each) for each in prompts))
+
+    return asyncio.run(work())
