@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ _PATHS = ("model", "chat_template", "adapters_folder")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
+    _open_standard_streams()
     parser = _parser()
     options, unknown = parser.parse_known_args(arguments)
     try:
@@ -37,6 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"weft: error: {error}", file=sys.stderr)
         return EXIT_REFUSED
+
+
+def _open_standard_streams() -> None:
+    """Have those that were closed lead nowhere: the next file would take their number.
+
+    A socket that is called 1 gets what any library prints, here or in a child.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _serve(options: argparse.Namespace) -> int:

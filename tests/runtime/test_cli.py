@@ -103,6 +103,25 @@ def test_the_package_is_a_command():
     assert "scheduler" in shown.stdout
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_was_closed_leads_nowhere(closed, tmp_path):
+    code = (
+        "import os, subprocess, sys; from weft.runtime import cli; cli.main(['topology']); "
+        "shown = [os.readlink(f'/proc/self/fd/{number}') for number in range(3)]; "
+        "child = 'import os; [os.fstat(number) for number in range(3)]; print(1)'; "
+        "failed = subprocess.call([sys.executable, '-c', child]); print(2, flush=True); "
+        "open(sys.argv[1], 'w').write(f'{failed} {shown}')"
+    )
+    path = tmp_path / "said"
+    command = f'exec "$0" -c "$1" "$2" {closed}'
+    subprocess.run(
+        ["sh", "-c", command, sys.executable, code, path], capture_output=True, check=True
+    )
+    failed, shown = path.read_text().split(" ", 1)
+    assert failed == "0"
+    assert shown.count("/dev/null") >= closed.count("&-")
+
+
 def test_the_command_line_does_not_load_what_only_a_runner_needs():
     code = "import sys, weft.runtime.cli; print({'torch', 'fastapi'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
