@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from contextlib import ExitStack, closing
-from signal import SIGKILL
+from signal import SIGKILL, SIGSTOP
 from urllib.parse import urlsplit
 
 import httpx
@@ -137,6 +137,16 @@ def test_a_drain_finishes_streams_and_takes_nothing_new(serve):
     server.assert_nothing_is_left()
 
 
+def test_what_a_drain_has_no_time_for_ends_with_an_error(serve):
+    server = serve(max_num_seqs=4, max_num_batched_tokens=64, drain_timeout_s=1)
+    assert_each_ends_with_an_error(
+        asyncio.run(disturbed(server, server.stop)), "drain_timeout_s is over"
+    )
+    server.end()
+    assert "gateway warning drain_timeout_s is over" in server.log.read_text()
+    server.assert_nothing_is_left()
+
+
 def test_half_a_request_does_not_keep_a_drain_from_ending_well(serve):
     server = serve(drain_timeout_s=1)
     place = urlsplit(server.url)
@@ -204,6 +214,7 @@ async def disturbed(server, disturb):
         streams = [asyncio.create_task(one(number, stream=True)) for number in range(4)]
         for each in begun:
             await each.wait()
+        os.kill(server.processes()["runner0"], SIGSTOP)  # lest one of them is answered
         # Others wait for a row, or for the whole of their answer.
         others = [asyncio.create_task(one(0, stream=number % 2 == 0)) for number in range(6)]
         await asyncio.sleep(0.2)
