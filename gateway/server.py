@@ -17,6 +17,11 @@ from weft.gateway import app
 from weft.runtime.config import Config
 from weft.runtime.listen import listen
 
+# How long a connection may lie idle. Longer than clients and proxies let theirs lie, which is 4 to
+# 90 s: if both gave up at the same time, a request could be sent on a connection that is being
+# closed, and its client would never know whether it was heard.
+KEEP_ALIVE_S = 120
+
 # After drain_timeout_s, for the last words to those who still wait.
 FAREWELL_S = 0.5
 
@@ -39,6 +44,7 @@ def serve(config: Config, run_dir: Path, on_ready: Callable[[str], None]) -> Non
         lifespan="on",
         access_log=False,  # weft's own log tells every request's story
         log_config=None,
+        timeout_keep_alive=KEEP_ALIVE_S,
         # Whoever does not read, or sends half a request, must not cost the others their own end.
         timeout_graceful_shutdown=math.ceil(config.drain_timeout_s + FAREWELL_S),
     )

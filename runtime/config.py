@@ -60,7 +60,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
         "auto"  # of the weights; auto: as saved
     )
-    # Of the linear layers' weights: bytes with a scale for each output. On a CPU.
+    # Of the linear layers: bytes are multiplied by bytes. On a CPU.
     quantization: Literal["none", "int8"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     chat_template: str | None = None  # a Jinja file over the tokenizer's own

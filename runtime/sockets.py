@@ -16,8 +16,9 @@ _log = logging.getLogger(__name__)
 def terminate(context: zmq.Context[zmq.Socket[bytes]], *, linger_ms: int) -> None:
     """End a context whose sockets were closed, once what they still had to send has left.
 
-    libzmq promises to be done after the linger, and very rarely is not. Nobody should wait for it
-    then: the thread that does is left behind.
+    Every socket must have had its linger before it was connected, bound or disconnected: libzmq's
+    own is without end, and what was sent to somebody who is gone then never lets go. Should a
+    context not end all the same, nobody waits for it: the thread that does is left behind.
     """
     ender = threading.Thread(target=context.term, name="zmq-term", daemon=True)
     ender.start()

@@ -107,6 +107,7 @@ class ZmqMailbox:
 
     def _socket(self, port: str, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
+        socket.linger = LINGER_MS
         socket.set_hwm(QUEUE_FRAMES_MAX)
         socket.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
         self._poll_all.register(socket, zmq.POLLIN)

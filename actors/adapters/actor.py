@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 import msgspec
 
-from weft.actors.adapters.again import Again
-from weft.actors.adapters.asked import Asked, CannotDo, check_name, full, unknown
+from weft.actors.adapters.arrivals import Arrivals
+from weft.actors.adapters.asked import Asked, CannotDo, check_name, no_adapter, unknown
 from weft.actors.adapters.cache import Bounds, HostCache, Resident
 from weft.actors.adapters.device_pins import DevicePins
-from weft.actors.adapters.errors import BadAdapter, GivenUp, Unavailable
+from weft.actors.adapters.errors import BadAdapter
 from weft.actors.adapters.fetch import Fetcher, Want
-from weft.actors.adapters.files import FileError, Files
+from weft.actors.adapters.files import Files
 from weft.actors.adapters.folder import WatchedFolder
-from weft.actors.adapters.leaving import Leaving
-from weft.actors.adapters.loader import Content, Facts, Loaded, Loader
+from weft.actors.adapters.lines import Lines, Reading
+from weft.actors.adapters.loader import Content, Loaded, Loader
 from weft.actors.adapters.memory import HostMemory
+from weft.actors.adapters.naming import Naming
+from weft.actors.adapters.outbox import Outbox
 from weft.actors.adapters.registry import Registry
 from weft.actors.adapters.roots import Roots
+from weft.actors.adapters.unseen import Unseen
 from weft.runtime import sources
 from weft.runtime.actor import Send, Turn
 from weft.runtime.config import Config
@@ -33,7 +35,6 @@ from weft.runtime.messages import (
     AdapterReply,
     AdapterRequest,
     AdaptersInbox,
-    AdapterState,
     CatalogSeen,
     DeviceRoom,
     Discover,
@@ -54,37 +55,14 @@ OPERATIONS_MAX = 1024
 NAMES_MAX = 65536
 
 QUEUE_FULL_RETRY_S = 1.0
-UNAVAILABLE_RETRY_S = 10.0
-
-
-class _Reading(NamedTuple):
-    """A name whose source is being read: for a client, or because it is to be known (None)."""
-
-    name: str
-    source: str
-    asked: Asked | None
-    started_ns: int
-    digest: str | None  # that its content must have, if one was told
-
-
-class _Unseen(NamedTuple):
-    """An answer that waits until the tokenizer resolves names accordingly."""
-
-    version: int
-    asked: Asked
-    outcome: str
 
 
 class AdapterStore:
     """Owns the names of adapters, and the files in the run directory.
 
-    Names that are being read have a line of operations that wait for it, so that what is done with
-    one name is done in the order in which it was asked for. No answer leaves before the tokenizer
-    has seen the catalog that makes it true. See ``Leaving`` for what becomes of content whose last
-    name is gone.
+    No answer leaves before the tokenizer has seen the catalog that makes it true.
 
-    Invariants, checked by ``check``: those of the parts; what leaves has no name; a content that is
-    pinned by name or leaving is kept in host memory if it is there and may be.
+    Invariants, checked by ``check``: those of the parts.
     """
 
     def __init__(
@@ -108,24 +86,23 @@ class AdapterStore:
         self._memory = HostMemory(cache, files, run_dir)
         self._fetcher = Fetcher(self._registry, self._memory, loader)
         self._device_pins = DevicePins()
-        self._leaving = Leaving(schedulers)
+        self._naming = Naming(self._registry, self._memory, self._device_pins, schedulers)
         self._folder = WatchedFolder(config.adapters_folder, files)
         self._started_s = started_s
         self._started_ns: int | None = None
         self._now_ns = 0
-        self._reading: dict[int, _Reading] = {}  # by ticket
-        self._lines: dict[str, deque[Asked]] = {}  # by name that is being read
-        self._again = Again()
-        self._unseen: deque[_Unseen] = deque()
+        self._lines = Lines(loader)
+        self._unseen = Unseen()
+        self._arrivals = Arrivals(self._registry, self._memory, self._naming, self._unseen)
         self._seen = 0  # the catalog by which the tokenizer resolves names
-        self._outbox: deque[Send] = deque()
-        self._counts = dict.fromkeys(("reads", "read_failures", "read_us", "loads", "unloads"), 0)
+        self._outbox = Outbox()
+        self._unloads = 0
         named = {name: sources.split_digest(text) for name, text in config.adapters.items()}
         for name, (source, digest) in named.items():
             if not sources.is_remote(source):
                 self._read(name, source, digest=digest)
         finished: list[Loaded] = []
-        while len(finished) < len(self._reading):
+        while len(finished) < len(self._lines):
             loader.wait()
             finished += loader.finished()
         # In the order of the configuration, whichever was read first.
@@ -133,7 +110,7 @@ class AdapterStore:
         # No network holds up the start: whoever asks for these before they have come waits.
         for name, (source, digest) in named.items():
             if sources.is_remote(source):
-                self._registry.put(self._entry(name, source, None, None))
+                self._know(name, source)
                 self._read(name, source, digest=digest)
 
     def receive(self, source: str, message: AdaptersInbox, now_ns: int) -> list[Send]:
@@ -153,9 +130,10 @@ class AdapterStore:
             case CatalogSeen(version):
                 self._settle(version)
             case Retired(digest, version):
-                self._forget(source, digest, version)
+                for asked in self._naming.retired(source, digest, version):
+                    self._answer(asked, "unloaded", [])
             case Inspection():
-                self._outbox.append(Send(self._schedulers[0], self._inspect(message)))
+                self._reply(self._inspect(message))
             case _:
                 assert_never(message)
         return []
@@ -172,7 +150,7 @@ class AdapterStore:
         self._take_loaded()
         while self._grant() or self._take_loaded():
             pass
-        self._outbox += self._device_pins.due(list(self._registry.on_device()))
+        self._outbox.add(self._device_pins.due(list(self._registry.on_device())))
         room = {role: turn.room(role) for role in ("tokenizer", *self._schedulers)}
         sends = []
         if room["tokenizer"] > 0:
@@ -180,14 +158,7 @@ class AdapterStore:
             if catalog is not None:
                 room["tokenizer"] -= 1
                 sends.append(Send("tokenizer", catalog))
-        for _ in range(len(self._outbox)):
-            send = self._outbox.popleft()
-            if room[send.to] > 0:
-                room[send.to] -= 1
-                sends.append(send)
-            else:
-                self._outbox.append(send)
-        return sends
+        return sends + self._outbox.flush(room)
 
     def lost(self, peer: str, now_ns: int) -> list[Send]:
         """Take back the pins of a scheduler that is gone, and the answers meant for it."""
@@ -195,13 +166,8 @@ class AdapterStore:
             self._fetcher.forget_scheduler(peer)
             self._memory.unpin_all(peer)
             self._device_pins.forget(peer)
-            self._leaving.unsent()
-            # An answer yet unsent would tell the next scheduler of a pin that it does not have.
-            self._outbox = deque(
-                send
-                for send in self._outbox
-                if send.to != peer or not isinstance(send.message, Acquired | AcquireFailed)
-            )
+            self._naming.leaving.unsent()
+            self._outbox.lose(peer)
         return []
 
     def drain(self) -> None:
@@ -210,36 +176,30 @@ class AdapterStore:
     @property
     def is_idle(self) -> bool:
         """Whether no answer is due."""
-        return self._fetcher.is_idle and not self._outbox
+        return self._fetcher.is_idle and self._outbox.is_empty
 
     def check(self) -> None:
         """Assert the invariants."""
-        cache = self._memory.cache
-        cache.check()
+        self._memory.cache.check()
         self._registry.check()
         self._fetcher.check()
-        names = [reading.name for reading in self._reading.values()]
-        assert sorted(names) == sorted(self._lines), (names, self._lines)
-        for entry in self._registry:
-            assert entry.digest not in self._leaving, f"{entry.name} leaves and has a name"
-            if self._registry.is_pinned(entry.name):
-                assert cache.is_kept(entry.digest)
+        self._lines.check()
+        self._naming.check()
 
     # ---- operations -----------------------------------------------------------------------------
 
     def _take(self, asked: Asked) -> None:
-        waiting = sum(map(len, self._lines.values())) + len(self._unseen) + len(self._fetcher)
-        name = asked.operation.name
+        waiting = self._lines.waiting + len(self._unseen) + len(self._fetcher)
+        operation = asked.operation
         if waiting >= OPERATIONS_MAX:
             text = f"{waiting} operations wait already; try again later"
             self._refuse(asked, CannotDo("queue_full", text, None, QUEUE_FULL_RETRY_S))
-        elif name in self._lines and not isinstance(asked.operation, ListAdapters):
-            if isinstance(asked.operation, UnloadAdapter) and self._give_up(name):
-                self._answer(asked, "unloaded", [])
-            else:
-                self._lines[name].append(asked)
-        else:
+        elif isinstance(operation, ListAdapters) or operation.name not in self._lines:
             self._begin(asked)
+        elif isinstance(operation, UnloadAdapter) and self._give_up(operation.name):
+            self._answer(asked, "unloaded", [])
+        else:
+            self._lines.wait(operation.name, asked)
 
     def _begin(self, asked: Asked) -> None:
         try:
@@ -275,66 +235,44 @@ class AdapterStore:
     def _known(self, name: str) -> AdapterEntry:
         entry = self._registry.find(name)
         if entry is None:
-            raise unknown(name)
+            raise no_adapter(name) if name == self._base_name else unknown(name)
         return entry
 
     def _unload(self, name: str, asked: Asked) -> None:
         entry = self._known(name)
-        self._counts["unloads"] += 1
+        self._unloads += 1
         self._folder.ignore(name)
-        self._registry.remove(name)
-        if self._leave(entry.digest):
-            self._leaving.wait(entry.digest, asked)
+        if self._naming.remove(name):
+            self._naming.leaving.wait(entry.digest, asked)
         else:
-            self._unseen.append(_Unseen(self._registry.version, asked, "unloaded"))
+            self._unseen.wait(self._registry.version, asked, "unloaded")
 
     def _pin_or_prefetch(self, asked: Asked) -> None:
         operation = asked.operation
         assert isinstance(operation, PinAdapter | PrefetchAdapter)
         entry = self._known(operation.name)
         if isinstance(operation, PinAdapter) and not operation.pinned:
-            self._registry.set_pinned(entry.name, pinned=False)
-            self._keep_or_not(entry.digest)
+            self._naming.set_pinned(entry.name, pinned=False)
             self._answer(asked, "unpinned", [entry])
         elif entry.is_unread:
             self._read(entry.name, entry.root)
-            self._lines[entry.name].append(asked)
+            self._lines.wait(entry.name, asked)
         elif entry.refused is not None:
             text = f"the adapter {entry.name!r} cannot be used: {entry.refused}"
             raise CannotDo("bad_adapter", text, "name")
         else:
             if isinstance(operation, PinAdapter):
                 facts, on_device = self._registry.facts(entry.digest), operation.on_device
-                self._check_pin(entry.name, facts, on_device=on_device)
-                self._registry.set_pinned(entry.name, pinned=True, on_device=on_device)
-                self._memory.cache.keep(entry.digest)
+                self._naming.check_pin(entry.name, facts, on_device=on_device)
+                self._naming.set_pinned(entry.name, pinned=True, on_device=on_device)
             self._fetcher.want(Want(entry.digest, asked))
-
-    def _check_pin(self, name: str, facts: Facts, *, on_device: bool) -> None:
-        """Raise ``CannotDo`` unless a name may stay in host memory, and on the device."""
-        digest, size_bytes = facts.digest, facts.size_bytes
-        if on_device:
-            others_there = self._registry.on_device(beside=name)
-            self._device_pins.check(others_there | {digest: facts.granules})
-        others = self._registry.pinned_beside(name) - {digest}
-        taken = sum(map(self._registry.size_bytes, others))
-        if taken + size_bytes > self._memory.adapter_bytes_max:
-            text = (
-                f"pinned: the adapter takes {size_bytes} bytes, {taken} are pinned already, and "
-                f"{self._memory.adapter_bytes_max} may be, half of adapter_host_memory_mib; unpin "
-                f"another one, or raise it"
-            )
-            raise CannotDo("invalid_value", text, "pinned")
 
     # ---- names ----------------------------------------------------------------------------------
 
     def _read(
         self, name: str, source: str, asked: Asked | None = None, *, digest: str | None = None
     ) -> None:
-        assert name not in self._lines
-        self._lines[name] = deque()
-        ticket = self._loader.start(source, with_file=asked is not None)
-        self._reading[ticket] = _Reading(name, source, asked, self._now_ns, digest)
+        self._lines.read(name, source, self._now_ns, asked, digest=digest)
 
     def _take_loaded(self) -> bool:
         """Take in what has been read; return whether there was anything."""
@@ -344,210 +282,70 @@ class AdapterStore:
 
     def _hear(self, finished: list[Loaded]) -> None:
         for loaded in finished:
-            reading = self._reading.pop(loaded.ticket, None)
-            if reading is None:
+            found = self._lines.finish(loaded, self._now_ns)
+            if found is None:
                 self._fetcher.take(loaded, self._now_ns)
                 continue
-            self._count(reading, loaded)
-            line = self._lines.pop(reading.name)
-            result = self._expected(reading, loaded.result)
+            reading, line = found
+            if isinstance(loaded.result, Content) and loaded.result.file is not None:
+                self._fetcher.reads.add(self._now_ns - reading.started_ns)
             if reading.asked is None:
-                self._name(reading, result)
+                self._arrivals.know(
+                    reading, loaded.result, now_ns=self._now_ns, created_s=self._created_s
+                )
             else:
-                self._finish_load(reading, reading.asked, result)
+                self._load(reading, reading.asked, loaded.result)
             while line:
                 self._take(line.popleft())
 
-    def _count(self, reading: _Reading, loaded: Loaded) -> None:
-        self._counts["reads"] += 1
-        self._counts["read_us"] += (self._now_ns - reading.started_ns) // 1000
-        self._counts["read_failures"] += isinstance(loaded.result, BadAdapter)
-        if isinstance(loaded.result, Content) and loaded.result.file is not None:
-            self._fetcher.reads.add(self._now_ns - reading.started_ns)
-
-    def _expected(self, reading: _Reading, result: Content | BadAdapter) -> Content | BadAdapter:
-        """Refuse content with another digest than the one that was told with its source."""
-        expected = reading.digest
-        if expected is None or isinstance(result, BadAdapter) or result.digest == expected:
-            return result
-        self._memory.discard(result)
-        return BadAdapter(
-            f"the content of {reading.source} has the digest {result.digest}, not {expected} as "
-            f"was asked for; is it what you want? then give its digest, or none"
-        )
-
-    def _name(self, reading: _Reading, result: Content | BadAdapter) -> None:
-        """Let a name of the configuration, or of the watched folder, mean what was read."""
-        entry = self._registry.find(reading.name)
-        if entry is not None and entry.digest:
-            return
-        if isinstance(result, Unavailable):
-            self._again.failed(reading.name, reading.source, reading.digest, self._now_ns)
-        if isinstance(result, BadAdapter):
-            self._registry.put(self._entry(reading.name, reading.source, None, str(result)))
-        elif problem := self._too_large(result):
-            self._registry.put(self._entry(reading.name, reading.source, None, problem))
-        else:
-            self._register(reading, result)
-
     def _try_again(self) -> None:
         """Read what could not be had, unless its name has come to mean something else."""
-        for name, source, digest in self._again.due(self._now_ns):
+        for name, source, digest in self._arrivals.again.due(self._now_ns):
             entry = self._registry.find(name)
             is_wanted = entry is not None and entry.refused is not None and entry.root == source
             if is_wanted and name not in self._lines:
                 self._read(name, source, digest=digest)
             else:
-                self._again.forget(name)
+                self._arrivals.again.forget(name)
 
     def _give_up(self, name: str) -> bool:
         """End what is being read for a name that is unloaded, if that can be.
 
         Return whether the name means nothing then.
         """
-        [ticket] = [ticket for ticket, reading in self._reading.items() if reading.name == name]
-        is_over = self._loader.cancel(ticket)
-        return is_over and self._registry.find(name) is None and not self._lines[name]
+        return self._lines.cancel(name) and self._registry.find(name) is None
 
-    def _too_large(self, adapter: Content) -> str | None:
-        """Say what is wrong with an adapter that host memory might never have room for."""
-        size_bytes, most = adapter.facts.size_bytes, self._memory.adapter_bytes_max
-        if size_bytes <= most:
-            return None
-        return (
-            f"it takes {size_bytes} bytes of host memory, and one may take {most}, half of "
-            f"adapter_host_memory_mib; raise it"
-        )
-
-    def _finish_load(self, reading: _Reading, asked: Asked, result: Content | BadAdapter) -> None:
+    def _load(self, reading: Reading, asked: Asked, result: Content | BadAdapter) -> None:
+        assert isinstance(asked.operation, LoadAdapter)
         try:
-            outcome = self._load(reading, asked, result)
+            outcome = self._arrivals.load(
+                reading, asked.operation, result, created_s=self._created_s
+            )
         except CannotDo as refusal:
-            if isinstance(result, Content) and refusal.code != "bad_adapter":
-                self._memory.discard(result)
             self._refuse(asked, refusal)
         else:
-            self._unseen.append(_Unseen(self._registry.version, asked, outcome))
+            self._unseen.wait(self._registry.version, asked, outcome)
             self._settle(self._seen)  # it may have been seen already
 
-    def _load(self, reading: _Reading, asked: Asked, result: Content | BadAdapter) -> str:
-        """Return the outcome of a load that has been read. Raises ``CannotDo``."""
-        operation, name = asked.operation, reading.name
-        assert isinstance(operation, LoadAdapter)
-        problem = result if isinstance(result, BadAdapter) else self._too_large(result)
-        if problem is not None:
-            if isinstance(result, Content):
-                self._memory.discard(result)
-            text = f"the adapter {name!r} cannot be loaded: {problem}"
-            if isinstance(result, Unavailable):
-                raise CannotDo("source_unavailable", text, "source", UNAVAILABLE_RETRY_S)
-            code = "cancelled" if isinstance(result, GivenUp) else "bad_adapter"
-            raise CannotDo(code, text, "source")
-        assert isinstance(result, Content)
-        entry = self._registry.find(name)
-        # One content may be talked to in several ways: those belong to the name.
-        is_same = entry is not None and (entry.digest, entry.defaults) == (
-            result.digest,
-            result.facts.defaults,
-        )
-        is_used = entry is not None and entry.digest != ""
-        if is_used and not is_same and not operation.replace:
-            text = f"name: {name!r} means another adapter; replace it in place, or unload it first"
-            raise CannotDo("name_taken", text, "name")
-        is_pin = operation.pinned or (operation.pinned is None and self._registry.is_pinned(name))
-        if is_pin:
-            self._check_pin(name, result.facts, on_device=self._registry.is_on_device(name))
-        try:
-            if self._memory.make_room(result.digest, result.facts.size_bytes):
-                self._memory.put(result)
-            elif is_pin:
-                raise full()
-            else:
-                self._memory.discard(result)
-        except FileError as error:
-            raise CannotDo("bad_adapter", f"the adapter {name!r}: {error}", "source") from None
-        self._counts["loads"] += 1
-        if not is_same:
-            self._register(reading, result, pinned=operation.pinned)
-        elif operation.pinned is not None:
-            self._registry.set_pinned(name, pinned=operation.pinned)
-            self._keep_or_not(result.digest)
-        return "already_loaded" if is_same else "replaced" if is_used else "loaded"
+    def _know(self, name: str, root: str, *, refused: str | None = None) -> None:
+        """Let a name be known that has no content (yet)."""
+        self._naming.know(name, root, created_s=self._created_s, refused=refused)
 
-    def _register(self, reading: _Reading, adapter: Content, *, pinned: bool | None = None) -> None:
-        """Let a name mean an adapter, pinned or not or as it was, and what it meant leave."""
-        before = self._registry.find(reading.name)
-        for asked in self._leaving.return_(adapter.digest):
-            # It was unloaded, and is back: the name that the client gave up is gone all the same.
-            self._unseen.append(_Unseen(self._registry.version, asked, "unloaded"))
-        entry = self._entry(reading.name, adapter.source, adapter, None)
-        self._registry.put(entry, adapter.facts)
-        self._again.forget(reading.name)
-        if pinned is not None:
-            self._registry.set_pinned(reading.name, pinned=pinned)
-        # First what is kept: what leaves takes a place, for which somebody else may have to go.
-        self._keep_or_not(adapter.digest)
-        if before is not None:
-            self._leave(before.digest)
-
-    def _entry(
-        self, name: str, root: str, adapter: Content | None, refused: str | None
-    ) -> AdapterEntry:
+    @property
+    def _created_s(self) -> int:
+        """Unix time, as names have it that become known now."""
         started_ns = self._now_ns if self._started_ns is None else self._started_ns
-        created_s = self._started_s + (self._now_ns - started_ns) // 1_000_000_000
-        if adapter is None:
-            return AdapterEntry(name, root, "", 0, created_s, refused)
-        facts = adapter.facts
-        return AdapterEntry(
-            name,
-            root,
-            facts.digest,
-            facts.rank,
-            created_s,
-            refused,
-            tokens_added=facts.tokens_added,
-            is_additive=facts.is_additive,
-            invocation_tokens=facts.invocation_tokens,
-            defaults=facts.defaults,
-        )
-
-    def _leave(self, digest: str) -> bool:
-        """Let content go that a name meant until now, unless another one does: does it go?"""
-        if not digest or self._registry.names(digest):
-            self._keep_or_not(digest)
-            return False
-        self._leaving.leave(digest, self._registry.version)
-        self._keep_or_not(digest)
-        return True
-
-    def _keep_or_not(self, digest: str) -> None:
-        """Keep in host memory what is pinned by name; what running requests may need goes last."""
-        if self._registry.is_wanted(digest):
-            self._memory.cache.keep(digest)
-        elif digest in self._leaving:
-            self._memory.spare(digest)
-        else:
-            self._memory.let_go(digest)
+        return self._started_s + (self._now_ns - started_ns) // 1_000_000_000
 
     def _settle(self, version: int) -> None:
         """The tokenizer resolves names by this catalog: answer, and retire what has no name."""
-        while self._unseen and self._unseen[0].version <= version:
-            _, asked, outcome = self._unseen.popleft()
+        for asked, outcome in self._unseen.seen(version):
             entry = self._registry.find(asked.operation.name or "")
             is_gone = outcome == "unloaded" or entry is None
             self._answer(asked, outcome, [] if is_gone or entry is None else [entry])
         self._seen = version
-        for retire in self._leaving.seen(version):
-            self._outbox += [Send(scheduler, retire) for scheduler in self._schedulers]
-
-    def _forget(self, scheduler: str, digest: str, version: int) -> None:
-        unloads = self._leaving.retired(scheduler, digest, version)
-        if unloads is None:
-            return
-        self._memory.drop(digest)
-        self._registry.forget(digest)
-        for asked in unloads:
-            self._answer(asked, "unloaded", [])
+        for retire in self._naming.leaving.seen(version):
+            self._outbox.add(Send(scheduler, retire) for scheduler in self._schedulers)
 
     # ---- the watched folder ---------------------------------------------------------------------
 
@@ -559,13 +357,12 @@ class AdapterStore:
                 continue
             if path is None:
                 if entry is not None and entry.root == self._folder.path(name):
-                    self._registry.remove(name)
-                    self._leave(entry.digest)
+                    self._naming.remove(name)
             elif entry is None and name != self._base_name and len(self._registry) < NAMES_MAX:
-                self._registry.put(self._entry(name, path, None, None))
+                self._know(name, path)
             elif entry is not None and entry.refused is not None and entry.root == path:
                 # It may have been half copied: whoever asks next has it read again.
-                self._registry.put(self._entry(name, path, None, None))
+                self._know(name, path)
 
     def _discover(self, name: str) -> None:
         entry = self._registry.find(name)
@@ -589,7 +386,7 @@ class AdapterStore:
                 if isinstance(result, CannotDo)
                 else Acquired(*result, want.is_missed)
             )
-            self._outbox.append(Send(asked, answer))
+            self._outbox.add([Send(asked, answer)])
             return
         entry = self._registry.find(asked.operation.name or "")
         if entry is None or entry.digest != digest:
@@ -604,37 +401,21 @@ class AdapterStore:
     def _unpin_after(self, asked: Asked, entry: AdapterEntry | None) -> None:
         """Take back the pin of an adapter that could not be read."""
         if isinstance(asked.operation, PinAdapter) and entry is not None:
-            self._registry.set_pinned(entry.name, pinned=False)
-            self._keep_or_not(entry.digest)
+            self._naming.set_pinned(entry.name, pinned=False)
 
     # ---- answers --------------------------------------------------------------------------------
 
     def _refuse(self, asked: Asked, refusal: CannotDo) -> None:
-        self._outbox.append(Send(self._schedulers[0], asked.refuse(refusal)))
+        self._reply(asked.refuse(refusal))
 
     def _answer(self, asked: Asked, outcome: str, entries: list[AdapterEntry]) -> None:
-        states = [self._state(entry) for entry in entries]
+        states = [self._naming.describe(entry) for entry in entries]
         answer = AdapterAnswer(asked.operation.label, outcome, states)
-        self._outbox.append(Send(self._schedulers[0], AdapterReply(asked.client, answer)))
+        self._reply(AdapterReply(asked.client, answer))
 
-    def _state(self, entry: AdapterEntry) -> AdapterState:
-        resident = self._memory.cache.get(entry.digest)
-        return AdapterState(
-            name=entry.name,
-            version=entry.version,
-            digest=entry.digest or None,
-            root=entry.root,
-            rank=entry.rank or None,
-            size_bytes=self._registry.size_bytes(entry.digest) if entry.digest else None,
-            tier="host" if resident else "disk",
-            pinned=self._registry.is_pinned(entry.name),
-            pinned_on_device=self._registry.is_on_device(entry.name),
-            requests=0,
-            requests_total=0,
-            created_s=entry.created_s,
-            refused=entry.refused,
-            defaults=entry.defaults.summary if entry.defaults else None,
-        )
+    def _reply(self, message: AdapterReply | Inspection) -> None:
+        """Send what goes on to clients: schedulers add what they know."""
+        self._outbox.add([Send(self._schedulers[0], message)])
 
     def _inspect(self, inspection: Inspection) -> Inspection:
         self.check()
@@ -658,12 +439,14 @@ class AdapterStore:
             "bytes_max": cache.bounds.size_bytes,
             "pinned": cache.pinned,
             "kept": cache.kept,
-            "leaving": len(self._leaving),
+            "leaving": len(self._naming.leaving),
             "waiting": len(self._fetcher),
             "loading": self._fetcher.loading,
             "evictions_total": cache.evictions,
             "hits_total": self._fetcher.hits,
             "misses_total": self._fetcher.misses,
-            **{f"{name}_total": count for name, count in self._counts.items()},
+            **self._lines.counters(),
+            "loads_total": self._arrivals.loads,
+            "unloads_total": self._unloads,
             **self._loader.counters(),
         }

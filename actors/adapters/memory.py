@@ -23,6 +23,15 @@ class HostMemory:
         """Of one adapter, and of all that are pinned by name: the rest is left to what comes."""
         return self.cache.bounds.size_bytes // 2
 
+    def too_large(self, size_bytes: int) -> str | None:
+        """Say what is wrong with an adapter that there might never be room for."""
+        if size_bytes <= self.adapter_bytes_max:
+            return None
+        return (
+            f"it takes {size_bytes} bytes of host memory, and one may take "
+            f"{self.adapter_bytes_max}, half of adapter_host_memory_mib; raise it"
+        )
+
     def make_room(self, digest: str, size_bytes: int, wanted: Container[str] = ()) -> bool:
         """Reserve room for an adapter, unless it is there: is there any?
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from weft.actors.runner.device_sampler import STAGED_BYTES, DeviceSampler, Wanted
 from weft.actors.runner.eager import Parts
 from weft.actors.runner.engine import STEPS_MAX
-from weft.actors.runner.graphs import Graphs, Kind, Record
+from weft.actors.runner.forms import Kind
+from weft.actors.runner.graphs import Graphs, Record
 from weft.actors.runner.limits import Limits
 from weft.actors.runner.loads import Loads, Streams
 from weft.actors.runner.model import Batch
@@ -72,7 +73,7 @@ class Ahead:
         self._staging = Staging(size + _ARRAYS * ALIGNMENT, device)
         self._last_tokens = torch.zeros(limits.rows, dtype=torch.int64, device=device)
         record = None if means.record is None else means.record()
-        self.graphs = Graphs(self._compute, limits.rows, record)
+        self.graphs = Graphs(self._compute, limits.rows, record, parts.lora.kernel.forms)
         self._under_way: deque[Running] = deque()
 
     def make_way(self, step: Step) -> None:
@@ -82,6 +83,11 @@ class Ahead:
     def load(self, load: AdapterLoad) -> None:
         """Map an adapter's file, and have its weights copied beside the steps that follow."""
         self._loads.begin(load)
+
+    @property
+    def loading(self) -> list[int]:
+        """Slots whose adapters are still being read, or copied by the device."""
+        return self._loads.under_way
 
     def settle(self) -> None:
         """Wait until every load is in the device's hands."""
@@ -108,7 +114,7 @@ class Ahead:
         staged = self._lay_out(host, kind)
         send = self._staging.sender()
         before = self._under_way[-1] if self._under_way else None
-        running = Running(number, self._sampler, staged.wanted, started_ns, before)
+        running = Running(number, self._sampler, self._loads, staged.wanted, started_ns, before)
 
         def work() -> None:
             send()
@@ -129,9 +135,9 @@ class Ahead:
     def _kind(self, host: HostBatch) -> Kind | None:
         """Return which graph computes a step; None: none does."""
         lora = self._parts.lora
-        if not host.is_decode or lora.has_own(host) or not lora.kernel.fits_graph(host):
+        if not host.is_decode or lora.has_own(host):
             return None
-        return self.graphs.kind(len(host.tokens), has_adapters=host.has_adapters)
+        return self.graphs.kind(len(host.tokens), lora.kernel.form(host))
 
     def _lay_out(self, host: HostBatch, kind: Kind | None) -> Staged:
         """Lay out a step, with padding for a graph of this kind."""
@@ -146,7 +152,7 @@ class Ahead:
             kv_slots=staging.put(host.kv_slots, rows, self._scratch_slot),
             sampled=staging.put(host.sampled, rows),
             own=self._parts.model.own(self._parts.lora.own(host, staging.put)),
-            update=self._parts.lora.kernel.plan(host, staging, graph_rows=rows),
+            update=self._parts.lora.kernel.plan(host, staging, kind),
             # Last, so that the part of its page table that a step does not use is not copied.
             attention=self._parts.attention.plan(host, staging, is_graph=rows is not None),
         )
@@ -156,9 +162,10 @@ class Ahead:
         """Return the logits of a staged step, whose decodes feed the rows' last tokens."""
         staged = batch.tokens
         tokens = torch.where(staged < 0, self._last_tokens[(~staged).clamp_(min=0)], staged)
-        return self._parts.model.forward(
+        logits = self._parts.model.forward(
             dataclasses.replace(batch, tokens=tokens), self._parts.arena.kv
         )
+        return None if logits is None else logits.padded()
 
     def _sampled(self, logits: Tensor | None, staged: Staged) -> Tensor:
         """Draw the step's tokens, keep them for the next one, and return what to tell the host."""
@@ -184,6 +191,7 @@ class Running:
         self,
         number: int,
         sampler: DeviceSampler,
+        loads: Loads,
         wanted: Wanted,
         started_ns: int,
         before: Running | None,
@@ -191,6 +199,7 @@ class Running:
         """``before`` is the step that the device computes first."""
         self._number = number
         self._sampler = sampler
+        self._loads = loads
         self._wanted = wanted
         self._started_ns = started_ns
         self._before = before
@@ -223,6 +232,11 @@ class Running:
                 self._before = None
             elapsed_us = (self._ended_ns - self._started_ns) // 1000
             self._answer = StepDone(
-                self._number, told.tokens, told.failed, told.logprobs, elapsed_us
+                self._number,
+                told.tokens,
+                told.failed,
+                told.logprobs,
+                elapsed_us,
+                self._loads.under_way,
             )
         return self._answer

@@ -6,7 +6,6 @@ import time
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 
 from weft.actors.runner import recorded
 from weft.actors.runner.arena import Arena
@@ -16,7 +15,7 @@ from weft.actors.runner.limits import Limits
 from weft.actors.runner.loads import Loads
 from weft.actors.runner.lora import HostLora, LoraSlots
 from weft.actors.runner.model import Batch, Model
-from weft.actors.runner.own_step import OwnStep
+from weft.actors.runner.own_step import Logits, OwnStep
 from weft.actors.runner.recorded import Recorded
 from weft.actors.runner.rows import HostBatch, RowTable
 from weft.actors.runner.sampler import Drawn, Sampler
@@ -43,6 +42,11 @@ class Executor(Protocol):
 
     def load(self, load: AdapterLoad) -> None:
         """Map an adapter's file, and put its weights into its pages before they are used."""
+        ...
+
+    @property
+    def loading(self) -> list[int]:
+        """Slots for whose adapters a step would wait."""
         ...
 
     def settle(self) -> None:
@@ -83,6 +87,11 @@ class Eager:
         """Map an adapter's file, and have its weights copied while the step is computed."""
         self._loads.begin(load)
 
+    @property
+    def loading(self) -> list[int]:
+        """Slots whose adapters are still being copied."""
+        return self._loads.under_way
+
     def settle(self) -> None:
         """Wait for every load."""
         self._loads.wait()
@@ -100,29 +109,31 @@ class Eager:
         self._loads.wait(host.adapter_slots)
         parts = self._parts
         own = parts.model.own(parts.lora.own(host, torch.from_numpy))
-        # What was recorded adds one adapter to a row.
-        if self._recorded is None or own is not None or host.row_adapters > 1:
+        if self._recorded is None:
             logits = self._forward(host, own)
         else:
-            logits = self._recorded.forward(host)
+            logits = self._recorded.forward(host, own)
         rows = host.sampled_rows
         if logits is None:
             drawn = Drawn(torch.empty(len(rows), dtype=torch.int64), [], [])
         else:
-            vocabulary = parts.model.architecture.vocabulary
-            drawn = self._sampler.sample(
-                logits,
-                rows.tolist(),
-                host.sampled_positions.tolist(),
-                own.tokens(len(rows), vocabulary) if own else None,
-            )
+            positions = host.sampled_positions.tolist()
+            drawn = self._sampler.sample(logits.base, rows.tolist(), positions, logits.wider)
         parts.group.broadcast(drawn.tokens)
         self._rows.feed(rows, drawn.tokens.numpy())
         elapsed_us = (time.perf_counter_ns() - started_ns) // 1000
-        answer = StepDone(number, drawn.tokens.tolist(), drawn.failed, drawn.logprobs, elapsed_us)
-        return Done(answer)
+        return Done(
+            StepDone(
+                number,
+                drawn.tokens.tolist(),
+                drawn.failed,
+                drawn.logprobs,
+                elapsed_us,
+                self.loading,
+            )
+        )
 
-    def _forward(self, host: HostBatch, own: OwnStep | None) -> Tensor | None:
+    def _forward(self, host: HostBatch, own: OwnStep | None) -> Logits | None:
         """Return the logits of a step's sampled tokens, one operation after the other."""
         parts, tensor = self._parts, torch.from_numpy
         batch = Batch(

@@ -1,4 +1,4 @@
-"""Decode steps as CUDA graphs: one for each of some numbers of rows, with and without adapters.
+"""Decode steps as CUDA graphs: one for each of some numbers of rows, and form of their adapters.
 
 A step's kernels are launched by one call then, instead of hundreds. The eager path is the
 definition: a graph is what it does for as many rows as the graph has, of which the last ones are
@@ -9,12 +9,13 @@ and is not sampled.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from weft.actors.runner.forms import Form, Kind
 from weft.actors.runner.model import Batch
 
 # Up to here sizes are 8 apart, from here 32.
@@ -32,34 +33,33 @@ class Record(Protocol):
         ...
 
 
-class Kind(NamedTuple):
-    """What graphs differ in."""
-
-    rows: int
-    has_adapters: bool
-
-
 class Graphs:
     """The graphs of a device, by their kind."""
 
-    def __init__(self, compute: Compute, rows_max: int, record: Record | None) -> None:
+    def __init__(
+        self, compute: Compute, rows_max: int, record: Record | None, forms: Iterable[Form]
+    ) -> None:
         """Without ``record`` there are none."""
         self._compute = compute
         self._record = record
-        self._sizes = sizes(rows_max) if record is not None else []
+        self._sizes: dict[Form, list[int]] = {}
+        if record is not None:
+            self._sizes = {form: sizes(rows_max, form) for form in forms}
         self._recorded: dict[Kind, Compute] = {}
 
     @property
     def kinds(self) -> list[Kind]:
         """All that are wanted: those of most rows first, whose memory then serves the others."""
-        return [Kind(rows, has) for rows in reversed(self._sizes) for has in (True, False)]
+        kinds = (Kind(rows, form) for form, found in self._sizes.items() for rows in found)
+        return sorted(kinds, reverse=True)
 
-    def kind(self, rows: int, *, has_adapters: bool) -> Kind | None:
+    def kind(self, rows: int, form: Form) -> Kind | None:
         """Return the least graph that holds so many rows; None: there is none yet."""
-        index = bisect.bisect_left(self._sizes, rows)
-        if index == len(self._sizes):
+        found = self._sizes.get(form, [])
+        index = bisect.bisect_left(found, rows)
+        if index == len(found):
             return None
-        kind = Kind(self._sizes[index], has_adapters)
+        kind = Kind(found[index], form)
         return kind if kind in self._recorded else None
 
     def record(self, kind: Kind, batch: Batch) -> None:
@@ -72,13 +72,16 @@ class Graphs:
         return self._compute(batch) if kind is None else self._recorded[kind](batch)
 
 
-def sizes(rows_max: int) -> list[int]:
+def sizes(rows_max: int, form: Form) -> list[int]:
     """Return the numbers of rows that have a graph, ascending, up to the most of a step.
 
     Each takes a moment at start and some memory; a step computes at most 7 rows more than it has,
-    beyond 256 rows at most 31, which costs little beside reading the weights.
+    beyond 256 rows at most 31, which costs little beside reading the weights. Steps with sums are
+    fewer: they compute up to twice their rows, and need a third of the graphs.
     """
     found = [1, 2, 4, *range(8, FINE_ROWS, 8), *range(FINE_ROWS, rows_max, 32)]
+    if form is Form.SUMS:
+        found = [1 << power for power in range(rows_max.bit_length())]
     return [*(rows for rows in found if rows < rows_max), rows_max]
 
 

@@ -55,6 +55,14 @@ class _Load(NamedTuple):
     pages: frozenset[int]
     copy: Future[Mark | None]
 
+    @property
+    def is_done(self) -> bool:
+        """Whether nobody would wait for it, be it that it has failed."""
+        if not self.copy.done() or self.copy.exception() is not None:
+            return self.copy.done()
+        copied = self.copy.result()
+        return copied is None or copied.is_past
+
 
 class Loads:
     """Copies adapters one after the other, beside what is computed meanwhile.
@@ -128,6 +136,11 @@ class Loads:
                 copied = self._pending.pop(slot).copy.result()
                 if self._streams is not None and copied is not None:
                     self._streams.steps.wait_for(copied)
+
+    @property
+    def under_way(self) -> list[int]:
+        """Slots for whose adapters a step would wait."""
+        return [slot for slot, load in self._pending.items() if not load.is_done]
 
     def _copy(self, load: AdapterLoad, descriptor: int, before: Mark | None) -> Mark | None:
         """Copy, in the thread; return the place in the order of copies at which it is there.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
+from itertools import accumulate, pairwise, starmap
 from pathlib import Path
 from typing import Protocol
 
@@ -14,15 +15,16 @@ from torch import Tensor
 
 from weft.actors.runner.affine import Base, of_bias, of_magnitude
 from weft.actors.runner.architecture import Architecture
+from weft.actors.runner.forms import Form, Kind
 from weft.actors.runner.own import AdapterFile, Own, Reader, Writer
 from weft.actors.runner.own_step import Put, Segment, of_step
 from weft.actors.runner.rows import HostBatch
 from weft.actors.runner.staging import Staging
 from weft.actors.runner.stream import Run, at_once
 from weft.actors.shards import Span
-from weft.kernels.sgmv import cpu, granules, segments
+from weft.kernels.sgmv import cpu, packing, segments
 from weft.kernels.sgmv.granules import AFFINE_BLOCKS, COLUMNS, RANKS, Module, Tables
-from weft.kernels.sgmv.segments import Segments, in_turns
+from weft.kernels.sgmv.segments import Segments
 from weft.runtime.histogram import Histogram
 from weft.runtime.messages import LOAD_BUCKETS_S
 
@@ -43,20 +45,25 @@ LoraUpdate = Callable[[Tensor, Tensor, int, int], None]
 class LoraKernel(Protocol):
     """The update as one device computes it."""
 
+    @property
+    def forms(self) -> Sequence[Form]:
+        """Those that differ on this device, of all."""
+        ...
+
+    def form(self, host: HostBatch) -> Form:
+        """Return which of them a step has."""
+        ...
+
     def stage(self, slot: int) -> Callable[[], None]:
         """Hear that the tables of a slot have changed; return what brings them to the device."""
         ...
 
-    def fits_graph(self, host: HostBatch) -> bool:
-        """Whether a graph of decodes with adapters has room for those of a step."""
-        ...
-
     def plan(
-        self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None
+        self, host: HostBatch, staging: Staging | None = None, graph: Kind | None = None
     ) -> LoraUpdate:
         """Return the update of a step, of which what the device reads lies in ``staging``.
 
-        ``graph_rows``: of the graph that it is part of, of which every launch has the same shape.
+        ``graph``: which it is part of; every launch of that has the same shape.
         """
         ...
 
@@ -81,30 +88,26 @@ class HostLora:
         """Return the update of the steps that ``segments`` will be those of; for a program."""
         return partial(self._kernel.add, segments=segments)
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for a step of so many tokens; before each run of a program."""
-        self._kernel.reserve(tokens)
+    def reserve(self, host: HostBatch) -> None:
+        """Make room for a step; before each run of a program."""
+        self._kernel.reserve(len(host.tokens), host.row_adapters)
 
-    def fits_graph(self, host: HostBatch) -> bool:
-        """Return that it has: nothing is laid out in advance."""
-        return True
+    @property
+    def forms(self) -> Sequence[Form]:
+        """Return that sums are none of their own: nothing is laid out in advance."""
+        return Form.BASE, Form.PLAIN
+
+    def form(self, host: HostBatch) -> Form:
+        """Return which of them a step has."""
+        return Form.PLAIN if host.has_adapters else Form.BASE
 
     def plan(
-        self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None
+        self, host: HostBatch, staging: Staging | None = None, graph: Kind | None = None
     ) -> LoraUpdate:
         """Return the update of a step."""
         if not host.has_adapters:
             return no_update
-        turns = in_turns(host.lora_starts, host.lora_slots, host.lora_weights)
-        if len(turns) == 1:
-            return partial(self._kernel.add, segments=turns[0])
-        return partial(self._add_all, turns)
-
-    def _add_all(
-        self, turns: Sequence[Segments], y: Tensor, x: Tensor, layer: int, site: int
-    ) -> None:
-        for turn in turns:
-            self._kernel.add(y, x, layer, site, turn)
+        return self.update_of(Segments(host.lora_starts, host.lora_slots, host.lora_weights))
 
     def staged_bytes(self) -> int:
         """Return that nothing is staged."""
@@ -158,6 +161,12 @@ class LoraSlots:
             for modules in SITES.values()
         ]
         self.kernel = make(arena, self._tables, widths)
+        self._columns = {  # of each module in its site's outputs
+            site: dict(
+                zip(modules, starmap(slice, pairwise(accumulate(columns, initial=0))), strict=True)
+            )
+            for (site, modules), columns in zip(SITES.items(), widths, strict=True)
+        }
         self.digests: list[str | None] = [None] * slots
         self.times = Histogram(LOAD_BUCKETS_S)
         self._own: list[Own | None] = [None] * slots
@@ -181,12 +190,13 @@ class LoraSlots:
         # Of an adapter's own modules these tables know nothing, and those may fill any number.
         self._tables.clear(slot, pages[: self._pages_max])
         scales: dict[str, float] = json.loads(file.metadata()["scales"])
+        names = frozenset(file.keys())
         used = 0
         for layer in range(self._architecture.layers):
-            sites = [self._modules(file, scales, layer, site) for site in SITES]
+            sites = [self._modules(file, names, scales, layer, site) for site in SITES]
             laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
-            run(partial(granules.write, self._arena, layer, pages, laid))
-            used = max(used, len(laid))
+            run(partial(packing.write, self._arena, layer, pages, laid))
+            used = max(used, laid.granules)
         self._own[slot] = self._reader.load(file, scales, Writer(self._arena, pages, used, run))
         run(self.kernel.stage(slot))
         self.digests[slot] = digest
@@ -200,11 +210,7 @@ class LoraSlots:
         """Return the segments of these adapters."""
         if not self.has_own(host):
             return []
-        found = []
-        for turn in in_turns(host.lora_starts, host.lora_slots, host.lora_weights):
-            owns = [self._own[slot] for slot in turn.slots.tolist()]
-            found += of_step(owns, turn, host.sampled, put)
-        return found
+        return of_step(self._own, host, put)
 
     @property
     def has_group(self) -> bool:
@@ -219,23 +225,24 @@ class LoraSlots:
         )
 
     def _modules(
-        self, file: AdapterFile, scales: dict[str, float], layer: int, site: str
+        self,
+        file: AdapterFile,
+        names: Container[str],
+        scales: dict[str, float],
+        layer: int,
+        site: str,
     ) -> list[Module]:
         """Read a site's modules; of one rank, A by the inputs or B by the outputs that are here."""
         shard = self._architecture.shard
-        names = file.keys()
         read = []
-        column = 0
-        for part, module in enumerate(SITES[site]):
+        for part, (module, columns) in enumerate(self._columns[site].items()):
             name = f"layers.{layer}.{module}"
-            columns = slice(column, column + self._architecture.module_shape(module)[0])
-            column = columns.stop
             if name not in scales:
                 continue
             inputs = shard.inputs(module) if shard else None
             outputs = _slice(shard.outputs(module) if shard else None)
-            a = file.get_slice(f"{name}.A")[:, _slice(inputs)]
-            b = file.get_slice(f"{name}.B")[outputs, :]
+            a = file.get_tensor(f"{name}.A")[:, _slice(inputs)]
+            b = file.get_tensor(f"{name}.B")[outputs]
             found = Module(part, a, b, scales[name])
             # Added once to the sum of the ranks, like the base's own.
             if f"{name}.bias" in names and (inputs is None or self._base.group.rank == 0):

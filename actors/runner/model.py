@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,18 @@ from weft.actors.runner.affine import Base, BaseSite
 from weft.actors.runner.architecture import Architecture
 from weft.actors.runner.lora import DOWN, GATE_UP, OUT, QKV, SITES, LoraUpdate
 from weft.actors.runner.operations import Operations, Plan, Projection
-from weft.actors.runner.own_step import OwnStep, Segment
+from weft.actors.runner.own_step import Logits, OwnStep, Segment
 from weft.actors.runner.weights import parent
 from weft.actors.shards import Span
 from weft.kernels.collectives.reference import Collectives
+
+
+class Norms(Protocol):
+    """Norms that some rows have in place of the base's."""
+
+    def norm(self, normed: Tensor, x: Tensor, name: str, epsilon: float) -> None:
+        """Replace these rows of what the base's norm makes of x."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -90,31 +99,33 @@ class Model:
         self._cos = (angles.cos() * architecture.rope_scale).to(device)
         self._sin = (angles.sin() * architecture.rope_scale).to(device)
 
-    def forward(self, batch: Batch, kv: list[tuple[Tensor, Tensor]]) -> Tensor | None:
-        """Write the batch's KV and return the logits of its sampled tokens: [R, vocabulary].
+    def forward(self, batch: Batch, kv: list[tuple[Tensor, Tensor]]) -> Logits | None:
+        """Write the batch's KV and return the logits of its sampled tokens.
 
-        There are more if an adapter has added tokens; other rows have -inf there. None on all ranks
-        but the first. ``kv`` holds each layer's keys and values, [pages, page_tokens, kv_heads,
-        head_dim].
+        None on all ranks but the first. ``kv`` holds each layer's keys and values, [pages,
+        page_tokens, kv_heads, head_dim].
         """
         own = batch.own
-        normed = self.layers(self.embed(batch.tokens, own), batch, kv)
-        return self.logits(normed, batch.sampled, own)
+        normed = self.layers(self.embed(batch.tokens, own), batch, kv, own)
+        wanted = self.operations.take_rows(normed, batch.sampled)
+        return self.logits(self.head(wanted), wanted, own)
 
-    def layers(self, x: Tensor, batch: Batch, kv: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def layers(
+        self, x: Tensor, batch: Batch, kv: list[tuple[Tensor, Tensor]], norms: Norms | None
+    ) -> Tensor:
         """Write the batch's KV and return what the last layer gives, normed: [T, hidden].
 
-        ``x`` is [T, hidden] and overwritten.
+        ``x`` is [T, hidden] and overwritten; ``norms`` are adapters' own.
         """
-        a, do, own = self.architecture, self.operations, batch.own
+        a, do = self.architecture, self.operations
         scale = a.head_dim**-0.5
         normed = do.rms_norm(x, self._layers[0].input_norm, a.epsilon)
-        if own is not None:
-            own.norm(normed, x, "layers.0.input_layernorm", a.epsilon)
+        if norms is not None:
+            norms.norm(normed, x, "layers.0.input_layernorm", a.epsilon)
         for i, layer in enumerate(self._layers):
             qkv = layer.qkv(normed)
             batch.update(qkv, normed, i, QKV)
-            q, k, v = self._rotated(i, qkv, batch)
+            q, k, v = self._rotated(i, qkv, batch.positions, norms)
             keys, values = kv[i]
             do.kv_write(k, v, keys, values, batch.kv_slots)
             seen = batch.attention.attend(
@@ -124,8 +135,8 @@ class Model:
             batch.update(out, seen, i, OUT)
             self._group.all_reduce(out)
             normed = do.add_rms_norm(x, out, layer.post_norm, a.epsilon)
-            if own is not None:
-                own.norm(normed, x, f"layers.{i}.post_attention_layernorm", a.epsilon)
+            if norms is not None:
+                norms.norm(normed, x, f"layers.{i}.post_attention_layernorm", a.epsilon)
             gate_up = layer.gate_up(normed)
             batch.update(gate_up, normed, i, GATE_UP)
             inner = do.silu_mul(gate_up)
@@ -133,35 +144,39 @@ class Model:
             batch.update(out, inner, i, DOWN)
             self._group.all_reduce(out)
             normed = do.add_rms_norm(x, out, self._next_norms[i], a.epsilon)
-            if own is not None:
+            if norms is not None:
                 name = "norm" if i + 1 == a.layers else f"layers.{i + 1}.input_layernorm"
-                own.norm(normed, x, name, a.epsilon)
+                norms.norm(normed, x, name, a.epsilon)
         return normed
-
-    def logits(self, normed: Tensor, sampled: Tensor, own: OwnStep | None) -> Tensor | None:
-        """Return the logits of the sampled tokens, of all, as ``forward`` does."""
-        wanted = self.operations.take_rows(normed, sampled)
-        part = self.head(wanted)
-        if own is not None:
-            own.update_head(part, wanted)
-        logits = self.gathered(part)
-        return logits if own is None else own.replace_head(logits, wanted)
 
     def head(self, wanted: Tensor) -> Tensor:
         """Return this rank's part of the base's logits, float32: [R, its tokens]."""
         return self._head(wanted).float()
 
-    def gathered(self, part: Tensor) -> Tensor | None:
-        """Return the base's logits of all ranks' parts, on the first."""
+    def logits(self, part: Tensor, wanted: Tensor, own: OwnStep | None) -> Logits | None:
+        """Return what ``forward`` does, of what ``head`` gave for ``wanted``.
+
+        ``part`` is changed where adapters have a head of their own, or update it.
+        """
+        if own is not None:
+            own.update_head(part, wanted)
         logits = self._group.gather(part)
-        return None if logits is None else logits[:, : self.architecture.vocabulary]
+        if logits is not None:
+            logits = logits[:, : self.architecture.vocabulary]
+        wider = [] if own is None else own.replace_head(logits, wanted)
+        return None if logits is None else Logits(logits, wider)
 
     def embed(self, tokens: Tensor, own: OwnStep | None = None) -> Tensor:
         """Return [T, hidden], of which each row lies on one rank."""
-        shard = self.architecture.shard
-        if shard is None and own is None:
-            return self.operations.take_rows(self._embedding, tokens)
-        here = Span(0, self.architecture.vocabulary) if shard is None else shard.tokens
+        shard, vocabulary = self.architecture.shard, self.architecture.vocabulary
+        if shard is None:
+            # An added token has a row of its own, whatever is taken first.
+            known = tokens if own is None else tokens.clamp(max=vocabulary - 1)
+            x = self.operations.take_rows(self._embedding, known)
+            if own is not None:
+                own.embed(x, tokens, Span(0, vocabulary))
+            return x
+        here = shard.tokens
         rows = tokens - here.start
         is_here = (rows >= 0) & (rows < here.size)
         x = F.embedding(rows.where(is_here, 0), self._embedding)
@@ -177,11 +192,11 @@ class Model:
             return None
         return OwnStep(segments, self.operations, self._group, self.compute_dtype)
 
-    def _rotated(self, index: int, qkv: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _rotated(
+        self, index: int, qkv: Tensor, positions: Tensor, norms: Norms | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k and v as [T, heads of each, head_dim], q and k at their positions."""
-        a, do, layer, positions = (
-            self.architecture, self.operations, self._layers[index], batch.positions
-        )  # fmt: skip
+        a, do, layer = self.architecture, self.operations, self._layers[index]
         heads = qkv.view(len(qkv), -1, a.head_dim)
         q, k, v = torch.split(heads, [a.heads, a.kv_heads, a.kv_heads], dim=1)
         if layer.q_norm is None or layer.k_norm is None:
@@ -190,9 +205,9 @@ class Model:
             before = q, k
             q = do.rms_norm(q, layer.q_norm, a.epsilon)
             k = do.rms_norm(k, layer.k_norm, a.epsilon)
-            if batch.own is not None:
-                batch.own.norm(q, before[0], f"layers.{index}.self_attn.q_norm", a.epsilon)
-                batch.own.norm(k, before[1], f"layers.{index}.self_attn.k_norm", a.epsilon)
+            if norms is not None:
+                norms.norm(q, before[0], f"layers.{index}.self_attn.q_norm", a.epsilon)
+                norms.norm(k, before[1], f"layers.{index}.self_attn.k_norm", a.epsilon)
             do.rotary_(q, self._cos, self._sin, positions)
             do.rotary_(k, self._cos, self._sin, positions)
         return q, k, v

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from weft.actors.runner.architecture import Architecture, UnsupportedModel
 from weft.actors.runner.device_sampler import Sample
+from weft.kernels.int8_linear import cpu as native_int8_linear
+from weft.kernels.int8_linear import reference as int8_linear
 from weft.kernels.kv_write import cpu as native_kv_write
 from weft.kernels.kv_write import reference as kv_write
 from weft.kernels.linear import cpu as native_linear
@@ -35,8 +37,8 @@ from weft.kernels.take_rows import reference as take_rows
 
 # What is written in C: all of it is used, or nothing.
 NATIVE = (
-    native_kv_write, native_linear, native_matrix, native_rms_norm, native_rotary, native_silu_mul,
-    native_take_rows,
+    native_int8_linear, native_kv_write, native_linear, native_matrix, native_rms_norm,
+    native_rotary, native_silu_mul, native_take_rows,
 )  # fmt: skip
 
 
@@ -89,8 +91,8 @@ class Operations(NamedTuple):
 def choose(device: torch.device, *, int8: bool) -> Operations:
     """Return the fastest that this machine has for ``device``.
 
-    ``int8``: linear layers round their weights to bytes. Raises ``UnsupportedModel`` if they cannot
-    there.
+    ``int8``: linear layers round their weights and inputs to bytes. Raises ``UnsupportedModel`` if
+    they cannot there.
     """
     if device.type != "cpu":
         if int8:
@@ -99,10 +101,10 @@ def choose(device: torch.device, *, int8: bool) -> Operations:
             raise UnsupportedModel("a GPU needs triton: install it, or let device be cpu")
         return in_triton(device, torch.cuda.get_device_properties(device).multi_processor_count)
     if any(kernel.library() is None for kernel in NATIVE):
-        return _plain(device, partial(OneDnnLinear, int8=int8))
+        return _plain(device, int8_linear.Int8Linear if int8 else OneDnnLinear)
     return Operations(
         device=device,
-        linear=partial(native_linear.PackedLinear, int8=int8),
+        linear=native_int8_linear.Int8Linear if int8 else native_linear.PackedLinear,
         rms_norm=native_rms_norm.rms_norm,
         add_rms_norm=native_rms_norm.add_rms_norm,
         rotary_=native_rotary.rotary_,

@@ -31,14 +31,6 @@ _ROWS = (f"{EMBEDDING}.ids", f"{HEAD}.ids")
 _NORM = "norm"
 
 
-class Saved(Protocol):
-    """A tensor in a file."""
-
-    def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
-        """Read a part of it."""
-        ...
-
-
 class AdapterFile(Protocol):
     """The adapter store's normalised file, mapped: its name may vanish while it is read.
 
@@ -52,15 +44,11 @@ class AdapterFile(Protocol):
         ...
 
     def get_tensor(self, name: str) -> Tensor:
-        """Read a tensor."""
+        """Return a tensor, whose numbers are read when they are looked at."""
         ...
 
     def metadata(self) -> dict[str, str]:
         """Return the digest, and the scales as JSON."""
-        ...
-
-    def get_slice(self, name: str) -> Saved:
-        """Return a tensor of which a part can be read."""
         ...
 
 
@@ -83,9 +71,9 @@ class Rows:
     matrix: Matrix  # [here, hidden]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Own:
-    """One adapter's, on one rank."""
+    """One adapter's, on one rank; no other is the same, even of the same adapter."""
 
     embedding: Update | None
     head: Update | None
@@ -170,8 +158,8 @@ class Reader:
             return None
         everything = slice(None)
         is_embedding = module == EMBEDDING
-        a = file.get_slice(f"{module}.A")[:, self._tokens if is_embedding else everything]
-        b = file.get_slice(f"{module}.B")[everything if is_embedding else self._tokens, :]
+        a = file.get_tensor(f"{module}.A")[:, self._tokens if is_embedding else everything]
+        b = file.get_tensor(f"{module}.B")[everything if is_embedding else self._tokens]
         return Update(writer.put(a), writer.put(b.t()), scales[module])
 
     def _rows(self, file: AdapterFile, names: Set[str], module: str, writer: Writer) -> Rows | None:
@@ -179,7 +167,7 @@ class Reader:
             return None
         ids = file.get_tensor(f"{module}.ids").long()
         here = share(len(ids), self._rank, self._size)
-        matrix = writer.put(file.get_slice(f"{module}.rows")[here.start : here.end, :])
+        matrix = writer.put(file.get_tensor(f"{module}.rows")[here.start : here.end])
         each = share(len(ids), 0, self._size).size
         return Rows(writer.to_device(ids), here, each, matrix)
 

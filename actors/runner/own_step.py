@@ -19,10 +19,10 @@ from torch import Tensor
 
 from weft.actors.runner.operations import Operations
 from weft.actors.runner.own import Own
+from weft.actors.runner.rows import HostBatch
 from weft.actors.shards import Span
 from weft.kernels.collectives.reference import Collectives
 from weft.kernels.paged_matrix.reference import columns_at, rows_at
-from weft.kernels.sgmv.segments import Segments
 
 Ints = NDArray[np.int64]
 
@@ -33,13 +33,39 @@ _TOKENS_AT_ONCE = 1024
 Put = Callable[[Ints], Tensor]
 
 
+class Wider(NamedTuple):
+    """Rows that have more tokens than the base."""
+
+    which: list[int]  # of the sampled rows
+    logits: Tensor  # [rows, their tokens] float32
+
+
+class Logits(NamedTuple):
+    """Of a step's sampled rows."""
+
+    base: Tensor  # [R, vocabulary] float32, of the base's tokens
+    wider: Sequence[Wider] = ()
+
+    def padded(self) -> Tensor:
+        """Return all as one tensor: as wide as the widest, -inf beyond a row's own."""
+        if not self.wider:
+            return self.base
+        more = max(rows.logits.shape[1] for rows in self.wider) - self.base.shape[1]
+        room = -(-more // _TOKENS_AT_ONCE) * _TOKENS_AT_ONCE
+        logits = F.pad(self.base, (0, room), value=float("-inf"))
+        for rows in self.wider:
+            logits[rows.which, : rows.logits.shape[1]] = rows.logits
+        return logits
+
+
 class Segment(NamedTuple):
     """One adapter's rows, which may have others too."""
 
     own: Own
     weight: float  # of its updates
     rows: slice  # of the step's tokens
-    sampled: Tensor  # [r] int64, which of the sampled rows are of it
+    among: list[int]  # which of the sampled rows are of it
+    sampled: Tensor  # [r] int64, the same on the device
 
 
 class OwnStep:
@@ -56,14 +82,6 @@ class OwnStep:
         self._do = operations
         self._group = group
         self._dtype = compute_dtype
-
-    def tokens(self, rows: int, vocabulary: int) -> list[int]:
-        """Return how many tokens each of so many sampled rows may draw."""
-        found = [vocabulary] * rows
-        for segment in self._segments:
-            for row in segment.sampled.tolist():
-                found[row] = segment.own.tokens
-        return found
 
     def embed(self, x: Tensor, tokens: Tensor, here: Span) -> None:
         """Change the embedded tokens, x [T, hidden]; the sum of all ranks' is what is meant.
@@ -91,10 +109,8 @@ class OwnStep:
 
     def norm(self, normed: Tensor, x: Tensor, name: str, epsilon: float) -> None:
         """Replace what a norm makes of x, [T, size] or [T, heads, size], where it is an own one."""
-        for segment, norms in zip(self._segments, self._norms, strict=True):
-            weight = norms.get(name)
-            if weight is not None:
-                normed[segment.rows] = self._do.rms_norm(x[segment.rows], weight, epsilon)
+        for rows, weight in self.norms.get(name, ()):
+            normed[rows] = self._do.rms_norm(x[rows], weight, epsilon)
 
     def update_head(self, logits: Tensor, x: Tensor) -> None:
         """Add to this rank's logits [R, its tokens and more] of sampled rows x [R, hidden]."""
@@ -105,57 +121,68 @@ class OwnStep:
                 found = self._do.times(update.b, v)
                 logits[sampled, : update.b.columns] += segment.weight * update.scale * found
 
-    def replace_head(self, logits: Tensor | None, x: Tensor) -> Tensor | None:
-        """Return the logits [R, vocabulary] with those of own rows, and of tokens that are added.
+    def replace_head(self, logits: Tensor | None, x: Tensor) -> list[Wider]:
+        """Change the logits [R, vocabulary] of own rows; return those with tokens that are added.
 
-        These are -inf for all other rows. None on all ranks but the first, as ``logits`` are.
+        ``logits`` are None on all ranks but the first, and so nothing is returned there.
         """
-        if logits is not None:
-            more = max(segment.own.tokens for segment in self._segments) - logits.shape[1]
-            wider = -(-more // _TOKENS_AT_ONCE) * _TOKENS_AT_ONCE
-            logits = F.pad(logits, (0, max(0, wider)), value=float("-inf"))
+        wider = []
         for segment in self._segments:
             rows, sampled = segment.own.head_rows, segment.sampled
             if rows is None or not len(sampled):
                 continue
-            part = x.new_zeros(len(sampled), rows.each)
+            part = x.new_zeros(len(sampled), 0)
             if rows.here.size:
-                part[:, : rows.here.size] = self._do.times_transposed(rows.matrix, x[sampled])
+                part = self._do.times_transposed(rows.matrix, x[sampled])
+            if part.shape[1] < rows.each:
+                part = F.pad(part, (0, rows.each - part.shape[1]))
             found = self._group.gather(part.float())
-            if logits is not None and found is not None:
+            if logits is None or found is None:
+                continue
+            known = logits.shape[1]
+            if segment.own.tokens == known:
                 logits[sampled[:, None], rows.ids] = found[:, : len(rows.ids)]
-        return logits
+                continue
+            wide = logits.new_full((len(sampled), segment.own.tokens), float("-inf"))
+            wide[:, :known] = logits[sampled]
+            wide[:, rows.ids] = found[:, : len(rows.ids)]
+            wider.append(Wider(segment.among, wide))
+        return wider
+
+    @property
+    def normed(self) -> list[tuple[Own, slice]]:
+        """Which adapters have norms, and their rows of the step."""
+        return [(each.own, each.rows) for each in self._segments if each.own.norms]
 
     @cached_property
-    def _norms(self) -> list[dict[str, Tensor]]:
-        """Of each segment, weights by name."""
-        found: list[dict[str, Tensor]] = [{} for _ in self._segments]
-        for norms, segment in zip(found, self._segments, strict=True):
+    def norms(self) -> dict[str, list[tuple[slice, Tensor]]]:
+        """By name, rows of the step that have a norm of their own, and its weight, [size]."""
+        found: dict[str, list[tuple[slice, Tensor]]] = {}
+        for segment in self._segments:
             for matrix, names in segment.own.norms:
                 rows = torch.arange(len(names), device=matrix.granules.device)
-                norms.update(zip(names, rows_at(matrix, rows).to(self._dtype), strict=True))
+                weights = rows_at(matrix, rows).to(self._dtype)
+                for name, weight in zip(names, weights, strict=True):
+                    found.setdefault(name, []).append((segment.rows, weight))
         return found
 
 
-def of_step(
-    owns: Sequence[Own | None],
-    segments: Segments,
-    sampled: Ints,
-    put: Put,
-) -> list[Segment]:
+def of_step(owns: Sequence[Own | None], host: HostBatch, put: Put) -> list[Segment]:
     """Return the segments of adapters that have something of their own.
 
     Args:
-        owns: of each segment's adapter.
-        segments: the step's, or some of them.
-        sampled: [R], the rows that are sampled.
-        put: brings their indices to the device.
+        owns: of each slot's adapter.
+        host: the step, in whose order of adapters a row's are added.
+        put: brings indices of rows to the device.
     """
     found = []
-    for i, own in enumerate(owns):
-        if own is not None:
-            first, last = segments.starts[i : i + 2].tolist()
-            among = np.flatnonzero((sampled >= first) & (sampled < last))
-            weight = float(segments.weights[i])
-            found.append(Segment(own, weight, slice(first, last), put(among)))
+    for n in range(host.row_adapters):
+        for i, slot in enumerate(host.lora_slots[:, n].tolist()):
+            own = None if slot < 0 else owns[slot]
+            if own is not None:
+                first, last = host.lora_starts[i : i + 2].tolist()
+                among = np.flatnonzero((host.sampled >= first) & (host.sampled < last))
+                weight = float(host.lora_weights[i, n])
+                rows = slice(first, last)
+                found.append(Segment(own, weight, rows, among.tolist(), put(among)))
     return found

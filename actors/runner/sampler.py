@@ -13,11 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weft.actors.runner.own_step import Wider
 from weft.actors.runner.rules import Adjustments, Rules, rules_of
 from weft.kernels.sample.cpu import highest
 from weft.kernels.sample.philox import uniform
 from weft.kernels.sample.reference import TEMPERATURE_MIN, draw, min_p, top_k_top_p
-from weft.runtime.messages import Join, TokenLogprobs
+from weft.runtime.messages import Join, RowSampling, TokenLogprobs
+
+_GREEDY = Rules(
+    RowSampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0), 0, 0, None,
+    adjusts=False, filters=False,
+)  # fmt: skip
 
 
 class Drawn(NamedTuple):
@@ -51,7 +57,7 @@ class Sampler:
         logits: Tensor,
         rows: Sequence[int],
         positions: Sequence[int],
-        tokens_max: Sequence[int] | None = None,
+        wider: Sequence[Wider] = (),
     ) -> Drawn:
         """Draw a token for each of ``rows``.
 
@@ -59,19 +65,19 @@ class Sampler:
             logits: [R, V] float32; changed in place.
             rows: [R], each has joined.
             positions: [R], which the drawn tokens will take in their sequences.
-            tokens_max: [R], how many of the tokens each may draw from; None: all of them.
+            wider: those of ``rows`` that may draw more tokens; changed in place.
         """
-        if tokens_max is None:
-            return self._sample(logits, rows, positions)
+        rules = [self._rules[row] for row in rows]
+        if not wider:
+            return self._sample(logits, rules, positions)
         # Not all at once: the order of a row's sums would depend on how many tokens others have.
-        tokens = torch.empty(len(rows), dtype=torch.int64)
-        failed: list[int] = []
-        logprobs: list[TokenLogprobs] = []
-        for count in sorted(set(tokens_max)):
-            which = [i for i, own in enumerate(tokens_max) if own == count]
-            drawn = self._sample(
-                logits[which, :count], [rows[i] for i in which], [positions[i] for i in which]
-            )
+        apart = {i for part in wider for i in part.which}
+        # What is drawn here for rows of more tokens is nothing that anybody asks for.
+        of_base = [_GREEDY if i in apart else rule for i, rule in enumerate(rules)]
+        tokens, failed, logprobs = self._sample(logits, of_base, positions)
+        failed = [i for i in failed if i not in apart]
+        for which, own in wider:
+            drawn = self._sample(own, [rules[i] for i in which], [positions[i] for i in which])
             tokens[which] = drawn.tokens
             failed += [which[i] for i in drawn.failed]
             logprobs += [
@@ -79,10 +85,9 @@ class Sampler:
             ]
         return Drawn(tokens, sorted(failed), sorted(logprobs, key=lambda each: each.index))
 
-    def _sample(self, logits: Tensor, rows: Sequence[int], positions: Sequence[int]) -> Drawn:
-        if not rows:  # part of a prompt, and nothing else
+    def _sample(self, logits: Tensor, rules: list[Rules], positions: Sequence[int]) -> Drawn:
+        if not rules:  # part of a prompt, and nothing else
             return Drawn(torch.empty(0, dtype=torch.int64), [], [])
-        rules = [self._rules[row] for row in rows]
         most, tokens = highest(logits)
         failed = _not_finite(most)
         if failed:

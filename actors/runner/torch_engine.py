@@ -137,7 +137,7 @@ class TorchEngine:
             executor.join(join)
         host = self._rows.lay_out(step)
         if host is None:
-            return Done(StepDone(step.step, []))
+            return Done(StepDone(step.step, [], loading=executor.loading))
         return executor.launch(step.step, host, started_ns)
 
     def execute(self, step: Step) -> StepDone:

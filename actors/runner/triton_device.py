@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weft.actors.runner.architecture import Architecture
+from weft.actors.runner.forms import Form, Kind
 from weft.actors.runner.limits import Limits
 from weft.actors.runner.lora import LoraUpdate, no_update
 from weft.actors.runner.rows import HostBatch
@@ -110,19 +111,27 @@ class TritonLora:
         """Return what brings a slot's tables to the device."""
         return self._kernel.stage(slot)
 
-    def fits_graph(self, host: HostBatch) -> bool:
-        """Whether a row has one adapter, and there are no more segments than adapters."""
-        return host.row_adapters == 1 and len(host.lora_slots) <= self._limits.adapters
+    @property
+    def forms(self) -> Sequence[Form]:
+        """Return all."""
+        return tuple(Form)
+
+    def form(self, host: HostBatch) -> Form:
+        """Return which of them a step has."""
+        if not host.has_adapters:
+            return Form.BASE
+        is_plain = host.row_adapters == 1 and len(host.lora_slots) <= self._limits.adapters
+        return Form.PLAIN if is_plain else Form.SUMS
 
     def plan(
-        self, host: HostBatch, staging: Staging | None = None, *, graph_rows: int | None = None
+        self, host: HostBatch, staging: Staging | None = None, graph: Kind | None = None
     ) -> LoraUpdate:
         """Return the update of a step."""
         assert staging is not None
-        if not host.has_adapters:
+        kind = graph or Kind(self._tokens(len(host.tokens)), self.form(host))
+        if kind.form is Form.BASE:
             return no_update
-        tokens = graph_rows or self._tokens(len(host.tokens))
-        planner = self._planner(tokens, has_sums=not self.fits_graph(host))
+        planner = self._planner(kind.rows, has_sums=kind.form is Form.SUMS)
         field = staging.take(np.int32, planner.bounds.ints)
         counts: Counts = planner.lay_out(
             field.host.view(np.int32),
@@ -131,7 +140,7 @@ class TritonLora:
             self._kernel.groups,
             host.lora_weights,
         )
-        if graph_rows is not None:
+        if graph is not None:
             counts = planner.bounds
         return partial(self._kernel.add, plan=sgmv.Plan(field.tensor, counts, planner))
 

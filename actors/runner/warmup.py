@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from weft.actors.runner.ahead import Ahead
-from weft.actors.runner.graphs import Kind
+from weft.actors.runner.forms import Form, Kind
 from weft.actors.runner.limits import Limits
 from weft.actors.runner.rows import HostBatch
 from weft.runtime.messages import Join, RowSampling
@@ -65,7 +65,8 @@ def capture(ahead: Ahead, scratch: Scratch, kinds: Sequence[Kind]) -> float:
     """Make graphs of these kinds; return how many seconds it took."""
     started = time.perf_counter()
     for kind in kinds:
-        host = blank([1], 0, scratch, adapters=int(kind.has_adapters), samples=False)
+        adapters = int(kind.form is not Form.BASE)
+        host = blank([1], 0, scratch, adapters=adapters, samples=False)
         ahead.capture(kind, host)
     return time.perf_counter() - started
 

@@ -340,6 +340,8 @@ class Scheduler:
 
     def _finish_step(self, done: StepDone, now_ns: int) -> list[Send]:
         composed = self._in_flight.finish(done)
+        assert self._composer is not None
+        self._composer.slots.copied(done.step, done.loading)
         failed = frozenset(done.failed)
         logprobs = {item.index: item for item in done.logprobs}
         numbers: list[int] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from weft.actors.scheduler import policy
 from weft.actors.scheduler.candidates import Candidates
 from weft.actors.scheduler.draft import Composed, Draft
@@ -105,11 +107,13 @@ class Composer:
         self.slots.hold()
         self._rotate()
         self._decode(draft)
-        self._prefill(draft)
+        self._prefill(draft, self.rows)
         lacking = self._admit(draft) if self.waiting and not draft.preempted else []
         if self.waiting and self.slots.held and not self._pages_of_sequences:
             self.slots.relent()
             lacking = self._admit(draft)  # now that nothing else is in the way
+        if not draft.computes:
+            self._prefill_waiting(draft)
         self.loading.load(draft, lacking, alone=self.alone)
         composed = draft.finish(self._leaves)
         if composed is not None:
@@ -200,13 +204,26 @@ class Composer:
             self._preempt(victim)
             draft.preempted += 1
 
-    def _prefill(self, draft: Draft) -> None:
-        """Sequences whose tokens are not all computed get what is left of the token budget."""
-        for sequence in self.rows:
+    def _prefill(self, draft: Draft, sequences: Iterable[Sequence]) -> None:
+        """Sequences whose tokens are not all computed get what is left of the token budget.
+
+        Not those whose adapters are still being copied: everybody else would wait with them.
+        """
+        for sequence in sequences:
             if draft.tokens_left == 0:
                 return
-            if sequence.is_prefilling:
+            if sequence.is_prefilling and not self._waits_for_copy(sequence):
                 self._feed(sequence, draft)
+
+    def _prefill_waiting(self, draft: Draft) -> None:
+        """Feed the first of those whose adapters are being copied: there is nobody else."""
+        for sequence in self.rows:
+            if sequence.is_prefilling and self._waits_for_copy(sequence):
+                self._feed(sequence, draft)
+                return
+
+    def _waits_for_copy(self, sequence: Sequence) -> bool:
+        return any(map(self.slots.is_loading, sequence.request.adapters))
 
     def _feed(self, sequence: Sequence, draft: Draft) -> None:
         assert sequence.row is not None
@@ -238,7 +255,7 @@ class Composer:
         slots = self.loading.pin(admitted, draft)
         for sequence in admitted:
             self._start(sequence, slots, draft)
-        self._begin(admitted, draft)
+        self._prefill(draft, admitted)
         if admission.starving is not None:
             needed = self.waiting[admission.starving].request.adapters
             others = self.slots.pinned_since.items()
@@ -276,22 +293,6 @@ class Composer:
             )
         )
         draft.admitted.append(sequence)
-
-    def _begin(self, admitted: list[Sequence], draft: Draft) -> None:
-        """Feed those whose adapters are there; the others, when theirs have been copied.
-
-        That happens while this step is computed, so the next one need not wait for it. If there is
-        nothing else to compute they are fed now.
-        """
-        loading = {load.digest for load in draft.loads}
-        later = [s for s in admitted if not loading.isdisjoint(s.request.adapters)]
-        for sequence in admitted:
-            if draft.tokens_left and sequence not in later:
-                self._feed(sequence, draft)
-        if not (draft.sampled or draft.chunks):
-            for sequence in later:
-                if draft.tokens_left:
-                    self._feed(sequence, draft)
 
     def _rotate(self) -> None:
         """Make the adapter that has run longest give way to the starving sequence."""

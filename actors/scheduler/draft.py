@@ -39,6 +39,11 @@ class Draft:
     admitted: list[Sequence] = field(default_factory=list)
     preempted: int = 0
 
+    @property
+    def computes(self) -> bool:
+        """Whether there is anything that takes time."""
+        return bool(self.sampled or self.chunks)
+
     def forget_pages(self, victim: Sequence) -> None:
         """Take out the page that a sequence got before it was preempted."""
         kept = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from itertools import islice
 
 from weft.actors.scheduler import policy
@@ -60,7 +60,7 @@ class Loading:
         slots = {}
         for adapter in pins:
             if adapter not in self._slots.resident:
-                draft.loads.append(self._slots.load(self._host.read(adapter, draft.number)))
+                self._load(adapter, draft)
             slots[adapter] = self._slots.pin(adapter, draft.number)
         return slots
 
@@ -73,7 +73,7 @@ class Loading:
         self._load_gathered(draft)
         if alone is None:
             self._load_those_that_stay(draft)
-        if (draft.sampled or draft.chunks) and alone is None:
+        if draft.computes and alone is None:
             self._load_ahead(draft)
 
     def host_messages(
@@ -119,8 +119,7 @@ class Loading:
             if not (self._slots.has_free or self._slots.idle - {*own}):
                 return
             if room >= self._slots.page_count(adapter, acquired):
-                read = self._host.read(adapter, draft.number)
-                draft.loads.append(self._slots.load(read, keep=own))
+                self._load(adapter, draft, keep=own)
 
     def _load_those_that_stay(self, draft: Draft) -> None:
         """Put adapters on the device that are to stay there, in place of who is idle."""
@@ -132,7 +131,7 @@ class Loading:
             room -= self._slots.page_count(adapter, acquired)
             if room < 0:
                 return
-            draft.loads.append(self._slots.load(self._host.read(adapter, draft.number)))
+            self._load(adapter, draft)
         self._slots.hold()
 
     def _load_ahead(self, draft: Draft) -> None:
@@ -147,4 +146,8 @@ class Loading:
             free -= self._slots.page_count(adapter, acquired)
             if free < 0:
                 return
-            draft.loads.append(self._slots.load(self._host.read(adapter, draft.number)))
+            self._load(adapter, draft)
+
+    def _load(self, adapter: str, draft: Draft, *, keep: Container[str] = ()) -> None:
+        read = self._host.read(adapter, draft.number)
+        draft.loads.append(self._slots.load(read, draft.number, keep=keep))

@@ -22,6 +22,7 @@ class Resident:
     pins: int = 0  # running sequences
     is_held: bool = False  # though nobody uses it
     pinned_step: int = 0  # since when there has been a pin
+    loading_step: int | None = None  # that began to copy it, until it is known to be there
 
     @property
     def page_count(self) -> int:
@@ -72,6 +73,7 @@ class AdapterSlots:
         self._pinned: dict[str, Resident] = {}
         self._staying: list[str] = []  # digests
         self._held: dict[str, Resident] = {}
+        self._loading: dict[int, Resident] = {}  # by slot
 
     @property
     def pinned(self) -> Set[str]:
@@ -172,8 +174,19 @@ class AdapterSlots:
         """Return how many pages hold that many granules of each layer."""
         return -(-granules // self._page_granules)
 
-    def load(self, acquired: Acquired, *, keep: Container[str] = ()) -> AdapterLoad:
-        """Give an adapter pages and a slot. It is idle; there must be room for it.
+    def is_loading(self, digest: str) -> bool:
+        """Whether a step that uses it may have to wait for its copy."""
+        return self._residents[digest].loading_step is not None
+
+    def copied(self, step: int, loading: Container[int]) -> None:
+        """Hear that at the end of ``step`` only the slots of ``loading`` were not there yet."""
+        for slot, resident in list(self._loading.items()):
+            assert resident.loading_step is not None
+            if resident.loading_step <= step and slot not in loading:
+                self._end_loading(resident)
+
+    def load(self, acquired: Acquired, step: int, *, keep: Container[str] = ()) -> AdapterLoad:
+        """Give an adapter pages and a slot in ``step``. It is idle; there must be room for it.
 
         The slot is not one of those that ``keep`` names.
         """
@@ -184,6 +197,8 @@ class AdapterSlots:
         pages = self._pages.take(self.page_count(acquired.digest, acquired))
         resident = Resident(acquired.digest, self._free.pop(), pages, self)
         self._residents[acquired.digest] = resident
+        resident.loading_step = step
+        self._loading[resident.slot] = resident
         self._pages.make_idle(resident)
         return AdapterLoad(resident.slot, acquired.digest, acquired.path, pages)
 
@@ -218,6 +233,8 @@ class AdapterSlots:
     def forget(self, resident: Resident) -> None:
         """Take an adapter off the table, whose pages the pool takes back."""
         del self._residents[resident.digest]
+        if resident.loading_step is not None:
+            self._end_loading(resident)
         self._free.append(resident.slot)
         self.evictions += 1
 
@@ -235,10 +252,16 @@ class AdapterSlots:
         held = {digest: r for digest, r in self._residents.items() if r.is_held}
         assert held == self._held
         assert held.keys() <= set(self._staying)
+        loading = [r for r in self._residents.values() if r.loading_step is not None]
+        assert self._loading == {resident.slot: resident for resident in loading}
         for digest, resident in self._residents.items():
             assert resident.digest == digest
             assert (resident.pins > 0) == (digest in self._pinned)
         assert self._pinned.keys() <= self._residents.keys()
+
+    def _end_loading(self, resident: Resident) -> None:
+        del self._loading[resident.slot]
+        resident.loading_step = None
 
     def _set_held(self, resident: Resident, *, is_held: bool) -> None:
         was_busy = resident.is_busy

@@ -12,7 +12,6 @@ import ctypes
 import torch
 from torch import Tensor
 
-from weft.kernels.linear.int8 import quantize
 from weft.kernels.native.library import NUMBER, POINTER, beside
 from weft.kernels.native.program import Operation, empty
 
@@ -21,7 +20,7 @@ _multiply = Operation(library, "weft_linear")
 _pack = Operation(library, "weft_linear_pack")
 
 # As they are numbered in cpu.c.
-_STORAGES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+_STORAGES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 class _Layer(ctypes.Structure):
@@ -29,7 +28,7 @@ class _Layer(ctypes.Structure):
 
     _fields_ = [
         *((name, NUMBER) for name in ("storage", "inputs", "outputs")),
-        *((name, POINTER) for name in ("panels", "bias", "scales")),
+        *((name, POINTER) for name in ("panels", "bias")),
     ]
 
 
@@ -55,31 +54,23 @@ class PackedLinear:
     float16 are multiplied exactly as they are. A row's bits do not depend on the other rows.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, int8: bool = False) -> None:
-        """``weight`` is [out, in] float32, bfloat16 or float16; ``bias`` is [out] or None.
-
-        With ``int8``, weights are rounded as ``int8.quantize`` says.
-        """
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """``weight`` is [out, in] float32, bfloat16 or float16; ``bias`` is [out] or None."""
         kernel = library()
         assert kernel is not None
         self.out_features, self.in_features = weight.shape
-        scales = None
-        if int8:
-            weight, scales = quantize(weight)
         weight = weight.contiguous()
         panel = kernel.weft_linear_panel()
         outputs = -(-self.out_features // panel) * panel
         panels = torch.empty(outputs * self.in_features, dtype=weight.dtype)
         packing = _Packing(panels.data_ptr(), weight.data_ptr(), self.in_features, weight.itemsize)
         _pack(packing, len(weight), reads=[], writes=[panels], work=4 * weight.numel())
-        filled = torch.zeros(2, outputs)
+        filled = torch.zeros(outputs)
         if bias is not None:
-            filled[0, : self.out_features] = bias
-        if scales is not None:
-            filled[1, : self.out_features] = scales
+            filled[: self.out_features] = bias
         self._layer = _Layer(
             _STORAGES[weight.dtype], self.in_features, self.out_features,
-            panels.data_ptr(), filled[0].data_ptr(), filled[1].data_ptr(),
+            panels.data_ptr(), filled.data_ptr(),
         )  # fmt: skip
         self._kept = panels, filled
         self._address = ctypes.addressof(self._layer)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weft.kernels.linear.int8 import quantize
-
 # The row count that oneDNN lays weights out for. Any other works, on the same layout.
 _ROWS_HINT = 32
 
@@ -18,13 +16,10 @@ _ROWS_HINT = 32
 class OneDnnLinear:
     """What ``cpu.PackedLinear`` computes; all weights are held in float32."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, int8: bool = False) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """``weight`` is [out, in] of any floating type; ``bias`` is [out] or None."""
         self.out_features, self.in_features = weight.shape
         self._bias = None if bias is None else bias.float()
-        if int8:
-            values, scales = quantize(weight)
-            weight = values * scales[:, None]
         dense = weight.float().contiguous()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(dense, _ROWS_HINT)
 

@@ -50,15 +50,39 @@ typedef struct {
     float epsilon;
 } norm;
 
+static void norm_row(const norm *n, int64_t row, const float *weight)
+{
+    for (int64_t h = 0; h < n->heads; h++) {
+        const int64_t place = row * n->row_stride + h * n->head_stride;
+        float *x = n->x + place;
+        float sum = n->delta ? squares(x, n->delta + place, n->size) : squares(x, NULL, n->size);
+        scale(n->out + (row * n->heads + h) * n->size, x, weight,
+              1 / sqrtf(sum / n->size + n->epsilon), n->size);
+    }
+}
+
 void weft_rms_norm(team *t, const norm *n, int64_t rows)
 {
     for (EACH_ROW(row, t, rows))
-        for (int64_t h = 0; h < n->heads; h++) {
-            const int64_t place = row * n->row_stride + h * n->head_stride;
-            float *x = n->x + place;
-            float sum = n->delta ? squares(x, n->delta + place, n->size)
-                                 : squares(x, NULL, n->size);
-            scale(n->out + (row * n->heads + h) * n->size, x, n->weight,
-                  1 / sqrtf(sum / n->size + n->epsilon), n->size);
-        }
+        norm_row(n, row, n->weight);
+}
+
+/* Some rows of a step, each with a weight of its own. */
+typedef struct {
+    const int64_t *rows;
+    const float *const *weights;
+    int64_t count;
+} chosen;
+
+typedef struct {
+    norm norm; /* without a weight */
+    const chosen *chosen;
+} norm_chosen;
+
+/* Whatever the rows of the batch are. */
+void weft_rms_norm_chosen(team *t, const norm_chosen *n, int64_t rows)
+{
+    const chosen *c = n->chosen;
+    for (EACH_ROW(i, t, c->count))
+        norm_row(&n->norm, c->rows[i], c->weights[i]);
 }

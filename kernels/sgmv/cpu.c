@@ -1,5 +1,6 @@
 /* sgmv for weights in pages: y[rows] += weight scale (x[rows] A^T) B^T for each segment's own
- * adapter, and then y = factor y + weight offset where the adapter has that.
+ * adapter, and then y = factor y + weight offset where the adapter has that. Segments of several
+ * adapters are added to by one after the other.
  *
  * granules.py says where weights lie. They are float32 or bfloat16, everything else is float32. A
  * sum's order does not depend on the other rows of the batch, on the tile it is computed in, or on
@@ -41,7 +42,7 @@ typedef struct {
     const char *arena;
     const int32_t *pages, *groups, *a_start, *b_start, *affine_start;
     const float *scales;
-    float *v; /* what shrink gives: room for the ranks of every row, [rows, v_stride] */
+    float *v; /* what shrink gives: of each row's n-th adapters the ranks, [n, rows, v_stride] */
     int64_t layer_bytes, pages_max, page_granules, layers, sites, is_half, v_stride;
 } adapters;
 
@@ -274,16 +275,17 @@ static int64_t shrink_pieces(const weights *w, int64_t tokens)
     return blocks(tokens, TOKEN_BLOCK) * w->total;
 }
 
-static int64_t part_pieces(const weights *w, const shape *s, int64_t part)
+/* The same whatever an adapter has, so that all of a segment's are added in one piece. */
+static int64_t part_pieces(const shape *s, int64_t part)
 {
-    return w->groups[part] ? blocks(s->out[part], COLUMN_BLOCKS * COLUMNS) : 0;
+    return blocks(s->out[part], COLUMN_BLOCKS * COLUMNS);
 }
 
-static int64_t expand_pieces(const weights *w, const shape *s, int64_t tokens)
+static int64_t expand_pieces(const shape *s, int64_t tokens)
 {
     int64_t pieces = 0;
     for (int64_t p = 0; p < s->parts; p++)
-        pieces += part_pieces(w, s, p);
+        pieces += part_pieces(s, p);
     return blocks(tokens, TOKEN_BLOCK) * pieces;
 }
 
@@ -311,11 +313,13 @@ static void expand_piece(
     piece /= token_blocks;
     v += t * v_stride;
     y += t * y_stride;
-    for (; piece >= part_pieces(w, s, part); part++) {
-        piece -= part_pieces(w, s, part);
+    for (; piece >= part_pieces(s, part); part++) {
+        piece -= part_pieces(s, part);
         v += w->groups[part] * RANKS;
         y += s->out[part];
     }
+    if (!w->groups[part])
+        return;
     int64_t last = w->b_start[part] + blocks(s->out[part], COLUMNS) * w->groups[part] - 1;
     for (int64_t block = piece * COLUMN_BLOCKS; block < (piece + 1) * COLUMN_BLOCKS; block++) {
         int64_t columns = smaller(s->out[part] - block * COLUMNS, COLUMNS);
@@ -331,12 +335,12 @@ static void expand_piece(
     }
 }
 
-/* The rows of a step: those of segment i are starts[i] .. starts[i + 1] and use slots[i], whose
- * updates are multiplied by weights[i]. */
+/* The rows of a step: those of segment i are starts[i] .. starts[i + 1] and use slots[i][n], whose
+ * updates are multiplied by weights[i][n], for each n below the width or up to a slot of -1. */
 typedef struct {
     const int64_t *starts, *slots;
     const float *weights;
-    int64_t count;
+    int64_t count, width;
 } segments;
 
 /* One site of one layer. */
@@ -354,19 +358,32 @@ typedef struct {
 typedef struct {
     int64_t segment, row, rows;
     int64_t first, end; /* the segment's pieces */
-    weights weights;
+    weights weights;    /* of its first adapter */
 } cursor;
+
+/* A segment's n-th adapter, if there is one. */
+INLINE int find_nth(const update *u, int64_t segment, int64_t n, weights *w)
+{
+    const segments *s = u->segments;
+    const int64_t place = segment * s->width + n;
+    if (n >= s->width || s->slots[place] < 0)
+        return 0;
+    *w = find(u->adapters, u->layer, u->site, s->slots[place], s->weights[place]);
+    return 1;
+}
 
 INLINE void go_on(cursor *c, const update *u, const int is_expand)
 {
     const segments *s = u->segments;
     c->row = s->starts[++c->segment];
     c->rows = s->starts[c->segment + 1] - c->row;
-    c->weights = find(
-        u->adapters, u->layer, u->site, s->slots[c->segment], s->weights[c->segment]);
+    find_nth(u, c->segment, 0, &c->weights);
+    int64_t shrunk = shrink_pieces(&c->weights, c->rows);
+    weights further;
+    for (int64_t n = 1; find_nth(u, c->segment, n, &further); n++)
+        shrunk += shrink_pieces(&further, c->rows);
     c->first = c->end;
-    c->end += is_expand ? expand_pieces(&c->weights, &u->shape, c->rows)
-                        : shrink_pieces(&c->weights, c->rows);
+    c->end += !is_expand ? shrunk : shrunk ? expand_pieces(&u->shape, c->rows) : 0;
 }
 
 INLINE int64_t all_pieces(const update *u, const int is_expand)
@@ -393,9 +410,16 @@ void weft_sgmv_shrink(team *t, const update *u, int64_t rows)
         for (int64_t piece = part * some; piece < smaller(all, (part + 1) * some); piece++) {
             while (piece >= c.end)
                 go_on(&c, u, 0);
-            shrink_piece(&c.weights, a->is_half, piece - c.first, c.rows,
-                         u->x + c.row * u->x_stride, u->x_stride, u->shape.in,
-                         a->v + c.row * a->v_stride, a->v_stride);
+            weights further;
+            const weights *w = &c.weights;
+            int64_t own = piece - c.first, n = 0;
+            while (own >= shrink_pieces(w, c.rows)) {
+                own -= shrink_pieces(w, c.rows);
+                find_nth(u, c.segment, ++n, &further);
+                w = &further;
+            }
+            shrink_piece(w, a->is_half, own, c.rows, u->x + c.row * u->x_stride, u->x_stride,
+                         u->shape.in, a->v + (n * rows + c.row) * a->v_stride, a->v_stride);
         }
 }
 
@@ -409,8 +433,13 @@ void weft_sgmv_expand(team *t, const update *u, int64_t rows)
         for (int64_t piece = part * some; piece < smaller(all, (part + 1) * some); piece++) {
             while (piece >= c.end)
                 go_on(&c, u, 1);
-            expand_piece(&c.weights, &u->shape, a->is_half, piece - c.first, c.rows,
-                         a->v + c.row * a->v_stride, a->v_stride, u->y + c.row * u->y_stride,
-                         u->y_stride);
+            weights further;
+            const weights *w = &c.weights;
+            for (int64_t n = 0; n == 0 || find_nth(u, c.segment, n, &further); n++) {
+                expand_piece(w, &u->shape, a->is_half, piece - c.first, c.rows,
+                             a->v + (n * rows + c.row) * a->v_stride, a->v_stride,
+                             u->y + c.row * u->y_stride, u->y_stride);
+                w = &further;
+            }
         }
 }

@@ -71,11 +71,14 @@ class PagedLora:
         self._parts = [len(site) for site in widths]
         self._v = torch.empty(1)
 
-    def reserve(self, rows: int) -> None:
-        """Make room for what shrink gives for so many rows with the adapters that there are now."""
+    def reserve(self, rows: int, row_adapters: int) -> None:
+        """Make room for what shrink gives for so many rows with the adapters that there are now.
+
+        A row has at most ``row_adapters`` of them.
+        """
         ranks = self._tables.ranks_max
-        if len(self._v) < rows * ranks:
-            self._v = torch.empty(rows * ranks)
+        if len(self._v) < row_adapters * rows * ranks:
+            self._v = torch.empty(row_adapters * rows * ranks)
         self._adapters.v, self._adapters.v_stride = self._v.data_ptr(), ranks
 
     def add(self, y: Tensor, x: Tensor, layer: int, site: int, segments: Segments) -> None:
@@ -85,7 +88,7 @@ class PagedLora:
         """
         assert x.dtype == y.dtype == torch.float32
         assert x.stride(1) == y.stride(1) == 1
-        self.reserve(len(x))
+        self.reserve(len(x), segments.row_adapters)
         inputs = x.shape[1]
         arguments = _Update(
             self._address, segments.address, y.data_ptr(), x.data_ptr(), y.stride(0), x.stride(0),

@@ -8,6 +8,7 @@ granule is a finer piece: it fits pages of any shape, and a rank of 8 costs an e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,25 @@ class Module(NamedTuple):
     b: Tensor  # [out, rank]
     scale: float  # of B A
     affine: Affine | None = None
+
+
+class Piece(NamedTuple):
+    """A matrix among an adapter's granules of one layer."""
+
+    matrix: Tensor  # [ranks, columns], of any strides
+    first: int  # granule: that of its first columns and ranks
+    stride: int  # granules from a block of columns to the next
+
+
+class Laid(NamedTuple):
+    """What the granules of one layer are to hold."""
+
+    pieces: list[Piece]
+    granules: int
+
+    def grown(self, granules: int) -> Laid:
+        """Return it with so many more."""
+        return self._replace(granules=self.granules + granules)
 
 
 def pack(matrix: Tensor) -> Tensor:
@@ -93,23 +113,6 @@ def typed(arena: Tensor, dtype: torch.dtype) -> Tensor:
     return arena.view(dtype).view(layers, pages, -1, RANKS, COLUMNS)
 
 
-def write(arena: Tensor, layer: int, pages: Sequence[int], granules: Tensor) -> None:
-    """Put an adapter's granules of one layer, [granules, 8, 128], into its pages.
-
-    ``arena`` is as ``typed`` returns it. What is left of the last page becomes zero. On a GPU it is
-    work for the current stream, and the host does not wait.
-    """
-    per_page = arena.shape[2]
-    used = list(pages[: -(-len(granules) // per_page)])
-    whole = F.pad(granules, (0, 0, 0, 0, 0, len(used) * per_page - len(granules)))
-    whole = whole.view(len(used), *arena.shape[2:])
-    if arena.is_cuda:
-        index = sent(torch.tensor(used), arena.device)
-        arena[layer].index_copy_(0, index, sent(whole, arena.device))
-    else:
-        arena[layer, used] = whole
-
-
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a host's tensor on a device. A GPU copies it when its current stream comes to it."""
     if device.type != "cuda":
@@ -148,34 +151,32 @@ class Tables:
 
     def lay_out(
         self, slot: int, layer: int, sites: Sequence[Sequence[Module]], dtype: torch.dtype
-    ) -> Tensor:
-        """Note where one layer's weights will lie, and return them: [granules, 8, 128]."""
-        laid: list[Tensor] = []
-        count = 0
+    ) -> Laid:
+        """Note where one layer's weights will lie, and return which is to lie where.
 
-        def put(granules: Tensor) -> int:
-            nonlocal count
-            laid.append(granules)
-            count += len(laid[-1])
-            return count - len(laid[-1])
-
+        ``dtype`` is that of the granules.
+        """
+        laid = Laid([], 0)
         for site, modules in enumerate(sites):
             if not modules:
                 continue
             place = (slot, layer, site)
-            self.a_start[place] = put(
-                pack(torch.cat([_to_groups(module.a) for module in modules]).to(dtype))
-            )
-            for module in modules:
-                self.groups[place][module.part] = -(-module.a.shape[0] // RANKS)
+            groups = [-(-module.a.shape[0] // RANKS) for module in modules]
+            self.a_start[place] = laid.granules
+            for module, first in zip(modules, accumulate(groups, initial=0), strict=False):
+                laid.pieces.append(Piece(module.a, laid.granules + first, sum(groups)))
+            laid = laid.grown(sum(groups) * -(-modules[0].a.shape[1] // COLUMNS))
+            for module, count in zip(modules, groups, strict=True):
+                self.groups[place][module.part] = count
                 self.scales[place][module.part] = module.scale
-                self.b_start[place][module.part] = put(pack(module.b.t().to(dtype)))
+                self.b_start[place][module.part] = laid.granules
+                laid.pieces.append(Piece(module.b.t(), laid.granules, count))
+                laid = laid.grown(count * -(-len(module.b) // COLUMNS))
                 if module.affine is not None:
-                    start = put(pack_affine(module.affine, dtype))
-                    self.affine_start[place][module.part] = start
-            self.ranks_max = max(self.ranks_max, RANKS * int(self.groups[place].sum()))
-        return torch.cat(laid) if laid else torch.empty(0, RANKS, COLUMNS, dtype=dtype)
-
-
-def _to_groups(a: Tensor) -> Tensor:
-    return F.pad(a, (0, 0, 0, -len(a) % RANKS))
+                    self.affine_start[place][module.part] = laid.granules
+                    affine = pack_affine(module.affine, dtype)
+                    flat = affine.transpose(0, 1).reshape(RANKS, -1)
+                    laid.pieces.append(Piece(flat, laid.granules, 1))
+                    laid = laid.grown(len(affine))
+            self.ranks_max = max(self.ranks_max, RANKS * sum(groups))
+        return laid

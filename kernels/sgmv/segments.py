@@ -25,7 +25,10 @@ Floats = NDArray[np.float32]
 class _Addresses(ctypes.Structure):
     """``segments`` in cpu.c."""
 
-    _fields_ = [*((name, POINTER) for name in ("starts", "slots", "weights")), ("count", NUMBER)]
+    _fields_ = [
+        *((name, POINTER) for name in ("starts", "slots", "weights")),
+        *((name, NUMBER) for name in ("count", "width")),
+    ]
 
 
 class Segments:
@@ -37,7 +40,7 @@ class Segments:
         slots: Sequence[int] | Ints = (),
         weights: Sequence[float] | Floats | None = None,
     ) -> None:
-        """As for ``reference.sgmv``; no slot is negative."""
+        """As for ``lay_out``."""
         self._addresses = _Addresses()
         self.address = ctypes.addressof(self._addresses)
         self.lay_out(starts, slots, weights)
@@ -48,34 +51,29 @@ class Segments:
         slots: Sequence[int] | Ints,
         weights: Sequence[float] | Floats | None = None,
     ) -> None:
-        """Become those of another step. What a program has recorded with these follows them."""
+        """Become those of another step. What a program has recorded with these follows them.
+
+        Args:
+            starts: [segments + 1]; segment i is rows ``starts[i]:starts[i + 1]``.
+            slots: [segments], or [segments, adapters of a row]: these are added one after another;
+                past a segment's last one -1.
+            weights: like slots, by which an adapter's update is multiplied; None means 1.
+        """
+        given: Ints = np.array(slots, dtype=np.int64)
         self.starts: Ints = np.array(starts, dtype=np.int64)
-        self.slots: Ints = np.array(slots, dtype=np.int64)
-        self.weights: Floats = np.ones(len(slots), dtype=np.float32)
+        self.slots: Ints = given[:, None] if given.ndim == 1 else given  # [segments, adapters]
+        self.weights: Floats = np.ones(self.slots.shape, dtype=np.float32)
         if weights is not None:
-            self.weights[:] = weights
+            self.weights[:] = np.reshape(weights, self.slots.shape)
         found = self._addresses
         found.starts, found.slots = self.starts.ctypes.data, self.slots.ctypes.data
-        found.weights, found.count = self.weights.ctypes.data, len(slots)
+        found.weights = self.weights.ctypes.data
+        found.count, found.width = self.slots.shape
 
-    def __len__(self) -> int:
-        return len(self.slots)
-
-
-def in_turns(starts: Ints, slots: Ints, weights: Floats) -> list[Segments]:
-    """Return what to add first, and what after it: of rows with several adapters one at a time.
-
-    Args:
-        starts: [segments + 1].
-        slots: [segments, adapters], -1 past a segment's last; those with more adapters come later.
-        weights: like slots.
-    """
-    counts = (slots >= 0).sum(axis=1)
-    firsts = np.searchsorted(counts, np.arange(slots.shape[1]), side="right")
-    return [
-        Segments(starts[first:], slots[first:, turn], weights[first:, turn])
-        for turn, first in enumerate(firsts)
-    ]
+    @property
+    def row_adapters(self) -> int:
+        """The most adapters of a row."""
+        return int(self.slots.shape[1])
 
 
 class PagedLora:
@@ -88,35 +86,40 @@ class PagedLora:
         self._tables = tables
         self._widths = widths
 
-    def reserve(self, rows: int) -> None:
+    def reserve(self, rows: int, row_adapters: int) -> None:
         """Do nothing: memory is taken as it is needed."""
 
     def add(self, y: Tensor, x: Tensor, layer: int, site: int, segments: Segments) -> None:
         """Add the updates of all segments: y [T, out of the site], x [T, in]."""
-        tables = self._tables
-        for i, slot in enumerate(segments.slots.tolist()):
-            groups = tables.groups[slot, layer, site]
+        for i, adapters in enumerate(segments.slots.tolist()):
             rows = slice(int(segments.starts[i]), int(segments.starts[i + 1]))
-            if not groups.any() or rows.start == rows.stop:
-                continue
-            affine_starts = tables.affine_start[slot, layer, site]
-            weight = float(segments.weights[i])
-            start = int(tables.a_start[slot, layer, site])
-            a = self._read(slot, layer, start, int(groups.sum()), x.shape[1])
-            v = x[rows] @ a.to(x.dtype).t()
-            rank = column = 0
-            for part, width in enumerate(self._widths[site]):
-                count = int(groups[part])
-                if count:
-                    start = int(tables.b_start[slot, layer, site, part])
-                    b = self._read(slot, layer, start, count, width)
-                    scale = weight * float(tables.scales[slot, layer, site, part])
-                    ranks = v[:, RANKS * rank : RANKS * (rank + count)]
-                    own = y[rows, column : column + width]
-                    own.addmm_(ranks, b.to(y.dtype), alpha=scale)
-                    self._apply_affine(own, slot, layer, int(affine_starts[part]), weight)
-                rank += count
-                column += width
+            for slot, weight in zip(adapters, segments.weights[i].tolist(), strict=True):
+                if slot >= 0 and rows.start < rows.stop:
+                    self._add(y[rows], x[rows], layer, site, slot, weight)
+
+    def _add(self, y: Tensor, x: Tensor, layer: int, site: int, slot: int, weight: float) -> None:
+        """Add the update of one adapter to all rows."""
+        tables = self._tables
+        groups = tables.groups[slot, layer, site]
+        if not groups.any():
+            return
+        affine_starts = tables.affine_start[slot, layer, site]
+        start = int(tables.a_start[slot, layer, site])
+        a = self._read(slot, layer, start, int(groups.sum()), x.shape[1])
+        v = x @ a.to(x.dtype).t()
+        rank = column = 0
+        for part, width in enumerate(self._widths[site]):
+            count = int(groups[part])
+            if count:
+                start = int(tables.b_start[slot, layer, site, part])
+                b = self._read(slot, layer, start, count, width)
+                scale = weight * float(tables.scales[slot, layer, site, part])
+                ranks = v[:, RANKS * rank : RANKS * (rank + count)]
+                own = y[:, column : column + width]
+                own.addmm_(ranks, b.to(y.dtype), alpha=scale)
+                self._apply_affine(own, slot, layer, int(affine_starts[part]), weight)
+            rank += count
+            column += width
 
     def _read(self, slot: int, layer: int, start: int, groups: int, columns: int) -> Tensor:
         """Return [8 * groups, columns] of a slot."""

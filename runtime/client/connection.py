@@ -62,7 +62,9 @@ class Connection:
         for monitor, (socket, link) in zip(self._monitors, self._links, strict=True):
             while (event := _receive_parts(monitor)) is not None:
                 if parse_monitor_message(event)["event"] == zmq.EVENT_DISCONNECTED:
-                    # A new life of weft is another run: there is nothing to come back to.
+                    # A new life of weft is another run: there is nothing to come back to, and
+                    # nobody who would take what has not left yet.
+                    socket.linger = 0
                     socket.disconnect(socket.getsockopt_string(zmq.LAST_ENDPOINT))
                     self.session.lose(link, Disconnected("weft has ended"))
         for socket, link in self._links:
@@ -87,13 +89,14 @@ class Connection:
         for (socket, _), monitor in zip(self._links, self._monitors, strict=True):
             socket.disable_monitor()
             monitor.close(linger=0)
-            socket.close(linger=_LINGER_MS)
+            socket.close()
         sockets.terminate(self._context, linger_ms=_LINGER_MS)
 
     def _connect(self, link: Link, address: str) -> None:
         socket = self._context.socket(zmq.DEALER)
         socket.identity = self._identity
         socket.set_hwm(_QUEUE_FRAMES_MAX)
+        socket.linger = _LINGER_MS
         socket.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
         # For the first connection, which fails if too many others come at the same moment.
         socket.setsockopt(zmq.RECONNECT_IVL, _RETRY_MS)

@@ -91,3 +91,4 @@ class StepDone(Message, frozen=True):
     failed: list[int] = []  # indices whose logits were not finite; their tokens mean nothing
     logprobs: list[TokenLogprobs] = []
     compute_us: int = 0
+    loading: list[int] = []  # slots whose adapters are not there yet: a step that uses them waits

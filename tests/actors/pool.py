@@ -48,7 +48,7 @@ class Pool:
             return False
         for adapter in sorted(adapters, key=lambda each: each not in self.slots.resident):
             if adapter not in self.slots.resident:
-                load = self.slots.load(acquired(adapter))
+                load = self.slots.load(acquired(adapter), 0)
                 self.contents.update(
                     {page: (adapter, part) for part, page in enumerate(load.pages)}
                 )

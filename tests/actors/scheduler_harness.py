@@ -43,8 +43,10 @@ def config(**options) -> Config:
 class Harness:
     """One scheduler, one fake runner that answers when told to, a store that answers at once."""
 
-    def __init__(self, *, pages=64, engine=None, paths=None, granules=None, **options) -> None:
-        """``paths`` and ``granules`` are of adapters, by digest."""
+    def __init__(
+        self, *, pages=64, engine=None, paths=None, granules=None, copy_steps=0, **options
+    ) -> None:
+        """``paths`` and ``granules`` are of adapters, by digest; ``copy_steps`` of the engine."""
         self.config = config(**({"max_loras_per_batch": 2, "max_loaded_loras": 8} | options))
         self.paths = paths or {}
         self.granules = granules or {}
@@ -53,6 +55,7 @@ class Harness:
             page_tokens=self.config.block_size,
             slots=self.config.max_loaded_loras,
             rows=self.config.max_num_seqs,
+            copy_steps=copy_steps,
         )
         self.scheduler = Scheduler(self.config, runners=["runner0"])
         self.now_ns = 0

@@ -1,5 +1,7 @@
 """Which adapters a scheduler has fetched and loaded, and when. A page holds two granules."""
 
+import pytest
+
 from tests.actors.scheduler_harness import Harness, ask, counters, loads, prompt
 from tests.sim.fake_engine import generate
 from weft.actors.scheduler.policy import LOADS_MAX
@@ -51,18 +53,33 @@ def test_an_adapter_that_was_evicted_while_it_is_waited_for_is_fetched_again():
     harness.assert_all_is_back()
 
 
-def test_an_adapter_is_copied_while_others_compute_and_used_in_the_next_step():
-    harness = Harness()
+@pytest.mark.parametrize("copy_steps", [0, 1, 5])
+def test_an_adapter_is_copied_while_others_compute_and_used_when_it_is_there(copy_steps):
+    harness = Harness(copy_steps=copy_steps)
     harness.generate("warm", prompt(5), max_tokens=20, stop_token_ids=[])
     harness.run_step()
     harness.generate("cold", prompt(6), adapter="x", max_tokens=3, stop_token_ids=[])
     harness.run()
     [loading] = [step for step in harness.sent_steps if step.loads]
     assert [join.adapters for join in loading.joins] == [[(loading.loads[0].slot, 1.0)]]
-    assert loading.chunks == []
-    following = harness.sent_steps[loading.step + 1]
-    assert [chunk.tokens for chunk in following.chunks] == [prompt(6)]
+    [feeding] = [step for step in harness.sent_steps[loading.step :] if step.chunks]
+    # One step is on its way while the answer comes that tells of the copy.
+    assert feeding.step == loading.step + copy_steps + 2
+    assert [chunk.tokens for chunk in feeding.chunks] == [prompt(6)]
     assert harness.output("cold") == generate("x", prompt(6), max_tokens=3, stop=())
+    harness.assert_all_is_back()
+
+
+def test_whoever_is_left_waits_for_a_copy_and_not_for_those_behind_it():
+    harness = Harness(copy_steps=9)
+    harness.generate("warm", prompt(5), max_tokens=4, stop_token_ids=[])
+    harness.run_step()
+    for label in "xy":
+        harness.generate(label, prompt(6), adapter=label, max_tokens=12, stop_token_ids=[])
+    harness.run()
+    first, second = [step for step in harness.sent_steps[1:] if step.chunks]
+    assert len(first.chunks) == len(second.chunks) == 1
+    assert second.step > first.step + 1  # the engine asserts that nobody waited for the second
     harness.assert_all_is_back()
 
 

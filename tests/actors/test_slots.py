@@ -16,8 +16,8 @@ class Device:
         self.slots = AdapterSlots(slots, self.pages, page_granules=GRANULES, policy=policy)
         self.others = []
 
-    def load(self, digest, granules=8):
-        return self.slots.load(Acquired(digest, f"/{digest}", 8, 100, granules))
+    def load(self, digest, granules=8, step=0):
+        return self.slots.load(Acquired(digest, f"/{digest}", 8, 100, granules), step)
 
     def use(self, digest):
         """One sequence runs with an adapter and ends."""

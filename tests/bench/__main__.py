@@ -16,6 +16,7 @@ from tests.bench import (
     kernels,
     latency,
     log_lines,
+    mixed,
     pool,
     ranks,
     recovery,
@@ -74,6 +75,11 @@ def _tables(section, options):
             yield (
                 "A step of the running demonstration: what is not the model's computing",
                 steps.share_table(threads=threads),
+            )
+            yield (
+                f"A decode step of {mixed.ROWS} rows of the demonstration by what one of them has: "
+                f"median of {rounds} rounds",
+                mixed.run(rounds=rounds, threads=threads),
             )
         case "ranks":
             yield (

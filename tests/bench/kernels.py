@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.bench.table import markdown
+from weft.kernels.int8_linear.cpu import Int8Linear
 from weft.kernels.linear.cpu import PackedLinear
 from weft.kernels.linear.onednn import OneDnnLinear
 
@@ -35,7 +36,7 @@ KINDS = {
     "float32": Kind(lambda w: PackedLinear(w, None), 4),
     "bfloat16": Kind(lambda w: PackedLinear(w.bfloat16(), None), 2),
     "float16": Kind(lambda w: PackedLinear(w.half(), None), 2),
-    "int8": Kind(lambda w: PackedLinear(w, None, int8=True), 1),
+    "int8": Kind(lambda w: Int8Linear(w, None), 1),
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.kernels.sgmv import granules
+from weft.kernels.sgmv import granules, packing
 from weft.kernels.sgmv.granules import Affine, Module, Tables
 from weft.kernels.sgmv.reference import Part, sgmv
 from weft.kernels.sgmv.triton import Limits, PagedLora, Plan
@@ -49,10 +49,10 @@ class Adapters:
                     self.parts[layer][slot].append(Part(a, b, column, scale, affine))
                 column += width
             laid = self.tables.lay_out(slot, layer, [modules], self.arena.dtype)
-            granules.write(self.arena, layer, pages, laid)
+            packing.write(self.arena, layer, pages, laid)
             # Not zeros, as the rest of the last page is now: what lies there is another's.
             own = self.arena[layer, pages].view(-1, granules.RANKS, granules.COLUMNS)
-            own[len(laid) :] = float("nan")
+            own[laid.granules :] = float("nan")
             self.arena[layer, pages] = own.view(len(pages), *self.arena.shape[2:])
         self.lora.update(slot)
 

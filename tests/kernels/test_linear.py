@@ -3,7 +3,6 @@ import torch
 
 from weft.kernels.linear import cpu
 from weft.kernels.linear.cpu import PackedLinear
-from weft.kernels.linear.int8 import quantize
 from weft.kernels.linear.onednn import OneDnnLinear
 from weft.kernels.linear.reference import Linear
 
@@ -18,10 +17,7 @@ kinds = pytest.mark.parametrize(
     [pytest.param(PackedLinear, marks=needs_compiler), OneDnnLinear],
     ids=["native", "onednn"],
 )
-# How PackedLinear keeps weights: as they are, in one of three types, or rounded to bytes.
-storages = pytest.mark.parametrize(
-    ("dtype", "int8"), [*((dtype, False) for dtype in DTYPES), (torch.float32, True)], ids=str
-)
+storages = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 @pytest.fixture(params=[1, 3], ids="{}-threads".format)
@@ -65,33 +61,6 @@ def test_weights_of_every_type_are_multiplied_as_they_are(kind, features, output
 
 
 @kinds
-@pytest.mark.parametrize(("features", "outputs"), SHAPES)
-def test_bytes_are_multiplied_as_quantize_rounds_them(kind, features, outputs):
-    weight, bias = layer(features, outputs)
-    values, scales = quantize(weight)
-    packed = kind(weight, bias, int8=True)
-    for rows in (1, 2, 31, 70):
-        x = torch.randn(rows, features)
-        expected = definition(x, values.double() * scales.double()[:, None], bias)
-        torch.testing.assert_close(packed(x), expected, rtol=1.3e-6, atol=1e-5)
-
-
-def test_a_quantized_weight_is_off_by_half_a_step_at_most():
-    weight, _ = layer(300, 50)
-    values, scales = quantize(weight * torch.logspace(-20, 20, 50)[:, None])
-    restored = values.float() * scales[:, None]
-    off = (restored - weight * torch.logspace(-20, 20, 50)[:, None]).abs()
-    assert (off <= scales[:, None] * 0.5001).all()
-    assert values.abs().amax(1).eq(127).all()
-
-
-def test_a_row_of_zeros_is_quantized_to_zeros():
-    values, scales = quantize(torch.zeros(2, 5))
-    assert values.eq(0).all()
-    assert (values * scales[:, None]).equal(torch.zeros(2, 5))
-
-
-@kinds
 def test_half_weights_too_small_for_a_normal_number_count(kind):
     weight = torch.full((1, 16), 6e-8, dtype=torch.float16)  # the least that float16 holds
     assert weight[0, 0] > 0
@@ -107,10 +76,8 @@ def test_half_weights_too_small_for_a_normal_number_count(kind):
     ("features", "outputs", "rows"),
     [*((*shape, 70) for shape in SHAPES), (2048, 80, 70), (4864, 33, 70), (256, 300, 260)],
 )
-def test_a_row_is_bit_equal_alone_and_among_others(
-    kind, features, outputs, rows, dtype, int8, threads
-):
-    packed = kind(*layer(features, outputs, dtype=dtype), int8=int8)
+def test_a_row_is_bit_equal_alone_and_among_others(kind, features, outputs, rows, dtype, threads):
+    packed = kind(*layer(features, outputs, dtype=dtype))
     x = torch.randn(rows, features)
     together = packed(x)
     for count in (*range(1, 17), 31, 33, rows - 1):
@@ -123,8 +90,8 @@ def test_a_row_is_bit_equal_alone_and_among_others(
 @storages
 @pytest.mark.parametrize(("features", "outputs"), [(896, 1152), (300, 4100)])
 @pytest.mark.parametrize("rows", [1, 12, 70])
-def test_the_number_of_threads_changes_no_bit(rows, features, outputs, dtype, int8):
-    packed = PackedLinear(*layer(features, outputs, dtype=dtype), int8=int8)
+def test_the_number_of_threads_changes_no_bit(rows, features, outputs, dtype):
+    packed = PackedLinear(*layer(features, outputs, dtype=dtype))
     x, before = torch.randn(rows, features), torch.get_num_threads()
     try:
         results = []
@@ -139,8 +106,8 @@ def test_the_number_of_threads_changes_no_bit(rows, features, outputs, dtype, in
 @needs_compiler
 @storages
 @pytest.mark.parametrize("rows", [1, 2, 3, 12, 13, 70])
-def test_rows_may_lie_apart_and_what_is_between_is_not_read(rows, dtype, int8):
-    packed = PackedLinear(*layer(61, 97, dtype=dtype), int8=int8)
+def test_rows_may_lie_apart_and_what_is_between_is_not_read(rows, dtype):
+    packed = PackedLinear(*layer(61, 97, dtype=dtype))
     wide = torch.full((rows, 90), NAN)
     x = wide[:, 11:72]
     x.copy_(torch.randn(rows, 61))
@@ -149,8 +116,8 @@ def test_rows_may_lie_apart_and_what_is_between_is_not_read(rows, dtype, int8):
 
 @kinds
 @storages
-def test_a_row_of_nan_stays_a_row_of_nan_alone(kind, dtype, int8):
-    packed = kind(*layer(61, 97, dtype=dtype), int8=int8)
+def test_a_row_of_nan_stays_a_row_of_nan_alone(kind, dtype):
+    packed = kind(*layer(61, 97, dtype=dtype))
     x = torch.randn(9, 61)
     expected = packed(x)
     poisoned = x.clone()
@@ -164,6 +131,6 @@ def test_a_row_of_nan_stays_a_row_of_nan_alone(kind, dtype, int8):
 @kinds
 @storages
 @pytest.mark.parametrize(("features", "outputs"), [(61, 97), (256, 4096)], ids=["small", "large"])
-def test_no_rows_give_no_rows(kind, features, outputs, dtype, int8):
-    packed = kind(*layer(features, outputs, dtype=dtype), int8=int8)
+def test_no_rows_give_no_rows(kind, features, outputs, dtype):
+    packed = kind(*layer(features, outputs, dtype=dtype))
     assert packed(torch.empty(0, features)).shape == (0, outputs)

@@ -197,7 +197,7 @@ def test_a_sum_of_ranks_is_recorded_like_any_operation(tmp_path):
     ends, sums = [None, None], [None, None]
 
     def rank(number):
-        ends[number] = group = shared_memory.join(tmp_path, number, 2, timeout_s=30)
+        ends[number] = group = shared_memory.join(tmp_path, number, 2, timeout_s=120)
         x, weight, program = torch.zeros(6, WIDTH), torch.ones(WIDTH), Program("rows")
         with program.record("rows"):
             normed = rms_norm(x, weight, EPSILON)

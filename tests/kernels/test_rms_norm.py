@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from weft.kernels.native.program import Program
 from weft.kernels.rms_norm import cpu, reference
 
 NAN = float("nan")
@@ -115,3 +116,24 @@ def test_nan_stays_in_its_own_row(kernel):
     assert kernel.rms_norm(x, weight, 1e-5).isnan().any(-1).tolist() == expected
     added = kernel.add_rms_norm(torch.zeros(5, 16), x, weight, 1e-5)
     assert added.isnan().any(-1).tolist() == expected
+
+
+@needs_compiler
+@pytest.mark.parametrize("heads", [None, 3])
+def test_chosen_rows_of_a_program_get_the_bits_of_their_own_weights(heads):
+    rows, size = 40, 67
+    wide = torch.randn(rows, 5, size)
+    x = wide[:, 2] if heads is None else wide[:, 1 : 1 + heads]
+    weights, epsilon = torch.randn(3, size), 1e-5
+    program, chosen = Program("rows"), cpu.Chosen()
+    with program.record("rows"):
+        out = cpu.rms_norm(x, weights[0], epsilon)
+        cpu.rms_norm_chosen(out, x, chosen, epsilon)
+    expected = cpu.rms_norm(x, weights[0], epsilon)
+    for runs in ([(slice(3, 30), 1), (slice(39, 40), 2)], [], [(slice(0, 1), 2)]):
+        chosen.lay_out([(some, weights[which]) for some, which in runs])
+        program.run(rows=rows)
+        mixed = expected.clone()
+        for some, which in runs:
+            mixed[some] = cpu.rms_norm(x, weights[which], epsilon)[some]
+        assert out.equal(mixed)

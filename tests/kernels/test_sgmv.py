@@ -12,10 +12,10 @@ from weft.kernels.sgmv.granules import (
     typed,
     unpack,
     unpack_affine,
-    write,
 )
+from weft.kernels.sgmv.packing import write
 from weft.kernels.sgmv.reference import Part
-from weft.kernels.sgmv.segments import Segments, in_turns
+from weft.kernels.sgmv.segments import Segments
 
 # Row counts of each segment: where segmented kernels go wrong.
 SEGMENTS = {
@@ -197,15 +197,11 @@ def test_rows_of_several_adapters_get_one_after_another(table_of):
         for slot, weight in zip(slots[i].tolist(), weights[i].tolist(), strict=True):
             reference.sgmv(expected, x, [start, starts[i + 1]], [slot], parts, [weight])
     table = table_of(parts, QKV)
-    turns = in_turns(starts, slots, weights)
-    for turn in turns:
-        table.add(y, x, turn)
-    assert [len(turn) for turn in turns] == [4, 3, 1]
+    table.add(y, x, Segments(starts, slots, weights))
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
     assert y[:2].equal(before[:2])
     alone = before[9:10].clone()
-    for turn in in_turns(np.array([0, 1]), slots[2:3], weights[2:3]):
-        table.add(alone, x[9:10], turn)
+    table.add(alone, x[9:10], Segments([0, 1], slots[2:3], weights[2:3]))
     torch.testing.assert_close(alone[0], y[9], rtol=1e-5, atol=1e-5)
 
 
@@ -286,9 +282,9 @@ def test_bfloat16_weights_are_multiplied_as_they_are(table_of, columns):
         for parts in random_slots(columns, 300)
     ]
     x, y = torch.randn(16, 300), torch.randn(16, sum(columns))
-    expected, batch = y.clone(), Segments([0, 1, 3, 7, 16], [3, 1, 2, 0])
-    reference.sgmv(expected, x, batch.starts, batch.slots, weights)
-    table_of(weights, columns, torch.bfloat16).add(y, x, batch)
+    expected, starts, slots = y.clone(), [0, 1, 3, 7, 16], [3, 1, 2, 0]
+    reference.sgmv(expected, x, starts, slots, weights)
+    table_of(weights, columns, torch.bfloat16).add(y, x, Segments(starts, slots))
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -312,6 +308,29 @@ def test_the_native_kernel_computes_a_row_bit_equal_among_any_others(features, c
             part = y[begin:end].clone()
             table.add(part, x[begin:end], Segments([0, end - begin], [slot]))
             assert part.equal(together[begin:end]), (slot, begin, end)
+
+
+@pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
+@pytest.mark.parametrize("threads", [1, 3], ids="{}-threads".format)
+def test_the_native_kernel_adds_several_adapters_bit_equal_to_each_in_its_turn(threads):
+    parts = random_slots(QKV, 61)
+    table = Site(cpu.PagedLora, SLOTS, QKV)
+    for slot in range(SLOTS):
+        table.set(slot, parts[slot])
+    slots = [[1, -1, -1], [4, -1, -1], [3, 0, -1], [4, 4, 2], [0, 2, 1]]
+    weights = [[2.0, 9, 9], [1, 9, 9], [1, 0.5, 9], [-1, 1, 2], [1, 0.25, 3]]
+    starts = [3, 5, 6, 9, 80, 81]
+    x, y = torch.randn(84, 61), torch.randn(84, sum(QKV))
+    expected = y.clone()
+    for n in range(3):
+        for i, (own, factors) in enumerate(zip(slots, weights, strict=True)):
+            if own[n] >= 0:
+                table.add(expected, x, Segments(starts[i : i + 2], [own[n]], [factors[n]]))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    table.add(y, x, Segments(starts, slots, weights))
+    torch.set_num_threads(before)
+    assert y.equal(expected)
 
 
 @pytest.mark.skipif(cpu.library() is None, reason="no C compiler")

@@ -19,6 +19,6 @@ def submit(label="a"):
     return Submit(label, prompt="hello")
 
 
-def messages(mailbox, *, limit=64, wait_s=0.0):
+def messages(mailbox):
     """Everything that has arrived, as (source, message)."""
-    return [tuple(event) for event in mailbox.take(limit, wait_s) if isinstance(event, Mail)]
+    return [tuple(event) for event in mailbox.take(64, 0.0) if isinstance(event, Mail)]

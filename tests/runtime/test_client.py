@@ -47,7 +47,7 @@ from weft.runtime.messages import (
 )
 from weft.runtime.transport import ZmqMailbox
 
-DEADLINE_S = 20.0
+DEADLINE_S = 120.0
 
 
 class Echo:
@@ -205,6 +205,21 @@ def test_the_end_of_weft_is_noticed_while_waiting(weft, client):
         next(texts)
     with pytest.raises(Disconnected):
         client.models()
+
+
+def test_what_can_never_leave_holds_up_nobody_who_closes(weft):
+    """Sent between the end of weft and the moment at which the client hears of it."""
+    client = Client(weft.run_dir)
+    weft.stop()
+    connection = client._connection
+    for monitor, (socket_, _) in zip(connection._monitors, connection._links, strict=True):
+        assert monitor.poll(DEADLINE_S * 1000)
+        socket_.send(b"late")
+    with pytest.raises(Disconnected):
+        client.models()
+    client.close()
+    assert connection._context.closed
+    assert "zmq-term" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_place_where_nothing_runs_is_no_run(tmp_path):

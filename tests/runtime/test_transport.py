@@ -79,13 +79,19 @@ def raw(tmp_path):
     context.destroy(linger=0)
 
 
-def until(condition, *boxes, timeout_s=5.0):
+def until(condition, *boxes, timeout_s=120.0):
     """Let mailboxes run until the condition holds; what arrives is kept in ``box.mail``."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
         for box in boxes:
             box.endpoint.arrived.extendleft(reversed(box.take(64, 0.001)))
+
+
+def wait_for_frames(box, *ports):
+    """Wait until something has come on each of a mailbox's sockets, without taking it."""
+    for port in ports:
+        assert box._sockets[port].poll(120_000)
 
 
 def exchange(server, client, name, label):
@@ -118,16 +124,18 @@ def test_messages_travel_both_ways_whoever_starts_first(ipc):
     store.send(Send("server", Models("early", [])))
     server, back = ipc.join("server"), ipc.join("back")
     until(lambda: server.is_open and client.is_open, server, back, client, store)
-    assert messages(server, wait_s=1.0) == [("store", Models("early", []))]
+    until(lambda: server.endpoint.arrived, server)
+    assert messages(server) == [("store", Models("early", []))]
     server.send(Send("back", submit()))
-    assert messages(back, wait_s=1.0) == [("server", submit())]
+    until(lambda: back.endpoint.arrived, back)
+    assert messages(back) == [("server", submit())]
     exchange(server, client, "me", "a")
 
 
 def test_taking_waits_for_the_first_message_but_not_longer(server):
     started = time.monotonic()
     assert server.take(8, 0.05) == []
-    assert 0.04 < time.monotonic() - started < 1.0
+    assert time.monotonic() - started > 0.04
     assert server.take(8, 0.0) == []
 
 
@@ -147,8 +155,8 @@ def test_a_stream_longer_than_any_window_arrives_whole(ipc, server):
     for number in range(100):
         server.send(Send("me", Refused(str(number), "c", "m")))
     while len(received) < 100:
-        received += [message.label for _, message in messages(client, wait_s=1.0)]
-        server.take(8, 0.001)
+        until(lambda: client.endpoint.arrived, client, server)
+        received += [message.label for _, message in messages(client)]
     assert received == [str(number) for number in range(100)]
     assert server.is_flushed
 
@@ -265,15 +273,15 @@ def test_a_flood_through_one_socket_does_not_hold_up_another(ipc, server, raw):
     for _ in range(1000):
         villain.send(b"garbage")
     back.send(Send("server", REFUSED))
-    time.sleep(0.1)
-    assert server.take(8, 1.0) == [Mail("back", REFUSED)]
+    wait_for_frames(server, "server", "back")
+    assert server.take(8, 0.0) == [Mail("back", REFUSED)]
 
 
 def test_a_flood_does_not_hold_up_the_loop(server, raw):
     villain = raw(b"villain")
     for _ in range(1000):
         villain.send(b"garbage")
-    time.sleep(0.1)
+    wait_for_frames(server, "server")
     server.take(8, 0.0)
     assert server.endpoint.faults.total() <= 8 * transport.FRAMES_PER_MESSAGE_MAX
 
@@ -332,10 +340,11 @@ def test_thousands_of_damaged_frames_of_real_traffic_hurt_nobody(ipc, server, ra
             villain.send(HELLO)  # so that some damage meets an open link
         villain.send(mutate(random_, recorded))
         server.take(64, 0.0)
-    seen = None
-    while seen != (seen := server.endpoint.faults.total()):
+    for villain in villains:
+        villain.send_multipart([b"the", b"end"])  # no damage is of this kind
+    while server.endpoint.faults["parts"] < len(villains):
         server.take(4096, 0.02)
-    assert seen > MUTATIONS // 4
+    assert server.endpoint.faults.total() > MUTATIONS // 4
     assert {"malformed", "version", "unopened"} <= set(server.endpoint.faults)
     server.endpoint.check()
     exchange(server, client, "me", "after")

@@ -102,12 +102,16 @@ class FakeEngine:
         page_granules: int = 2,
         vocabulary: int = VOCABULARY,
         rank: int = 0,
+        copy_steps: int = 0,
     ) -> None:
+        """``copy_steps``: while so many steps are computed an adapter is copied, after its own."""
         self._vocabulary = vocabulary
         self._ready = RunnerReady(rank, pages, page_tokens, slots, page_granules)
         # Of each page: who wrote which token where, or which part of which adapter.
         self._pages = [[None] * page_tokens for _ in range(pages)]
         self._slots: list[AdapterLoad | None] = [None] * slots
+        self._copy_steps = copy_steps
+        self._copying: dict[int, int] = {}  # by slot: steps that are left
         self._rows: dict[int, Row] = {}
         self._rows_max = rows
         self._next_step = None  # of the first step any: there were others before this life
@@ -126,6 +130,7 @@ class FakeEngine:
         for load in step.loads:
             assert len(set(load.pages)) == len(load.pages) > 0
             self._slots[load.slot] = load
+            self._copying[load.slot] = self._copy_steps + 1
             for part, page in enumerate(load.pages):
                 self._pages[page] = (load.digest, part)
         for row in step.leaves:
@@ -149,6 +154,7 @@ class FakeEngine:
         sampled = [self._rows[row] for row in sorted(sampling)]
         tokens = [self._sample(row) for row in sampled]
         used = {slot for row, _ in feeds for slot, _ in self._rows[row].join.adapters}
+        self._copy(used, others=len(feeds) - 1)
         self.distinct_adapters_max = max(self.distinct_adapters_max, len(used))
         of_rows = [len(self._rows[row].join.adapters) for row, _ in feeds]
         self.row_adapters_max = max(self.row_adapters_max, *of_rows, 0)
@@ -162,7 +168,17 @@ class FakeEngine:
             for index, (row, token) in enumerate(zip(sampled, tokens, strict=True))
             if (count := row.join.sampling.logprobs) is not None
         ]
-        return StepDone(step.step, tokens, failed, logprobs)
+        return StepDone(step.step, tokens, failed, logprobs, loading=sorted(self._copying))
+
+    def _copy(self, used: set[int], others: int) -> None:
+        """Go on with copies; who uses one that is not there yet keeps nobody else waiting."""
+        waited_for = used & self._copying.keys()
+        assert not waited_for or others == 0, f"{others} others wait for slots {waited_for}"
+        for slot, steps in list(self._copying.items()):
+            if steps == 1 or slot in waited_for:
+                del self._copying[slot]
+            else:
+                self._copying[slot] -= 1
 
     def counters(self) -> dict[str, float]:
         return {"rows": len(self._rows)}

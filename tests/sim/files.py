@@ -66,9 +66,16 @@ class DirectLoader:
         self._base_text = BaseText(config.model)
         self._tickets = 0
         self._done = []
+        self._due_ns = {}  # by ticket
+        self._clock = self._draw_ns = lambda: 0
+
+    def delay(self, clock, draw_ns):
+        """From now on a reading takes as long as is drawn, whichever was begun first."""
+        self._clock, self._draw_ns = clock, draw_ns
 
     def start(self, source, *, with_file):
         self._tickets += 1
+        self._due_ns[self._tickets] = self._clock() + self._draw_ns()
         file = f"{self._folder}/{self._tickets}.partial" if with_file else None
         self._done.append(Loaded(self._tickets, self._read(source, file)))
         return self._tickets
@@ -76,7 +83,12 @@ class DirectLoader:
     def finished(self):
         if self.is_slow:
             return []
-        done, self._done = self._done, []
+        now_ns = self._clock()
+        done = sorted(
+            (loaded for loaded in self._done if self._due_ns[loaded.ticket] <= now_ns),
+            key=lambda loaded: self._due_ns[loaded.ticket],
+        )
+        self._done = [loaded for loaded in self._done if loaded not in done]
         return done
 
     def wait(self):

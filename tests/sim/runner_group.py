@@ -64,7 +64,7 @@ class RunnerGroup:
         self._dies = 0  # which rank
         self._flow = flow
         self._pages = pages
-        self._sizes = sizes
+        self._sizes = {**sizes, "copy_steps": seed % 4}
         self._due = []  # (when, what), in order
         self._living = set()
 

@@ -29,6 +29,12 @@ CONTENTS = tuple(f"/shelf/c{number}" for number in range(6))
 BROKEN = "/shelf/broken"
 RANK = 2
 
+# What reading an adapter takes: most often little, and now and then longer than many requests.
+READING_NS = (0, 0, 1_000_000, 30_000_000, 300_000_000)
+
+# How often a runner dies, where they do.
+DEATHS = 0.02
+
 
 class Walker:
     """A client that sends what it is given, as far as its credit goes."""
@@ -99,11 +105,12 @@ class Shelves:
     """Random operations by several clients, each name changed by one operation at a time.
 
     So what a name means is known, but for the time between an operation and its answer: then it may
-    be what it was, or what it will be.
+    be what it was, or what it will be. Adapters take their time to be read, and runners may die.
     """
 
-    def __init__(self, seed, model, folder, *, clients=2, **options):
+    def __init__(self, seed, model, folder, *, clients=2, is_deadly=False, **options):
         self.rng = random.Random(f"shelves {seed}")
+        self._is_deadly = is_deadly
         self.flow = Flow(
             seed, model, folder, lora_ranks={"a0": RANK} | dict.fromkeys(NAMES, RANK),
             adapter_roots=["/shelf"], **options,
@@ -113,6 +120,10 @@ class Shelves:
         self.flow.files.folders[BROKEN] = adapter_folder(99, use_dora=True)
         self.means = {name: self.flow.store._registry.find(name).digest for name in NAMES}
         self.digests = dict(zip(CONTENTS, map(self._digest_of, CONTENTS), strict=True))
+        readings = random.Random(f"readings {seed}")
+        self.flow.store._loader.delay(
+            lambda: self.flow.world.now_ns, lambda: readings.choice(READING_NS)
+        )
         self.walkers = [Walker() for _ in range(clients)]
         for number, walker in enumerate(self.walkers):
             self.flow.world.spawn("client", walker, name=f"walker{number}")
@@ -146,6 +157,9 @@ class Shelves:
             walker.say(ListAdapters(label))
         elif kind != "wait" and name not in self.changing:
             self._change(walker, kind, name, label)
+        if self._is_deadly and rng.random() < DEATHS:
+            group = rng.choice(list(self.flow.groups.values()))
+            group.kills.append((0, rng.randrange(len(group.roles))))
         until = self.flow.world.now_ns + rng.choice((0, 100_000, 3_000_000, 20_000_000))
         self.flow.wait(lambda: self.flow.world.now_ns >= until)
         self.flow.world.check()
@@ -166,7 +180,7 @@ class Shelves:
         assert {e.name: e.digest for e in registry if e.name in NAMES} == {
             name: digest for name, digest in self.means.items() if digest
         }
-        assert len(self.flow.store._leaving) == 0
+        assert len(self.flow.store._naming.leaving) == 0
         ours = set(self.digests.values())
         composers = [scheduler._composer for scheduler in self.flow.schedulers.values()]
         on_device = {digest for composer in composers for digest in composer.slots.resident} & ours

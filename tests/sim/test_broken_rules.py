@@ -70,17 +70,21 @@ def what_activated_adapters_compute_is_taken_for_the_bases(monkeypatch):
 def slots_are_filled_while_they_are_used(monkeypatch):
     load = AdapterSlots.load
 
-    def first(self, acquired, **more):
-        return structs.replace(load(self, acquired, **more), slot=0)
+    def first(self, *given, **more):
+        return structs.replace(load(self, *given, **more), slot=0)
 
     monkeypatch.setattr(AdapterSlots, "load", first)
+
+
+def steps_wait_for_copies(monkeypatch):
+    monkeypatch.setattr(Composer, "_waits_for_copy", lambda self, sequence: False)
 
 
 def pages_of_adapters_are_given_away(monkeypatch):
     load = AdapterSlots.load
 
-    def generous(self, acquired, **more):
-        loaded = load(self, acquired, **more)
+    def generous(self, *given, **more):
+        loaded = load(self, *given, **more)
         self._pages.give_back(loaded.pages[-1:])
         return loaded
 
@@ -223,6 +227,7 @@ def play_all(model, folder):
         activated_adapters_act_at_once,
         what_activated_adapters_compute_is_taken_for_the_bases,
         slots_are_filled_while_they_are_used,
+        steps_wait_for_copies,
         pages_of_adapters_are_given_away,
         files_are_released_before_they_are_read,
         adapters_cost_nothing,

@@ -26,7 +26,7 @@ def connected(weft):
         base_url=f"{weft.url}/v1",
         api_key="none",
         max_retries=0,
-        http_client=httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=60),
+        http_client=httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=TIMEOUT_S),
     )
 
 

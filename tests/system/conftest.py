@@ -7,7 +7,14 @@ import openai
 import pytest
 
 from tests.system.runs import ROOT, TIMEOUT_S, Server
-from weft.runtime.client import Client
+from weft.runtime.client import Client, asynchronous, blocking
+
+
+@pytest.fixture(autouse=True)
+def patient_clients(monkeypatch):
+    """A machine may be busier with tests than with anything that clients should put up with."""
+    for client in (asynchronous, blocking):
+        monkeypatch.setattr(client, "ANSWER_TIMEOUT_S", TIMEOUT_S)
 
 
 @pytest.fixture
@@ -49,6 +56,7 @@ def serve(place):
     for server in servers:
         server.popen.kill()
         server.popen.communicate()
+        print(server.log.read_text())  # shown if the test has failed
 
 
 @pytest.fixture

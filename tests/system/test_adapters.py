@@ -349,7 +349,8 @@ def test_two_clients_at_once_agree(server, web, shelf):
         thread.join(TIMEOUT_S)
     assert len(outcomes) == 40
     known = {"loaded", "replaced", "already_loaded", "unloaded", "model_not_found"}
-    assert {"loaded", "unloaded"} <= set(outcomes) <= known
+    # Or it was unloaded before it was read.
+    assert {"loaded", "unloaded"} <= set(outcomes) <= {*known, "cancelled"}
     listed = {model["id"] for model in web.get("/v1/models").json()["data"]}
     known = {adapter["name"] for adapter in web.get("/v1/adapters").json()["data"]}
     assert ("both" in listed) == ("both" in known)

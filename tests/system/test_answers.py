@@ -124,8 +124,9 @@ async def _stream(weft, asked, cuts):
 
 def test_a_client_that_waits_for_a_whole_answer_and_leaves_is_noticed(weft):
     body = {"prompt": "The", "ignore_eos": True, "max_tokens": 2000}
+    patience = httpx.Timeout(TIMEOUT_S, read=0.3)
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{weft.url}/v1/completions", json=body, timeout=0.3)
+        httpx.post(f"{weft.url}/v1/completions", json=body, timeout=patience)
     weft.assert_all_is_back()
 
 

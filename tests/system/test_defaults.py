@@ -121,7 +121,7 @@ def test_a_template_that_never_ends_costs_nobody_else(server, web, shelf):
     refusals = []
 
     def bother():
-        with httpx.Client(base_url=server.url, timeout=60) as client:
+        with httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as client:
             refusals.extend(ask(client, "hostile")["error"] for _ in range(2))
 
     threads = [threading.Thread(target=bother) for _ in range(2)]

@@ -20,9 +20,6 @@ TOKENS = 150
 # Long enough for a busy machine, and short enough to wait for.
 WATCHDOG_S = 8.0
 
-# A runner that starts again imports torch, on a machine that may be busy.
-AWAY_S = 60.0
-
 
 class Disturbance:
     """Something that happens once every stream has got so many texts."""
@@ -64,7 +61,7 @@ async def streams(server, disturbance=None):
             assert ends == [("length", TOKENS)]
             return "".join(texts)
 
-        async with asyncio.timeout(2 * AWAY_S):
+        async with asyncio.timeout(2 * TIMEOUT_S):
             return await asyncio.gather(*(one(number) for number in range(STREAMS)))
 
 
@@ -119,11 +116,11 @@ def test_streams_go_on_with_the_same_tokens_when_a_rank_falls_out(serve, ranks, 
 
 def test_while_runners_are_away_weft_is_there_takes_requests_and_is_not_ready(serve):
     server = serve()
-    ready = [httpx.get(f"{server.url}/ready").status_code]
+    ready = [httpx.get(f"{server.url}/ready", timeout=TIMEOUT_S).status_code]
     os.kill(server.processes()["runner0"], signal.SIGKILL)
     body = {"model": "math", "prompt": "The", "max_tokens": 8, "ignore_eos": True}
     reasons = set()
-    with httpx.Client(base_url=server.url, timeout=AWAY_S) as client:
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as client:
         deadline = time.monotonic() + TIMEOUT_S
         while ready[-1] == 200:
             assert time.monotonic() < deadline

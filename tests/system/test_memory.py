@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from tests.system.chats import TASKS, gather_over_zmq, question
+from tests.system.runs import TIMEOUT_S
 from weft.runtime.client import Client, Failed
 
 pytestmark = pytest.mark.system
@@ -22,7 +23,7 @@ def test_adapters_stay_on_the_device_while_there_is_room(serve):
     assert state["scheduler"]["adapter_evictions_total"] == 0
     assert state["scheduler"]["pages_adapters"] == state["scheduler"]["pages_adapters_idle"] > 0
     assert state["runner0"]["adapter_slots_filled"] == len(TASKS)
-    metrics = httpx.get(f"{server.url}/metrics").text
+    metrics = httpx.get(f"{server.url}/metrics", timeout=TIMEOUT_S).text
     resident = [line for line in metrics.splitlines() if line.startswith("weft_adapter_resident{")]
     assert Counter(line.rpartition(" ")[2] for line in resident)["1.0"] == len(TASKS)
     server.assert_all_is_back()

@@ -88,12 +88,13 @@ def test_beyond_a_limit_it_is_429_with_a_time_to_come_back_and_others_go_on(guar
     for answer in [*eves, *(each for each in bobs if each not in refused)]:
         assert answer.usage.completion_tokens == 40
     headers = {"authorization": "Bearer sk-of-eve"}
-    state = httpx.get(f"{guarded.url}/debug/state", headers=headers).raise_for_status().json()
+    state = httpx.get(f"{guarded.url}/debug/state", headers=headers, timeout=TIMEOUT_S)
+    state = state.raise_for_status().json()
     counted = {tenant["tenant"]: tenant for tenant in state["tenants"]}
     assert counted["bob"]["rejected"] == len(refused)
     assert counted["bob"]["requests"] == 12 - len(refused)
     assert (counted["eve"]["requests"], counted["eve"]["output_tokens"]) == (12, 480)
-    metrics = httpx.get(f"{guarded.url}/metrics").text
+    metrics = httpx.get(f"{guarded.url}/metrics", timeout=TIMEOUT_S).text
     assert f'weft_tenant_rejected_total{{tenant="bob"}} {len(refused)}.0' in metrics
     assert state["sections"]["scheduler"]["requests"] == 0
 

@@ -116,14 +116,15 @@ def test_two_clients_change_the_same_names_at_once_and_every_answer_is_the_right
     for thread in (*flooding, *changing):
         thread.start()
     for thread in changing:
-        thread.join(6 * TIMEOUT_S)
+        thread.join(2 * TIMEOUT_S)
     is_over.set()
     for thread in flooding:
         thread.join(TIMEOUT_S)
     assert not any(thread.is_alive() for thread in (*flooding, *changing))
     assert not wrong
-    assert {"loaded", "replaced", "already_loaded", "unloaded", "model_not_found"} <= outcomes
-    assert outcomes <= {"loaded", "replaced", "already_loaded", "unloaded", "model_not_found"}
+    known = {"loaded", "replaced", "already_loaded", "unloaded", "model_not_found"}
+    assert known <= outcomes
+    assert outcomes <= {*known, "cancelled"}  # unloaded before it was read
     assert_both_agree(server, shelf, answers)
 
 

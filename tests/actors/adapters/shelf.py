@@ -5,7 +5,14 @@ from tests.sim.files import DirectLoader, MemoryFiles
 from weft.actors.adapters.actor import AdapterStore
 from weft.runtime.actor import Turn
 from weft.runtime.config import Config
-from weft.runtime.messages import Acquire, Catalog, Inspection
+from weft.runtime.messages import (
+    Acquire,
+    AdapterReply,
+    AdapterRequest,
+    Catalog,
+    CatalogSeen,
+    Inspection,
+)
 
 
 class Shelf:
@@ -48,3 +55,14 @@ class Shelf:
     def acquire(self, digest):
         self.hear(Acquire(digest))
         return [send.message for send in self.advance()]
+
+    def ask(self, message):
+        """The answer to a client, who asks for nothing else meanwhile."""
+        self.hear(CatalogSeen(self.store._registry.version))
+        self.hear(AdapterRequest("client", message))
+        replies = []
+        for _ in range(3):
+            replies += [s.message for s in self.advance() if isinstance(s.message, AdapterReply)]
+            self.hear(CatalogSeen(self.store._registry.version))
+        [reply] = replies
+        return reply.answer

@@ -127,7 +127,7 @@ def test_a_device_lays_out_as_many_granules_as_were_counted(modules, size, rank)
         for site in SITES
     ]
     laid = Tables(slots=1, layers=1, sites=4, pages_max=1).lay_out(0, 0, sites, torch.float32)
-    assert len(laid) == granules.of_layer(sizes, base, [shard])
+    assert laid.granules == granules.of_layer(sizes, base, [shard])
 
 
 class Tensors(dict):

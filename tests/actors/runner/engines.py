@@ -13,7 +13,7 @@ from tests.actors.runner.ranks import Ranks
 from tests.actors.scheduler_harness import GREEDY, Harness, config
 from tests.checkpoints import MODULES
 from weft.actors.adapters.base import LinearShape
-from weft.actors.adapters.granules import Size, of_module
+from weft.actors.adapters.granules import Size, of_matrix, of_module
 from weft.actors.runner import architecture
 from weft.actors.runner.torch_engine import TorchEngine
 from weft.runtime.messages import Chunk, Join, Step
@@ -40,10 +40,13 @@ def harness_of(model, paths, *, pages=None, backend=None, kind=Harness, **option
     return kind(engine=engine, paths=paths, granules=granules, **options)
 
 
-def save_adapter(folder, model, digest, *, modules=MODULES, rank=8, size=0.4, vector=None):
+def save_adapter(
+    folder, model, digest, *, modules=MODULES, rank=8, size=0.4, vector=None, own_tokens=None
+):
     """Write a file as the adapter store does, of random weights; returns its path.
 
-    ``vector``: "bias" or "magnitude", which every module has then.
+    ``vector``: "bias" or "magnitude", which every module has then. ``own_tokens``: of which it has
+    rows of the embedding and the head, both of which it updates, too, beside all norms.
     """
     shapes = architecture.read(model)
     generator = torch.Generator().manual_seed(sum(digest.encode()))
@@ -59,9 +62,36 @@ def save_adapter(folder, model, digest, *, modules=MODULES, rank=8, size=0.4, ve
             scales[name] = 1.5
             if vector is not None:
                 tensors[f"{name}.{vector}"] = torch.rand(out, generator=generator) + 0.5
+    if own_tokens is not None:
+        tensors |= _own(shapes, rank, own_tokens, generator)
+        scales |= {"embed_tokens": 0.5, "lm_head": 0.5}
     path = folder / f"{digest}.safetensors"
     save_file(tensors, path, metadata={"digest": digest, "scales": json.dumps(scales)})
     return str(path)
+
+
+def _own(shapes, rank, tokens, generator):
+    """Tensors of an adapter that changes all but linear layers."""
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator) * 0.3
+
+    found = {
+        "embed_tokens.A": random(rank, shapes.vocabulary),
+        "embed_tokens.B": random(shapes.hidden, rank),
+        "lm_head.A": random(rank, shapes.hidden),
+        "lm_head.B": random(shapes.vocabulary, rank),
+        "norm": 1 + random(shapes.hidden),
+    }
+    for module in ("embed_tokens", "lm_head"):
+        found[f"{module}.ids"] = torch.tensor(tokens, dtype=torch.int32)
+        found[f"{module}.rows"] = random(len(tokens), shapes.hidden)
+    for layer in range(shapes.layers):
+        norms = {"input_layernorm": shapes.hidden, "post_attention_layernorm": shapes.hidden}
+        if shapes.qk_norm:
+            norms |= {"self_attn.q_norm": shapes.head_dim, "self_attn.k_norm": shapes.head_dim}
+        found |= {f"layers.{layer}.{name}": 1 + random(size) for name, size in norms.items()}
+    return found
 
 
 def save_several(folder, model, kinds):
@@ -71,15 +101,23 @@ def save_several(folder, model, kinds):
 
 def _granules(path, shapes):
     """Of the layer that has most, as the adapter store would say; ``shapes`` are rank 0's."""
-    layers = Counter()
+    layers, spread = Counter(), 0
     with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            if name.endswith("norm"):
+                spread += of_matrix(1, *file.get_slice(name).get_shape())
+            elif not name.startswith("layers.") and not name.endswith(".ids"):
+                shape = file.get_slice(name).get_shape()
+                spread += max(of_matrix(*shape), of_matrix(*reversed(shape)))
         for name in json.loads(file.metadata()["scales"]):
+            if not name.startswith("layers."):
+                continue
             rank, _ = file.get_slice(f"{name}.A").get_shape()
             _, layer, module = name.split(".")
             out, features = shapes.module_shape(module)
             size = Size(rank, not {f"{name}.bias", f"{name}.magnitude"}.isdisjoint(file.keys()))
             layers[layer] += of_module(size, LinearShape(features, out))
-    return max(layers.values())
+    return max(layers.values()) + -(-spread // shapes.layers)
 
 
 def prompts_of(count, *, seed=0, longest=60):

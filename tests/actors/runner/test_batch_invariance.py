@@ -16,7 +16,14 @@ pytestmark = pytest.mark.skipif(
     sgmv.library() is None or attention.library() is None, reason="no C compiler"
 )
 
-DIGESTS = [None, "a" * 64, "b" * 64, "c" * 64]
+A, B, C, OWN = "a" * 64, "b" * 64, "c" * 64, "d" * 64
+KINDS = {
+    A: {"rank": 5, "vector": "magnitude"},
+    B: {"rank": 8, "vector": "bias"},
+    C: {"rank": 64},
+    OWN: {"rank": 3, "own_tokens": [5, 160, 161]},
+}
+USED = {"base": None, "a": A, "b": B, "c": C, "sum": {C: -0.5, B: 1.0}, "own": OWN}
 PROMPT = [random.Random(1).randrange(160) for _ in range(45)]
 TOKENS = 12
 
@@ -39,12 +46,7 @@ def model(storage, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def paths(model):
-    kinds = {
-        "a" * 64: {"rank": 5, "vector": "magnitude"},
-        "b" * 64: {"rank": 8, "vector": "bias"},
-        "c" * 64: {"rank": 64},
-    }
-    return save_several(model.parent, model, kinds)
+    return save_several(model.parent, model, KINDS)
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids="{}-threads".format)
@@ -66,21 +68,21 @@ def start(storage, model, paths, threads):
 @pytest.fixture(scope="module")
 def crowd(start):
     """What the requests of each adapter were told that came while 30 others were served."""
-    harness, rng, mine = start(), random.Random(2), iter(DIGESTS)
+    harness, rng, mine = start(), random.Random(2), iter(USED)
     for index in range(30):
-        if index % 8 == 5:
-            digest = next(mine)
-            ask(harness, f"me-{digest}", PROMPT, digest)
+        if index % 5 == 3:
+            name = next(mine)
+            ask(harness, f"me-{name}", PROMPT, USED[name])
         prompt = [rng.randrange(160) for _ in range(rng.randrange(1, 60))]
-        ask(harness, f"other-{index}", prompt, rng.choice(DIGESTS))
+        ask(harness, f"other-{index}", prompt, rng.choice(list(USED.values())))
     harness.run()
-    return {digest: told(harness, f"me-{digest}") for digest in DIGESTS}
+    return {name: told(harness, f"me-{name}") for name in USED}
 
 
-def ask(harness, label, prompt, digest):
+def ask(harness, label, prompt, adapter):
     sampling = RowSampling(0.8, 1.0, 0, 0.0, 7, logprobs=2)
     harness.generate(
-        label, prompt, adapter=digest, max_tokens=TOKENS, stop_token_ids=[], sampling=sampling
+        label, prompt, adapter=adapter, max_tokens=TOKENS, stop_token_ids=[], sampling=sampling
     )
 
 
@@ -90,11 +92,11 @@ def told(harness, label):
     return harness.tokens[number], harness.logprobs[number]
 
 
-@pytest.mark.parametrize("adapter", DIGESTS, ids=["base", "a", "b", "c"])
-def test_log_probabilities_are_bit_equal_alone_and_in_a_full_batch(start, crowd, adapter):
+@pytest.mark.parametrize("name", USED)
+def test_log_probabilities_are_bit_equal_alone_and_in_a_full_batch(start, crowd, name):
     alone = start()
-    ask(alone, "me", PROMPT, adapter)
+    ask(alone, "me", PROMPT, USED[name])
     alone.run()
     tokens, logprobs = told(alone, "me")
-    assert (tokens, logprobs) == crowd[adapter]
+    assert (tokens, logprobs) == crowd[name]
     assert len(logprobs) == TOKENS

@@ -9,6 +9,7 @@ from tests.actors.runner.engines import engine_of, harness_of, prefill, save_sev
 from tests.actors.runner.test_ahead import KINDS, served
 from tests.actors.scheduler_harness import GREEDY
 from tests.checkpoints import ARCHITECTURES, save_model
+from weft.actors.runner.forms import Form
 from weft.runtime.messages import AdapterLoad, Step
 
 pytestmark = [
@@ -57,8 +58,9 @@ def test_graphs_give_the_tokens_of_eager_steps(tmp_path, paths, dtype):
     adapters = paths("llama", dtype=dtype)
     eager = harness_of(tmp_path, adapters, enforce_eager=True, **GPU)
     graphs = harness_of(tmp_path, adapters, **GPU)
-    assert graphs.engine._executor.graphs.kind(1, has_adapters=True) is not None
-    assert eager.engine._executor.graphs.kind(1, has_adapters=True) is None
+    for form in Form:
+        assert graphs.engine._executor.graphs.kind(1, form) is not None
+        assert eager.engine._executor.graphs.kind(1, form) is None
     assert served(graphs, **REQUESTS) == served(eager, **REQUESTS)
 
 

@@ -147,3 +147,26 @@ def test_those_that_compute_keep_their_threads(slots):
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_load_is_under_way_until_it_is_there(slots, load):
+    loads = Loads(slots)
+    assert loads.under_way == []
+    loads.begin(load(1, [4]))
+    loads.begin(load(2, [5]))
+    assert loads.under_way == [1, 2]
+    slots.may.set()
+    loads.wait([1])
+    loads.wait([2])
+    assert loads.under_way == []
+
+
+def test_a_load_that_has_failed_is_not_under_way(slots, load):
+    loads = Loads(slots)
+    slots.error = RuntimeError("no such page")
+    slots.may.set()
+    loads.begin(load(1, [4]))
+    while loads.under_way:
+        pass
+    with pytest.raises(RuntimeError, match="no such page"):
+        loads.wait([1])

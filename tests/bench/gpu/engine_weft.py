@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from tests.bench.gpu import adapters, batches, device
-from weft.kernels.sgmv import granules
+from weft.kernels.sgmv import granules, packing
 from weft.kernels.sgmv.granules import Module, Tables
 from weft.kernels.sgmv.triton import Limits, PagedLora, Plan
 
@@ -20,7 +20,10 @@ class Engine:
         laid = []
         for slot, rank in enumerate(ranks):
             sites = adapters.matrices(shape, slot, int(rank), place, dtype)
-            modules = [[Module(i, a, b, 1.0) for i, (a, b) in enumerate(site)] for site in sites]
+            modules = [
+                [Module(i, a.cpu(), b.cpu(), 1.0) for i, (a, b) in enumerate(site)]
+                for site in sites
+            ]
             laid.append(tables.lay_out(slot, 0, modules, dtype))
         self._fill(shape, tables, laid, dtype, layers)
         self._lora = PagedLora(
@@ -35,7 +38,7 @@ class Engine:
     def _fill(self, shape, tables, laid, dtype, layers):
         """Scatter what is laid out over an arena, and over each layer alike."""
         page_granules = shape.page_bytes // (granules.RANKS * granules.COLUMNS * dtype.itemsize)
-        counts = [-(-len(each) // page_granules) for each in laid]
+        counts = [-(-each.granules // page_granules) for each in laid]
         free = np.random.default_rng(0).permutation(sum(counts))
         arena = torch.zeros(
             layers, sum(counts), shape.page_bytes, dtype=torch.uint8, device=self._place
@@ -44,7 +47,7 @@ class Engine:
         for slot, (each, count) in enumerate(zip(laid, counts, strict=True)):
             pages, free = free[:count], free[count:]
             tables.pages[slot, :count] = pages
-            granules.write(self._arena, 0, pages.tolist(), each)
+            packing.write(self._arena, 0, pages.tolist(), each)
         self._arena[1:] = self._arena[:1]
         for table in (tables.groups, tables.a_start, tables.b_start, tables.scales):
             table[:, 1:] = table[:, :1]

@@ -1,0 +1,1 @@
+"""Linear layers whose weights and inputs are rounded to bytes."""
