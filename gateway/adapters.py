@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from weft.gateway import errors
 from weft.gateway.bodies import Text
 from weft.gateway.responses import Json
 from weft.runtime.client import Adapter, AsyncClient, Changed, Refused
@@ -134,9 +137,10 @@ async def load_as_vllm(body: VllmLoad, request: Request) -> Response:
     if body.is_3d_lora_weight:
         text = "is_3d_lora_weight: models with experts are not supported; leave it out"
         raise Refused("invalid_value", text, "is_3d_lora_weight")
-    changed = await _client(request).load_adapter(
-        body.lora_name, body.lora_path, replace=body.load_inplace
-    )
+    with _in_vllms_words():
+        changed = await _client(request).load_adapter(
+            body.lora_name, body.lora_path, replace=body.load_inplace
+        )
     how = "is loaded already" if changed.outcome == "already_loaded" else "added successfully"
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' {how}.")
 
@@ -144,7 +148,8 @@ async def load_as_vllm(body: VllmLoad, request: Request) -> Response:
 @router.post("/v1/unload_lora_adapter", response_model=None)
 async def unload_as_vllm(body: VllmUnload, request: Request) -> Response:
     """Unload an adapter."""
-    await _client(request).unload_adapter(body.lora_name)
+    with _in_vllms_words():
+        await _client(request).unload_adapter(body.lora_name)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 
@@ -168,6 +173,15 @@ async def unload_as_sglang(body: SglangUnload, request: Request) -> Response:
     except Refused as refused:
         return await _as_sglang(client, refused)
     return await _as_sglang(client, None)
+
+
+@contextmanager
+def _in_vllms_words() -> Iterator[None]:
+    try:
+        yield
+    except Refused as refused:
+        words = {"name": "lora_name", "source": "lora_path", "replace": "load_inplace"}
+        raise errors.in_words_of(refused, words) from None
 
 
 def _client(request: Request) -> AsyncClient:

@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -56,6 +57,36 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+# The same of vLLM and SGLang.
+_NEUTRAL_EXTENSIONS: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "cache_salt": (),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": (),
+    "ebnf": (),
+    "include_reasoning": (True,),
+    "json_schema": (),
+    "length_penalty": (1,),
+    "lora_path": (),
+    "prompt_logprobs": (),
+    "regex": (),
+    "return_hidden_states": (False,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "separate_reasoning": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stream_reasoning": (True,),
+    "structural_tag": (),
+    "structured_outputs": (),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+}
+
+
 def describe(error: Any) -> tuple[str, str | None]:
     """Return what is wrong with a body, from pydantic's account of it, and the field at fault."""
     place = [part for part in error["loc"] if part != "body"]
@@ -66,9 +97,11 @@ def describe(error: Any) -> tuple[str, str | None]:
     steps = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in place]
     param = "".join(steps)[1 : PARAM_CHARACTERS_MAX + 1]
     if error["type"] == "extra_forbidden":
-        return f"{param}: there is no such field{_nearest(str(place[-1]))}", param
+        return f"{param}: there is no such field{_hint(str(place[-1]))}", param
     if error["type"] == "unsupported":
         return error["msg"], error["ctx"]["param"]
+    if error["type"] in ("model_attributes_type", "model_type", "dict_type"):
+        return f"{param or 'the body'} must be a JSON object", param or None
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return (f"{param}: {message}" if param else message), param or None
 
@@ -137,6 +170,19 @@ class _Generation(_Body):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_what_asks_for_nothing(cls, body: Any) -> Any:
+        """Take the defaults of other servers for what they are; refuse what weft would not do."""
+        if not isinstance(body, dict):
+            return body
+        given = _NEUTRAL_EXTENSIONS.keys() & body.keys()
+        for name in sorted(given):
+            if body[name] is not None and body[name] not in _NEUTRAL_EXTENSIONS[name]:
+                message = f"{name} is not supported; leave it out"
+                raise PydanticCustomError("unsupported", message, {"param": name})
+        return {name: value for name, value in body.items() if name not in given}
+
     @field_validator("stop", mode="before")
     @classmethod
     def _list_stops(cls, value: Any) -> Any:
@@ -197,7 +243,7 @@ class ChatMessage(_Body):
     """One turn. What clients copy from answers is taken back, as far as it means something."""
 
     role: Text
-    content: Text | None = None
+    content: Annotated[Text | None, Field(validate_default=True)] = None
     name: Text | None = None
     tool_call_id: str | None = None  # without effect: it is for templates that show it
     refusal: str | None = None
@@ -222,6 +268,16 @@ class ChatMessage(_Body):
                 case _:
                     raise ValueError(f"part {index} is no part; a text part has type and text")
         return "".join(texts)
+
+    @field_validator("content")
+    @classmethod
+    def _check_content(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Take a turn without text for an empty one, if it may be one: an assistant may refuse."""
+        if value is None and info.data.get("role") == "assistant":
+            return ""
+        if value is None:
+            raise ValueError("it is missing; send text")
+        return value
 
     def turn(self) -> dict[str, str]:
         """Return the ingress protocol's ChatMessage."""
@@ -264,6 +320,15 @@ class ChatBody(_Generation):
         if self.logprobs:
             given["logprobs"] = self.top_logprobs or 0
         return given
+
+    @property
+    def words(self) -> dict[str, str]:
+        """What this body calls fields of the ingress protocol."""
+        is_newer = self.max_completion_tokens is not None
+        return {
+            "logprobs": "top_logprobs",
+            **({"max_tokens": "max_completion_tokens"} if is_newer else {}),
+        }
 
 
 class CompletionBody(_Generation):
@@ -313,7 +378,17 @@ def _is_prompt(value: object) -> bool:
     )
 
 
-def _nearest(name: str) -> str:
-    known = {*ChatBody.model_fields, *CompletionBody.model_fields, "prompt"} - {"prompts"}
-    near = difflib.get_close_matches(name[:64], known, n=1)
+def _hint(name: str) -> str:
+    """Return what may be meant by a name that one of the bodies does not have."""
+    for other, endpoint in (
+        (ChatBody, "/v1/chat/completions"),
+        (CompletionBody, "/v1/completions"),
+    ):
+        if name in _names(other):
+            return f" here; it is one of {endpoint}"
+    near = difflib.get_close_matches(name[:64], _names(ChatBody) | _names(CompletionBody), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _names(kind: type[_Generation]) -> set[str]:
+    return {field.alias or name for name, field in kind.model_fields.items()}

@@ -6,11 +6,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from weft.gateway import keys
+from weft.gateway import errors, keys
 from weft.gateway.answer import Answer, Prompt
 from weft.gateway.bodies import ChatBody
 from weft.gateway.responses import Choice, Json, respond
-from weft.runtime.client import Asker, TokenLogprob
+from weft.runtime.client import Asker, Refused, TokenLogprob
 
 router = APIRouter()
 
@@ -27,7 +27,10 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
         asker=Asker(body.user, keys.tenant(request), body.priority or 0),
         sampling=body.sampling(),
     )
-    return await respond(request, answer, _ChatFormat(body, state.config.base_name))
+    try:
+        return await respond(request, answer, _ChatFormat(body, state.config.base_name))
+    except Refused as refused:
+        raise errors.in_words_of(refused, body.words) from None
 
 
 class _ChatFormat:

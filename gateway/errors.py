@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,12 @@ _REFUSALS = {
     "draining": (503, "server_error", "service_unavailable"),
 }
 
+# What the framework says of a body that its decoder does not even begin to understand.
+_UNREADABLE = (
+    "the body cannot be read as JSON; send UTF-8 that is not compressed, not nested hundreds deep "
+    "and without numbers of thousands of digits"
+)
+
 _log = logging.getLogger(__name__)
 
 
@@ -55,6 +62,15 @@ def of_exception(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]
         case Failed():
             return 500, body(str(error), "server_error", "engine_error"), {}
     raise error
+
+
+def in_words_of(refused: Refused, words: Mapping[str, str]) -> Refused:
+    """Return a refusal that names the field at fault as the request did: weft's name to its own."""
+    own = words.get(refused.param or "")
+    if own is None:
+        return refused
+    message = re.sub(f"^{refused.param}: ", f"{own}: ", refused.message)
+    return Refused(refused.code, message, own, refused.retry_after_s)
 
 
 def unavailable(text: str) -> tuple[int, dict[str, Any], dict[str, str]]:
@@ -83,12 +99,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> JSONResponse:
-        text = str(error.detail)
-        if error.status_code == 404:
+        text, code = str(error.detail), None
+        if error.status_code == 400:
+            text, code = _UNREADABLE, "invalid_value"
+        elif error.status_code == 404:
             text = f"there is no {request.url.path}; /docs lists what there is"
         elif error.status_code == 405:
             text = f"{request.url.path} does not take {request.method}"
-        return respond(error.status_code, body(text), error.headers or {})
+        return respond(error.status_code, body(text, code=code), error.headers or {})
 
     @app.exception_handler(Refused)
     @app.exception_handler(Disconnected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import signal
 import socket
@@ -21,6 +22,11 @@ from weft.runtime.listen import listen
 # closed, and its client would never know whether it was heard.
 KEEP_ALIVE_S = 120
 
+# After drain_timeout_s, for the last words to those who still wait.
+FAREWELL_S = 0.5
+
+_log = logging.getLogger(__name__)
+
 
 def serve(config: Config, run_dir: Path, on_ready: Callable[[str], None]) -> None:
     """Serve HTTP until SIGTERM, then finish what has begun. ``on_ready`` hears the URL.
@@ -30,8 +36,9 @@ def serve(config: Config, run_dir: Path, on_ready: Callable[[str], None]) -> Non
     listener = listen(config)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    application = app.create(config, run_dir)
     settings = uvicorn.Config(
-        app.create(config, run_dir),
+        application,
         loop="uvloop",
         http="httptools",
         lifespan="on",
@@ -39,23 +46,43 @@ def serve(config: Config, run_dir: Path, on_ready: Callable[[str], None]) -> Non
         log_config=None,
         timeout_keep_alive=KEEP_ALIVE_S,
         # Whoever does not read, or sends half a request, must not cost the others their own end.
-        timeout_graceful_shutdown=math.ceil(config.drain_timeout_s),
+        timeout_graceful_shutdown=math.ceil(config.drain_timeout_s + FAREWELL_S),
     )
-    server = _Server(settings, lambda: on_ready(url))
+
+    def give_up() -> None:
+        _log.warning("drain_timeout_s is over: what is not answered ends with an error")
+        application.state.client.close("weft is stopping, and drain_timeout_s is over")
+
+    server = _Server(settings, lambda: on_ready(url), config.drain_timeout_s, give_up)
     server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
     """Says when it is ready, and ends without an exit by signal after it was told to end."""
 
-    def __init__(self, settings: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: uvicorn.Config,
+        on_ready: Callable[[], None],
+        drain_timeout_s: float,
+        give_up: Callable[[], None],
+    ) -> None:
+        """``give_up`` has to end what is still under way after ``drain_timeout_s``."""
         super().__init__(settings)
         self._on_ready = on_ready
+        self._drain_timeout_s = drain_timeout_s
+        self._give_up = give_up
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        giving_up = loop.call_later(self._drain_timeout_s, self._give_up)
+        await super().shutdown(sockets)
+        giving_up.cancel()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

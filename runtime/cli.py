@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
 from weft.runtime import adapters_cli, config, log, topology
 from weft.runtime.config import Config, ConfigError
 from weft.runtime.launch import Launcher
+from weft.runtime.meanings import MEANINGS
 from weft.runtime.process import EXIT_REFUSED
 
 # Options whose value on the command line is a path, relative to where the user is.
@@ -22,11 +24,12 @@ _PATHS = ("model", "chat_template", "adapters_folder")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
+    _open_standard_streams()
     parser = _parser()
     options, unknown = parser.parse_known_args(arguments)
     try:
         if unknown:
-            raise ConfigError(_unknown(unknown[0]))
+            raise ConfigError(_unknown(unknown[0], options))
         if options.command == "topology":
             show = topology.as_mermaid if options.mermaid else topology.as_table
             print(show(topology.serving(_shown(options))))
@@ -37,6 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"weft: error: {error}", file=sys.stderr)
         return EXIT_REFUSED
+
+
+def _open_standard_streams() -> None:
+    """Have those that were closed lead nowhere: the next file would take their number.
+
+    A socket that is called 1 gets what any library prints, here or in a child.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -73,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="serve a model until Ctrl-C or SIGTERM",
         description="Serve what a YAML file describes. Every option of the file is a flag too, "
-        "which overrides it; see runtime/config.py for what each one means.",
+        "which overrides it.",
         allow_abbrev=False,
     )
     serve.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, see configs/")
@@ -96,7 +113,7 @@ def _add_override(group: argparse._ArgumentGroup, field: msgspec.structs.FieldIn
         _flag(field),
         dest=field.name,
         metavar=_kind(field.type),
-        help=_default(field),
+        help="; ".join(filter(None, (MEANINGS[field.name], _default(field)))).replace("%", "%%"),
     )
 
 
@@ -105,6 +122,8 @@ def _kind(annotation: Any) -> str:
     options = [kind for kind in get_args(annotation) if kind is not type(None)]
     if all(isinstance(option, str) for option in options) and options:
         return "|".join(options)
+    if options and all(get_origin(option) is Literal for option in options):
+        return "|".join(str(word) for option in options for word in get_args(option))
     if annotation in (bool, int, float, str):
         return str(annotation.__name__).upper()
     if options and options[0] in (int, float, str) and type(None) in get_args(annotation):
@@ -120,11 +139,14 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
     return f"default: {field.default}"
 
 
-def _unknown(argument: str) -> str:
-    given = argument.partition("=")[0].replace("_", "-")
-    known = [_flag(field) for field in msgspec.structs.fields(Config)]
-    near = difflib.get_close_matches(given, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else "; see `weft serve --help`"
+def _unknown(argument: str, options: argparse.Namespace) -> str:
+    command = " ".join(filter(None, ("weft", options.command, vars(options).get("action"))))
+    hint = f"; see `{command} --help`"
+    if options.command == "serve":
+        given = argument.partition("=")[0].replace("_", "-")
+        known = [_flag(field) for field in msgspec.structs.fields(Config)]
+        near = difflib.get_close_matches(given, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else hint
     return f"unknown argument {argument}{hint}"
 
 

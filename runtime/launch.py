@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from types import FrameType
 
-from weft.runtime import cores, identity, janitor, rundir, topology
+from weft.runtime import cores, identity, rundir, topology
 from weft.runtime.announce import announcement
 from weft.runtime.child import Died
+from weft.runtime.clean_up import Janitor
 from weft.runtime.config import Config
 from weft.runtime.listen import listen
 from weft.runtime.process import EXIT_BUG, Handover
@@ -26,6 +26,9 @@ from weft.runtime.rundir import RunDir
 
 # Beyond drain_timeout_s, for processes to close their sockets once their work is done.
 CLOSE_GRACE_S = 2.0
+
+# What the gateway has, once all others are gone, to tell whoever waits for an answer.
+FAREWELL_S = 1.0
 
 # A signal that follows another one sooner is the same: wrappers such as timeout(1) send it to the
 # process and to its group, so that it comes twice.
@@ -63,8 +66,8 @@ class Launcher:
         listen(self._config).close()
         self._watch_signals()
         run_dir = rundir.create()
-        pipe_fd, janitor_process = _start_janitor(run_dir)
-        processes = self._processes(run_dir, pipe_fd)
+        janitor = Janitor(run_dir)
+        processes = self._processes(run_dir, janitor)
         try:
             self._start_all(processes, run_dir)
             url = next(iter(processes.urls), None)
@@ -73,17 +76,22 @@ class Launcher:
             self._wait(processes, lambda: False)
         except Died as death:
             print(f"weft: error: {death}", file=sys.stderr)
+            processes.leave(self._doors, FAREWELL_S)
             return death.exit_code
         except Interrupted:
             return self._drain(processes)
         finally:
             processes.kill_all()
-            os.close(pipe_fd)
-            janitor_process.wait()
+            janitor.end()
             run_dir.remove()
         raise AssertionError("waiting ends in an exception")
 
-    def _processes(self, run_dir: RunDir, janitor_fd: int) -> Processes:
+    @property
+    def _doors(self) -> list[str]:
+        """Who talks to the outside world."""
+        return [process.role for process in self._topology.processes if not process.is_actor]
+
+    def _processes(self, run_dir: RunDir, janitor: Janitor) -> Processes:
         computing = [role for group in self._topology.groups.values() for role in group]
         is_ours = cores.is_machine_ours(run_dir.path)
         threads, usable = self._config.threads, cores.usable()
@@ -92,7 +100,7 @@ class Launcher:
             self._topology,
             run_dir.path,
             dict(zip(computing, shares, strict=True)),
-            janitor_fd=janitor_fd,
+            janitor=janitor,
             watchdog_timeout_s=self._config.watchdog_timeout_s,
             loading_timeout_s=self._config.loading_timeout_s,
         )
@@ -162,17 +170,3 @@ class Launcher:
         if now >= self._signalled_at + SIGNAL_ECHO_S:
             self._signals += 1
         self._signalled_at = now
-
-
-def _start_janitor(run_dir: RunDir) -> tuple[int, subprocess.Popen[bytes]]:
-    """Return the pipe that keeps it waiting, and the process."""
-    read_fd, write_fd = os.pipe()
-    popen = subprocess.Popen(
-        # Isolated and without site: nothing but the standard library, and a fast start.
-        [sys.executable, "-I", "-S", janitor.__file__, str(read_fd), run_dir.path],
-        stdin=subprocess.DEVNULL,
-        pass_fds=[read_fd, run_dir.lock_fd],  # it holds the lock as long as it lives
-        start_new_session=True,
-    )
-    os.close(read_fd)
-    return write_fd, popen

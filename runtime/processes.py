@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import select
 import selectors
 import sys
 import time
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from weft.runtime.child import Child, Died
+from weft.runtime.clean_up import Janitor
 from weft.runtime.cores import Share
 from weft.runtime.progress import ProgressDisplay
 from weft.runtime.status import Progress, Ready
@@ -33,11 +34,11 @@ class Processes:
         run_dir: Path,
         shares: Mapping[str, Share],
         *,
-        janitor_fd: int,
+        janitor: Janitor,
         watchdog_timeout_s: float,
         loading_timeout_s: float,
     ) -> None:
-        """``shares`` are of those that compute; ``janitor_fd`` hears who must not be left behind.
+        """``shares`` are of those that compute; ``janitor`` hears who must not be left behind.
 
         The timeouts say how long a group may not get on: when it is up, and before.
         """
@@ -45,7 +46,7 @@ class Processes:
         self._topology = topology
         self._run_dir = run_dir
         self._shares = shares
-        self._janitor_fd = janitor_fd
+        self._janitor = janitor
         self._children: dict[str, Child] = {}  # in order of start
         self._groups = [
             Group(roles, watchdog_timeout_s=watchdog_timeout_s, loading_timeout_s=loading_timeout_s)
@@ -53,6 +54,7 @@ class Processes:
         ]
         self._group_of = {role: group for group in self._groups for role in group.roles}
         self._selector = selectors.DefaultSelector()
+        self._selector.register(janitor.pid_fd, selectors.EVENT_READ, janitor)
         self._progress = ProgressDisplay(sys.stderr)
 
     @property
@@ -91,9 +93,11 @@ class Processes:
             due_in_s.append(timeout_s)
         is_woken = False
         for key, _ in self._selector.select(max(0.0, min(due_in_s)) if due_in_s else None):
-            child: Child | None = key.data
+            child: Child | Janitor | None = key.data
             if child is None:
                 is_woken = True
+            elif isinstance(child, Janitor):
+                self._revive_janitor()
             elif key.fd == child.status_fd:
                 self._hear(child)
             elif child.is_alive:
@@ -109,6 +113,18 @@ class Processes:
         else:
             group.give_up()
 
+    def leave(self, roles: Iterable[str], timeout_s: float) -> None:
+        """End everyone at once but ``roles``, who see that and may take so long to end."""
+        leaving = [self._children[role] for role in roles if role in self._children]
+        leaving = [child for child in leaving if child.is_alive]
+        for child in self._children.values():
+            if child not in leaving:
+                child.kill()
+        deadline = time.monotonic() + timeout_s
+        for child in leaving:
+            child.stop()
+            select.select([child.pid_fd], [], [], max(0.0, deadline - time.monotonic()))
+
     def kill_all(self) -> None:
         """End everyone at once, and release everything."""
         for child in self._children.values():
@@ -122,10 +138,15 @@ class Processes:
     def _start(self, role: str, epoch: int) -> Child:
         child = Child(role, epoch, self._run_dir, self._shares.get(role, Share(1, None)))
         self._children[role] = child
-        os.write(self._janitor_fd, f"+{child.pid}\n".encode())
+        self._janitor.note_start(child.pid)
         self._selector.register(child.pid_fd, selectors.EVENT_READ, child)
         self._selector.register(child.status_fd, selectors.EVENT_READ, child)
         return child
+
+    def _revive_janitor(self) -> None:
+        self._selector.unregister(self._janitor.pid_fd)
+        self._janitor.restart()
+        self._selector.register(self._janitor.pid_fd, selectors.EVENT_READ, self._janitor)
 
     def _start_group(self, group: Group) -> None:
         group.epoch += 1
@@ -159,7 +180,7 @@ class Processes:
         while child.status_fd in self._selector.get_map():
             self._hear(child)  # its last words
         child.close()
-        os.write(self._janitor_fd, f"-{child.pid}\n".encode())
+        self._janitor.note_end(child.pid)
         group = self._group_of.get(child.role)
         if not child.ended_well:
             if group is None or not self._is_waited_for(group):

@@ -8,7 +8,7 @@ from typing import assert_never
 import msgspec
 
 from weft.actors.adapters.arrivals import Arrivals
-from weft.actors.adapters.asked import Asked, CannotDo, check_name, unknown
+from weft.actors.adapters.asked import Asked, CannotDo, check_name, no_adapter, unknown
 from weft.actors.adapters.cache import Bounds, HostCache, Resident
 from weft.actors.adapters.device_pins import DevicePins
 from weft.actors.adapters.errors import BadAdapter
@@ -238,7 +238,7 @@ class AdapterStore:
     def _known(self, name: str) -> AdapterEntry:
         entry = self._registry.find(name)
         if entry is None:
-            raise unknown(name)
+            raise no_adapter(name) if name == self._base_name else unknown(name)
         return entry
 
     def _unload(self, name: str, asked: Asked) -> None:

@@ -44,6 +44,12 @@ def unknown(name: str) -> CannotDo:
     return CannotDo("model_not_found", f"no adapter is named {shown}; load it first", "name")
 
 
+def no_adapter(base_name: str) -> CannotDo:
+    """Return the refusal of the base's name where an adapter's is needed."""
+    text = f"{base_name!r} is the base model, which is there as long as weft is; name an adapter"
+    return CannotDo("model_not_found", text, "name")
+
+
 def full() -> CannotDo:
     """Return the refusal of what host memory has no room for at the moment."""
     text = "host memory is full of adapters in use; try again later"

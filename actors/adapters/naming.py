@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from weft.actors.adapters.asked import Asked, CannotDo
@@ -11,6 +12,8 @@ from weft.actors.adapters.loader import Content, Facts
 from weft.actors.adapters.memory import HostMemory
 from weft.actors.adapters.registry import Registry
 from weft.runtime.messages import AdapterEntry, AdapterState
+
+_log = logging.getLogger(__name__)
 
 
 class Naming:
@@ -54,6 +57,8 @@ class Naming:
 
     def know(self, name: str, root: str, *, created_s: int, refused: str | None = None) -> None:
         """Let a name without content be known: it has not been read yet, or is refused."""
+        if refused is not None:
+            _log.warning("%s cannot be used: %s", name, refused)
         self._registry.put(AdapterEntry(name, root, "", 0, created_s, refused))
 
     def remove(self, name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import zmq
 
-from weft.runtime.client.connection import Connection
+from weft.runtime.client.connection import CLOSED, Connection
 from weft.runtime.client.events import (
     Adapter,
     Asker,
@@ -154,12 +154,17 @@ class AsyncClient:
         """Have every process of weft check its invariants, and return their counters."""
         return await self._ask(self._connection.session.inspect)
 
-    def close(self) -> None:
-        """Leave; whatever still runs for this client is cancelled."""
+    def close(self, why: str = CLOSED) -> None:
+        """Leave; whatever still runs for this client is cancelled, and fails with ``why``.
+
+        Does nothing the second time.
+        """
+        if not self._fds:
+            return
         for fd in self._fds:
             self._loop.remove_reader(fd)
         self._fds = []
-        self._connection.close()
+        self._connection.close(why)
 
     async def _ask(self, ask: Callable[[Callable[[], None]], Question[Answer]]) -> Answer:
         settled = asyncio.Event()

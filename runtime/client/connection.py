@@ -16,6 +16,9 @@ from weft.runtime.client.wire import FRAME_BYTES_MAX, Link
 # How long what was sent last may take to leave.
 _LINGER_MS = 500
 
+# What whoever still waits hears of a client that leaves.
+CLOSED = "this client was closed"
+
 # How soon to try again to connect.
 _RETRY_MS = 20
 
@@ -74,12 +77,15 @@ class Connection:
                     return was_moved
         return was_moved
 
-    def close(self) -> None:
-        """Tell weft goodbye, which frees all that this client held there."""
+    def close(self, why: str = CLOSED) -> None:
+        """Tell weft goodbye, which frees all that this client held there.
+
+        Whoever still waits hears ``why``.
+        """
         self.session.tokenizer.close()
         self.session.detokenizer.close()
         self.pump()
-        self._lose_all("this client was closed")
+        self._lose_all(why)
         for (socket, _), monitor in zip(self._links, self._monitors, strict=True):
             socket.disable_monitor()
             monitor.close(linger=0)

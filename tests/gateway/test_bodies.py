@@ -87,6 +87,9 @@ def test_chats_in_openais_words_are_passed_on_in_wefts(given, passed):
         ({"logit_bias": {"a": 1}}, "logit_bias: 'a' is no token id", "logit_bias"),
         ({"logit_bias": {"-1": 1}}, "logit_bias: '-1' is no token id", "logit_bias"),
         ({"user": "\ud800"}, "user: it holds half of a surrogate pair", "user"),
+        ({"echo": False}, "echo: there is no such field here; it is one of /v1/comp", "echo"),
+        ({"bad_words": ["a"]}, "bad_words is not supported; leave it out", "bad_words"),
+        ({"use_beam_search": True}, "use_beam_search is not supported", "use_beam_search"),
         ({"tools": [{}]}, "tools is not supported; leave it out", "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format is not", "response_format"),
         ({"top_logprobs": 2}, "top_logprobs needs logprobs", "top_logprobs"),
@@ -97,7 +100,13 @@ def test_chats_in_openais_words_are_passed_on_in_wefts(given, passed):
             "stream_options.x",
         ),
         ({"messages": "Hi"}, "messages: should be a valid list", "messages"),
-        ({"messages": [5]}, "messages[0]: should be", "messages[0]"),
+        ({"messages": [5]}, "messages[0] must be a JSON object", "messages[0]"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content: it is m", "messages[0].content"),
+        (
+            {"messages": [{"role": "tool", "content": None}]},
+            "messages[0].content: it is missing; send text",
+            "messages[0].content",
+        ),
         ({"messages": [{"content": "x"}]}, "messages[0].role: Field required", "messages[0].role"),
     ],
 )
@@ -105,6 +114,25 @@ def test_what_is_wrong_is_named(changes, message, param):
     text, where = refusal(ChatBody, CHAT | changes)
     assert text.startswith(message)
     assert where == param
+
+
+def test_what_other_servers_would_do_anyway_may_be_said():
+    said = {
+        "add_generation_prompt": True, "continue_final_message": False, "length_penalty": 1.0,
+        "structured_outputs": None, "chat_template_kwargs": {}, "use_beam_search": False,
+    }  # fmt: skip
+    assert ChatBody.model_validate(CHAT | said).sampling() == {}
+
+
+@pytest.mark.parametrize("body", [[], "x", 5, None])
+def test_a_body_that_is_no_object_is_named(body):
+    assert refusal(ChatBody, body) == ("the body must be a JSON object", None)
+
+
+def test_a_refusal_names_the_field_that_was_sent():
+    assert ChatBody.model_validate(CHAT).words == {"logprobs": "top_logprobs"}
+    newer = ChatBody.model_validate(CHAT | {"max_completion_tokens": 0}).words
+    assert newer["max_tokens"] == "max_completion_tokens"
 
 
 def test_a_name_that_is_made_up_is_not_quoted_at_length():
@@ -145,6 +173,9 @@ def test_an_answer_can_be_sent_back_as_it_came():
     }  # fmt: skip
     body = ChatBody.model_validate({"messages": [turn]})
     assert body.messages[0].turn() == {"role": "assistant", "content": "Hi"}
+    refused = turn | {"content": None, "refusal": "I cannot."}
+    body = ChatBody.model_validate({"messages": [refused]})
+    assert body.messages[0].turn() == {"role": "assistant", "content": ""}
     called = turn | {"tool_calls": [{"id": "1"}]}
     assert "tool_calls is not supported" in refusal(ChatBody, {"messages": [called]})[0]
 

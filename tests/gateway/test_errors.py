@@ -38,3 +38,11 @@ def test_what_may_succeed_later_says_when():
 def test_a_mistake_of_our_own_is_none_of_these():
     with pytest.raises(KeyError):
         errors.of_exception(KeyError("x"))
+
+
+def test_a_refusal_is_told_in_the_words_of_the_request():
+    refused = Refused("invalid_value", "name: 'a' is taken", "name", 2.0)
+    told = errors.in_words_of(refused, {"name": "lora_name"})
+    assert (told.message, told.param) == ("lora_name: 'a' is taken", "lora_name")
+    assert (told.code, told.retry_after_s) == ("invalid_value", 2.0)
+    assert errors.in_words_of(refused, {"source": "lora_path"}) is refused

@@ -1,11 +1,16 @@
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from weft.runtime import cli
 from weft.runtime.config import Config
+from weft.runtime.meanings import MEANINGS
 from weft.runtime.topology import TOPOLOGY, as_mermaid, as_table, with_runners
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -66,6 +71,19 @@ def test_every_option_of_the_configuration_is_a_flag(path, launched, capsys):
     assert all(f"--{name.replace('_', '-')}" in text for name in Config.__struct_fields__)
 
 
+def test_every_flag_is_explained_as_readme_does(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--help"])
+    # argparse breaks lines at spaces and behind hyphens.
+    shown = "".join(capsys.readouterr().out.split())
+    table = re.sub(r" \(\[\w+\]\(#.*?\)\)", "", (ROOT / "README.md").read_text())
+    assert MEANINGS.keys() == set(Config.__struct_fields__)
+    for name, meaning in MEANINGS.items():
+        assert re.search(rf"\| `{name}` \| .*\| {re.escape(meaning)} \|", table), name
+        assert "".join(meaning.split()) in shown
+    assert "--quantizationnone|int8" in shown
+
+
 def test_a_path_on_the_command_line_is_relative_to_where_the_user_is(path, launched, monkeypatch):
     other = path.parent / "other"
     other.mkdir()
@@ -89,6 +107,20 @@ def test_an_unknown_flag_is_refused_with_the_nearest_known_name(path, launched, 
     assert not launched
 
 
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["adapters", "prefetch", "a", "b"], "weft adapters prefetch"),
+        (["adapters", "--lmit=3"], "weft adapters"),
+        (["topology", "--mermaid", "--x"], "weft topology"),
+    ],
+)
+def test_an_unknown_argument_of_another_command_leads_to_its_own_help(capsys, arguments, command):
+    assert cli.main(arguments) == 2
+    shown = f"weft: error: unknown argument {arguments[-1]}; see `{command} --help`\n"
+    assert capsys.readouterr().err == shown
+
+
 def test_a_refused_configuration_is_one_line(path, launched, capsys):
     assert cli.main(["serve", str(path), "--port", "70000"]) == 2
     error = capsys.readouterr().err
@@ -101,6 +133,25 @@ def test_the_package_is_a_command():
         [sys.executable, "-m", "weft", "topology"], capture_output=True, text=True, check=True
     )
     assert "scheduler" in shown.stdout
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_was_closed_leads_nowhere(closed, tmp_path):
+    code = (
+        "import os, subprocess, sys; from weft.runtime import cli; cli.main(['topology']); "
+        "shown = [os.readlink(f'/proc/self/fd/{number}') for number in range(3)]; "
+        "child = 'import os; [os.fstat(number) for number in range(3)]; print(1)'; "
+        "failed = subprocess.call([sys.executable, '-c', child]); print(2, flush=True); "
+        "open(sys.argv[1], 'w').write(f'{failed} {shown}')"
+    )
+    path = tmp_path / "said"
+    command = f'exec "$0" -c "$1" "$2" {closed}'
+    subprocess.run(
+        ["sh", "-c", command, sys.executable, code, path], capture_output=True, check=True
+    )
+    failed, shown = path.read_text().split(" ", 1)
+    assert failed == "0"
+    assert shown.count("/dev/null") >= closed.count("&-")
 
 
 def test_the_command_line_does_not_load_what_only_a_runner_needs():

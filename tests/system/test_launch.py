@@ -156,6 +156,28 @@ def test_processes_die_with_their_launcher_even_without_a_janitor(start):
         time.sleep(0.01)
 
 
+def test_a_janitor_that_dies_lives_again_and_still_cleans_up(start, ask):
+    run = start()
+    run.serve()
+    before = run.processes()
+    for _ in range(2):
+        pid = run.processes()["janitor"]
+        os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + TIMEOUT_S
+        while run.processes().get("janitor", pid) == pid:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    after = run.processes()
+    del before["janitor"], after["janitor"]
+    assert before == after
+    os.kill(run.processes()["worker"], signal.SIGKILL)  # whoever is told of that is there
+    assert ask(run, "quick")() == "quick"
+    run.stop(signal.SIGKILL)
+    _, error = run.end()
+    assert error.count("the janitor has died; starting it again") == 2
+    run.assert_nothing_is_left()
+
+
 def test_a_launcher_killed_while_starting_leaves_nothing_either(start, place):
     for delay_s in (0.05, 0.15, 0.25, 0.35):
         run = start()

@@ -1,11 +1,13 @@
 """Overload, and ends of all kinds: nothing that was accepted is lost, and nothing is left."""
 
 import asyncio
+import os
 import resource
 import socket
 import threading
 import time
 from contextlib import ExitStack, closing
+from signal import SIGKILL, SIGSTOP
 from urllib.parse import urlsplit
 
 import httpx
@@ -137,6 +139,16 @@ def test_a_drain_finishes_streams_and_takes_nothing_new(serve):
     server.assert_nothing_is_left()
 
 
+def test_what_a_drain_has_no_time_for_ends_with_an_error(serve):
+    server = serve(max_num_seqs=4, max_num_batched_tokens=64, drain_timeout_s=1)
+    assert_each_ends_with_an_error(
+        asyncio.run(disturbed(server, server.stop)), "drain_timeout_s is over"
+    )
+    server.end()
+    assert "gateway warning drain_timeout_s is over" in server.log.read_text()
+    server.assert_nothing_is_left()
+
+
 def test_half_a_request_does_not_keep_a_drain_from_ending_well(serve):
     server = serve(drain_timeout_s=1)
     place = urlsplit(server.url)
@@ -173,6 +185,55 @@ def test_requests_over_zeromq_are_refused_while_draining_and_finished_if_accepte
     assert refused is None or refused.code == "draining"
     assert server.end()[0] == 0
     server.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("role", ["tokenizer", "scheduler", "detokenizer", "adapters"])
+def test_when_a_process_dies_every_answer_over_http_ends_with_an_error(serve, role):
+    server = serve(max_num_seqs=4, max_num_batched_tokens=64)
+    answers = asyncio.run(disturbed(server, lambda: os.kill(server.processes()[role], SIGKILL)))
+    assert server.end()[0] == 1
+    assert f"weft: error: the process {role} was killed by SIGKILL" in server.log.read_text()
+    assert_each_ends_with_an_error(answers, "weft has ended")
+    server.assert_nothing_is_left()
+
+
+async def disturbed(server, disturb):
+    """What streams and others that wait get, status and lines each, when something happens."""
+    begun = [asyncio.Event() for _ in range(4)]
+
+    async with httpx.AsyncClient(base_url=f"{server.url}/v1", timeout=60) as client:
+
+        async def one(number, *, stream):
+            body = {"prompt": "The", "ignore_eos": True, "max_tokens": 1500, "stream": stream}
+            async with client.stream("POST", "completions", json=body) as answer:
+                lines = []
+                async for line in answer.aiter_lines():
+                    lines += [line] if line else []
+                    if len(lines) == 3:
+                        begun[number].set()
+                return answer.status_code, lines
+
+        streams = [asyncio.create_task(one(number, stream=True)) for number in range(4)]
+        for each in begun:
+            await each.wait()
+        os.kill(server.processes()["runner0"], SIGSTOP)  # lest one of them is answered
+        # Others wait for a row, or for the whole of their answer.
+        others = [asyncio.create_task(one(0, stream=number % 2 == 0)) for number in range(6)]
+        await asyncio.sleep(0.2)
+        disturb()
+        return await asyncio.gather(*streams), await asyncio.gather(*others)
+
+
+def assert_each_ends_with_an_error(answers, says):
+    streams, others = answers
+    for status, lines in streams:
+        assert status == 200
+        assert says in lines[-2]
+        assert "service_unavailable" in lines[-2]
+        assert lines[-1] == "data: [DONE]"
+    for status, [line] in others:
+        assert status == 503
+        assert says in line
 
 
 @pytest.mark.parametrize("role", ["launcher", "scheduler", "gateway"])
