@@ -80,6 +80,7 @@ MEANINGS = {
     "watchdog_timeout_s": (
         "how long a runner may be at one step before all of its group are started again"
     ),
+    "loading_timeout_s": "how long a runner that starts may load or compile without getting on",
     "log_level": "`debug`, `info`, `warning` or `error`",
     "example_prompts": "what the examples shown at start ask: model to prompt",
 }
