@@ -14,6 +14,7 @@ from pathlib import Path
 import uvicorn
 
 from weft.gateway import app
+from weft.gateway.http import BoundedHeads
 from weft.runtime.config import Config
 from weft.runtime.listen import listen
 
@@ -40,7 +41,7 @@ def serve(config: Config, run_dir: Path, on_ready: Callable[[str], None]) -> Non
     settings = uvicorn.Config(
         application,
         loop="uvloop",
-        http="httptools",
+        http=BoundedHeads,
         lifespan="on",
         access_log=False,  # weft's own log tells every request's story
         log_config=None,

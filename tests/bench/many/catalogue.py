@@ -30,20 +30,20 @@ class Shape(NamedTuple):
     layers: int
 
 
-SHAPES = {
-    "tiny": Shape(
-        {
-            "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,
-            "max_position_embeddings": 512,
-        },
-        torch.float32,
-        MODULES,
-        2,
-    ),
-    # What PEFT chooses for this architecture; on all modules 200 of them would be 7 GB.
-    "0.5b": Shape(HALF_BILLION, torch.bfloat16, ("q_proj", "v_proj"), 24),
+_TINY = {
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,
+    "max_position_embeddings": 512,
 }  # fmt: skip
+# What PEFT chooses for these architectures.
+_CHOSEN = ("q_proj", "v_proj")
+
+SHAPES = {
+    "tiny": Shape(_TINY, torch.float32, MODULES, 2),
+    "tiny-qv": Shape(_TINY, torch.float32, _CHOSEN, 2),
+    # On all modules 200 of them would be 7 GB.
+    "0.5b": Shape(HALF_BILLION, torch.bfloat16, _CHOSEN, 24),
+}
 
 
 class Catalogue(NamedTuple):

@@ -35,7 +35,8 @@ class Plan(NamedTuple):
     stream_tokens: int
 
 
-PLANS = {"tiny": Plan(100, 0.02, 8, 2, 300), "0.5b": Plan(12, 0.5, 8, 2, 300)}
+_TINY = Plan(100, 0.02, 8, 2, 300)
+PLANS = {"tiny": _TINY, "tiny-qv": _TINY, "0.5b": Plan(12, 0.5, 8, 2, 300)}
 
 
 class Kind(NamedTuple):

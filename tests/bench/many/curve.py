@@ -31,8 +31,10 @@ class Plan(NamedTuple):
     is_small: bool  # a step is over before a second thread has woken up
 
 
+_TINY = Plan((1, 10, 100, 500, 1000, 2000), 32, 32, 256, 200, is_small=True)
 PLANS = {
-    "tiny": Plan((1, 10, 100, 500, 1000, 2000), 32, 32, 256, 200, is_small=True),
+    "tiny": _TINY,
+    "tiny-qv": _TINY,
     "0.5b": Plan((1, 20, 200), 16, 16, 1024, 40, is_small=False),
 }
 POOLS = {"all fit": 1.0, "a quarter fits": 0.25}
@@ -61,7 +63,8 @@ def run(shape, *, requests, rounds, threads, plots):
 
 FACTS = (
     "pool", "seconds to start", "host files, MiB (paper)", "device pages (paper)",
-    "runner's growth, MiB (paper)", "adapters loaded", "answers", "failed", "wrong of the sample",
+    "runner's growth beyond its pages, MiB", "adapters loaded", "answers", "failed",
+    "wrong of the sample",
 )  # fmt: skip
 
 
@@ -94,7 +97,7 @@ class _Measured:
         """Return, for each round, tokens a second by number of adapters."""
         self.start_s = server.start_s
         self._ask(server, [None] * AT_ONCE)  # memory that does not belong to adapters is touched
-        self._resident = paper.resident_bytes(server, "runner0")
+        self._resident = paper.settled_bytes(server, "runner0")
         self._ask(server, self._names)  # from here on everything has been loaded once
         speeds = []
         for _ in range(rounds):
@@ -134,7 +137,7 @@ class _Measured:
             f"{self.start_s:.1f}",
             f"{paper.files_on_host(server) / MIB:.0f} ({files / MIB:.0f})",
             f"{counters['scheduler']['pages_adapters']:.0f} ({pages})",
-            f"{growth / MIB:.0f} ({pages * paper.page_bytes(self._made) / MIB:.0f})",
+            f"{growth / MIB:.0f}",
             f"{resident:.0f} on the device, {counters['adapters']['loaded']:.0f} on the host",
             len(self._asked),
             self._failed,

@@ -1,11 +1,15 @@
 """What adapters take, by arithmetic on their shapes; and what processes take, as Linux tells it."""
 
+import time
 from pathlib import Path
 
 from weft.actors.adapters.base import BaseShapes
 
 FILE_BYTES = 2  # of a number, as adapters are saved here
 PAGE_TOKENS = 16
+
+# In which a thread that clears pages has cleared some.
+SETTLING_S = 1.0
 
 
 def file_bytes(catalogue, names):
@@ -49,6 +53,15 @@ def _head_dim(base):
 def files_on_host(server):
     """Return the bytes of the store's files: memory, since they lie in /dev/shm."""
     return sum(path.stat().st_blocks * 512 for path in (server.run_dir / "adapters").iterdir())
+
+
+def settled_bytes(server, role):
+    """Return the memory of one process, once it does not grow by itself: it asks for pages."""
+    before, now = -1, resident_bytes(server, role)
+    while now > before:
+        time.sleep(SETTLING_S)
+        before, now = now, resident_bytes(server, role)
+    return now
 
 
 def resident_bytes(server, role):
