@@ -98,9 +98,11 @@ class Processes:
                 is_woken = True
             elif isinstance(child, Janitor):
                 self._revive_janitor()
+            elif not child.is_alive:
+                pass  # an event before this one has told of its end, and its files are closed
             elif key.fd == child.status_fd:
                 self._hear(child)
-            elif child.is_alive:
+            else:
                 self._bury(child)
         self._do_what_is_due(time.monotonic())
         return is_woken
