@@ -22,6 +22,7 @@ from torch import Tensor
 from weft.actors.runner.operations import Projection
 from weft.kernels.collectives.reference import Collectives
 from weft.kernels.sgmv.granules import Affine, Module
+from weft.kernels.sgmv.host_matrix import HostMatrix
 
 # Of a row's squared length: where the update cancels the base but for rounding.
 _SQUARE_MIN = 1e-12
@@ -65,7 +66,7 @@ def of_magnitude(
         group: who has the rest of the inputs; None: nobody.
     """
     device = site.squares.device
-    _, a, b, scale, _ = module
+    a, b, scale = HostMatrix.of(module.a).tensor(), HostMatrix.of(module.b).tensor(), module.scale
     zeros = torch.zeros(1, a.shape[1])
     through = site.projection(torch.cat((a.float(), zeros)).to(device, site.dtype)).double()
     # The last row is the projection's bias.

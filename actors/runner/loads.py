@@ -6,13 +6,11 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 
-from weft.actors.runner.lora import open_file
-from weft.actors.runner.own import AdapterFile
+from weft.actors.runner.adapter_file import AdapterFile
 from weft.actors.runner.stream import Mark, Run, Stream
 from weft.runtime.messages import AdapterLoad, Step
 
@@ -144,7 +142,7 @@ class Loads:
 def _taken(descriptor: int, digest: str) -> AdapterFile:
     """Map the file that is open, whatever has become of its name, and close it: the map stays."""
     try:
-        return open_file(Path(f"/proc/self/fd/{descriptor}"), digest)
+        return AdapterFile(descriptor, digest)
     finally:
         os.close(descriptor)
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate, pairwise, starmap
-from pathlib import Path
 from typing import Protocol
 
-from safetensors import safe_open
 from torch import Tensor
 
+from weft.actors.runner.adapter_file import AdapterFile
 from weft.actors.runner.affine import Base, of_bias, of_magnitude
 from weft.actors.runner.architecture import Architecture
 from weft.actors.runner.forms import Form, Kind
-from weft.actors.runner.own import AdapterFile, Own, Reader, Writer
+from weft.actors.runner.own import Own, Reader, Writer
 from weft.actors.runner.own_step import Put, Segment, of_step
 from weft.actors.runner.rows import HostBatch
 from weft.actors.runner.staging import Staging
@@ -122,13 +120,6 @@ def no_update(y: Tensor, x: Tensor, layer: int, site: int) -> None:
     """Leave y as it is: all rows are the base's."""
 
 
-def open_file(path: Path, digest: str) -> AdapterFile:
-    """Map the file of an adapter."""
-    file: AdapterFile = safe_open(path, framework="pt")
-    assert file.metadata()["digest"] == digest, f"{path} is not {digest}"
-    return file
-
-
 class LoraSlots:
     """Which adapter each slot holds, and in which pages of the arena its weights lie."""
 
@@ -189,15 +180,13 @@ class LoraSlots:
         started_ns = time.perf_counter_ns()
         # Of an adapter's own modules these tables know nothing, and those may fill any number.
         self._tables.clear(slot, pages[: self._pages_max])
-        scales: dict[str, float] = json.loads(file.metadata()["scales"])
-        names = frozenset(file.keys())
         used = 0
         for layer in range(self._architecture.layers):
-            sites = [self._modules(file, names, scales, layer, site) for site in SITES]
+            sites = [self._modules(file, layer, site) for site in SITES]
             laid = self._tables.lay_out(slot, layer, sites, self._arena.dtype)
             run(partial(packing.write, self._arena, layer, pages, laid))
             used = max(used, laid.granules)
-        self._own[slot] = self._reader.load(file, scales, Writer(self._arena, pages, used, run))
+        self._own[slot] = self._reader.load(file, Writer(self._arena, pages, used, run))
         run(self.kernel.stage(slot))
         self.digests[slot] = digest
         self.times.add(time.perf_counter_ns() - started_ns)
@@ -218,32 +207,25 @@ class LoraSlots:
         found = (self._own[slot] for slot in host.adapter_slots)
         return [own for own in found if own is not None]
 
-    def _modules(
-        self,
-        file: AdapterFile,
-        names: Container[str],
-        scales: dict[str, float],
-        layer: int,
-        site: str,
-    ) -> list[Module]:
+    def _modules(self, file: AdapterFile, layer: int, site: str) -> list[Module]:
         """Read a site's modules; of one rank, A by the inputs or B by the outputs that are here."""
         shard = self._architecture.shard
         read = []
         for part, (module, columns) in enumerate(self._columns[site].items()):
             name = f"layers.{layer}.{module}"
-            if name not in scales:
+            if name not in file.scales:
                 continue
             inputs = shard.inputs(module) if shard else None
             outputs = _slice(shard.outputs(module) if shard else None)
-            a = file.get_tensor(f"{name}.A")[:, _slice(inputs)]
-            b = file.get_tensor(f"{name}.B")[outputs]
-            found = Module(part, a, b, scales[name])
+            a = file.matrix(f"{name}.A").part(slice(None), _slice(inputs))
+            b = file.matrix(f"{name}.B").part(outputs, slice(None))
+            found = Module(part, a, b, file.scales[name])
             # Added once to the sum of the ranks, like the base's own.
-            if f"{name}.bias" in names and (inputs is None or self._base.group.rank == 0):
-                bias = file.get_tensor(f"{name}.bias")[outputs]
+            if f"{name}.bias" in file.names and (inputs is None or self._base.group.rank == 0):
+                bias = file.tensor(f"{name}.bias")[outputs]
                 found = found._replace(affine=of_bias(bias, found.scale))
-            if f"{name}.magnitude" in names:
-                magnitude = file.get_tensor(f"{name}.magnitude")[outputs]
+            if f"{name}.magnitude" in file.names:
+                magnitude = file.tensor(f"{name}.magnitude")[outputs]
                 others = None if inputs is None else self._base.group
                 base = self._base.sites[layer][site]
                 affine = of_magnitude(magnitude, found, base, columns, others)

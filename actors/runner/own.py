@@ -7,15 +7,15 @@ a granule in each in turn. ``own_step.py`` computes with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from weft.actors.runner.adapter_file import AdapterFile
 from weft.actors.shards import Shard, Span, share
 from weft.kernels.paged_matrix.reference import Matrix
 from weft.kernels.sgmv import granules
@@ -29,27 +29,6 @@ Run = Callable[[Callable[[], None]], None]
 _UPDATES = (f"{EMBEDDING}.A", f"{HEAD}.A")
 _ROWS = (f"{EMBEDDING}.ids", f"{HEAD}.ids")
 _NORM = "norm"
-
-
-class AdapterFile(Protocol):
-    """The adapter store's normalised file, mapped: its name may vanish while it is read.
-
-    ``layers.{i}.{module}.A`` [rank, in], ``.B`` [out, rank], and perhaps ``.bias`` of B or DoRA's
-    ``.magnitude``, [out]; each module's scale is in the metadata. ``embed_tokens`` and ``lm_head``
-    may have A and B too, and ``.ids`` [rows] with ``.rows`` [rows, hidden]. Norms: [size].
-    """
-
-    def keys(self) -> list[str]:
-        """Return the names of the tensors."""
-        ...
-
-    def get_tensor(self, name: str) -> Tensor:
-        """Return a tensor, whose numbers are read when they are looked at."""
-        ...
-
-    def metadata(self) -> dict[str, str]:
-        """Return the digest, and the scales as JSON."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -134,40 +113,38 @@ class Reader:
         self._vocabulary = vocabulary
         self._tokens = slice(None) if shard is None else slice(*shard.tokens)
 
-    def load(self, file: AdapterFile, scales: Mapping[str, float], writer: Writer) -> Own | None:
+    def load(self, file: AdapterFile, writer: Writer) -> Own | None:
         """Write what an adapter has of its own. None: nothing."""
-        names = set(file.keys())
+        names = file.names
         norms = sorted(name for name in names if name.endswith(_NORM))
         if not norms and names.isdisjoint((*_UPDATES, *_ROWS)):
             return None
         head_rows = self._rows(file, names, HEAD, writer)
-        tokens = 0 if head_rows is None else int(file.get_tensor(f"{HEAD}.ids")[-1]) + 1
+        tokens = 0 if head_rows is None else int(file.tensor(f"{HEAD}.ids")[-1]) + 1
         return Own(
-            self._update(file, scales, EMBEDDING, writer),
-            self._update(file, scales, HEAD, writer),
+            self._update(file, EMBEDDING, writer),
+            self._update(file, HEAD, writer),
             self._rows(file, names, EMBEDDING, writer),
             head_rows,
             _norms(file, norms, writer),
             max(self._vocabulary, tokens),
         )
 
-    def _update(
-        self, file: AdapterFile, scales: Mapping[str, float], module: str, writer: Writer
-    ) -> Update | None:
-        if module not in scales:
+    def _update(self, file: AdapterFile, module: str, writer: Writer) -> Update | None:
+        if module not in file.scales:
             return None
         everything = slice(None)
         is_embedding = module == EMBEDDING
-        a = file.get_tensor(f"{module}.A")[:, self._tokens if is_embedding else everything]
-        b = file.get_tensor(f"{module}.B")[everything if is_embedding else self._tokens]
-        return Update(writer.put(a), writer.put(b.t()), scales[module])
+        a = file.tensor(f"{module}.A")[:, self._tokens if is_embedding else everything]
+        b = file.tensor(f"{module}.B")[everything if is_embedding else self._tokens]
+        return Update(writer.put(a), writer.put(b.t()), file.scales[module])
 
     def _rows(self, file: AdapterFile, names: Set[str], module: str, writer: Writer) -> Rows | None:
         if f"{module}.ids" not in names:
             return None
-        ids = file.get_tensor(f"{module}.ids").long()
+        ids = file.tensor(f"{module}.ids").long()
         here = share(len(ids), self._rank, self._size)
-        matrix = writer.put(file.get_tensor(f"{module}.rows")[here.start : here.end])
+        matrix = writer.put(file.tensor(f"{module}.rows")[here.start : here.end])
         each = share(len(ids), 0, self._size).size
         return Rows(writer.to_device(ids), here, each, matrix)
 
@@ -184,7 +161,7 @@ def _norms(
     file: AdapterFile, names: Sequence[str], writer: Writer
 ) -> Sequence[tuple[Matrix, Sequence[str]]]:
     """Write norms, those of one size as rows of one matrix."""
-    weights = {name: file.get_tensor(name) for name in names}
+    weights = {name: file.tensor(name) for name in names}
     found = []
     for size in sorted({len(weight) for weight in weights.values()}):
         same = [name for name in names if len(weights[name]) == size]

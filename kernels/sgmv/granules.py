@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from weft.kernels.sgmv.host_matrix import HostMatrix
+
 RANKS = 8
 COLUMNS = 128
 
@@ -41,8 +43,8 @@ class Module(NamedTuple):
     """One adapted module of a site."""
 
     part: int  # which of the site's modules
-    a: Tensor  # [rank, in]
-    b: Tensor  # [out, rank]
+    a: Tensor | HostMatrix  # [rank, in]
+    b: Tensor | HostMatrix  # [out, rank]
     scale: float  # of B A
     affine: Affine | None = None
 
@@ -50,7 +52,7 @@ class Module(NamedTuple):
 class Piece(NamedTuple):
     """A matrix among an adapter's granules of one layer."""
 
-    matrix: Tensor  # [ranks, columns], of any strides
+    matrix: HostMatrix  # [ranks, columns], of any strides
     first: int  # granule: that of its first columns and ranks
     stride: int  # granules from a block of columns to the next
 
@@ -164,19 +166,20 @@ class Tables:
             groups = [-(-module.a.shape[0] // RANKS) for module in modules]
             self.a_start[place] = laid.granules
             for module, first in zip(modules, accumulate(groups, initial=0), strict=False):
-                laid.pieces.append(Piece(module.a, laid.granules + first, sum(groups)))
+                start = laid.granules + first
+                laid.pieces.append(Piece(HostMatrix.of(module.a), start, sum(groups)))
             laid = laid.grown(sum(groups) * -(-modules[0].a.shape[1] // COLUMNS))
             for module, count in zip(modules, groups, strict=True):
                 self.groups[place][module.part] = count
                 self.scales[place][module.part] = module.scale
                 self.b_start[place][module.part] = laid.granules
-                laid.pieces.append(Piece(module.b.t(), laid.granules, count))
-                laid = laid.grown(count * -(-len(module.b) // COLUMNS))
+                laid.pieces.append(Piece(HostMatrix.of(module.b).t(), laid.granules, count))
+                laid = laid.grown(count * -(-module.b.shape[0] // COLUMNS))
                 if module.affine is not None:
                     self.affine_start[place][module.part] = laid.granules
                     affine = pack_affine(module.affine, dtype)
                     flat = affine.transpose(0, 1).reshape(RANKS, -1)
-                    laid.pieces.append(Piece(flat, laid.granules, 1))
+                    laid.pieces.append(Piece(HostMatrix.of(flat), laid.granules, 1))
                     laid = laid.grown(len(affine))
             self.ranks_max = max(self.ranks_max, RANKS * sum(groups))
         return laid

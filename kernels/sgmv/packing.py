@@ -60,7 +60,6 @@ def write(arena: Tensor, layer: int, pages: Sequence[int], laid: Laid) -> None:
 def put(laid: Laid, memory: Tensor, pages: Sequence[int]) -> None:
     """Fill pages of host memory, [pages, page_granules, 8, 128], as ``assemble`` defines it."""
     assert memory.is_contiguous()
-    assert all(matrix.device.type == "cpu" for matrix, *_ in laid.pieces)
     assert len(pages) * memory.shape[1] >= laid.granules
     found = library()
     if found is None:
@@ -70,7 +69,7 @@ def put(laid: Laid, memory: Tensor, pages: Sequence[int]) -> None:
         return
     pieces = np.array(
         [
-            (matrix.data_ptr(), _TYPES[matrix.dtype], *matrix.shape, *matrix.stride(), *where)
+            (matrix.address, _TYPES[matrix.dtype], *matrix.shape, *matrix.strides, *where)
             for matrix, *where in laid.pieces
         ],
         dtype=np.int64,
@@ -88,7 +87,7 @@ def assemble(laid: Laid, dtype: torch.dtype) -> Tensor:
     whole = torch.zeros(laid.granules, RANKS, COLUMNS, dtype=dtype)
     for matrix, first, stride in laid.pieces:
         groups = -(-matrix.shape[0] // RANKS)
-        packed = pack(matrix.to(dtype)).view(-1, groups, RANKS, COLUMNS)
+        packed = pack(matrix.tensor().to(dtype)).view(-1, groups, RANKS, COLUMNS)
         block = torch.arange(len(packed))[:, None]
         whole[first + block * stride + torch.arange(groups)] = packed
     return whole

@@ -3,6 +3,7 @@ import torch
 
 from weft.kernels.sgmv import granules, packing
 from weft.kernels.sgmv.granules import Affine, Laid, Module, Piece, Tables, pack_affine
+from weft.kernels.sgmv.host_matrix import HostMatrix
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 MATRICES = [(1, 1), (8, 128), (9, 129), (3, 500), (16, 64), (40, 300), (512, 130)]
@@ -38,7 +39,7 @@ def test_c_cuts_a_matrix_as_torch_does(rank, columns, source, target):
     compiled()
     matrix = torch.randn(rank, columns).to(source)
     groups, blocks = -(-rank // 8), -(-columns // 128)
-    laid = Laid([Piece(matrix, 0, groups)], groups * blocks)
+    laid = Laid([Piece(HostMatrix.of(matrix), 0, groups)], groups * blocks)
     expected = granules.pack(matrix.to(target))
     assert same_bits(packing.assemble(laid, target), expected)
     assert same_bits(filled(laid, target), expected)
@@ -51,7 +52,7 @@ def test_a_matrix_may_be_a_part_of_another_and_lie_on_its_side(source, target):
     whole = torch.randn(300, 90).to(source)
     for matrix in (whole[3:260, 7:60], whole[3:260, 7:60].t(), whole.t()):
         groups, blocks = -(-matrix.shape[0] // 8), -(-matrix.shape[1] // 128)
-        laid = Laid([Piece(matrix, 0, groups)], groups * blocks)
+        laid = Laid([Piece(HostMatrix.of(matrix), 0, groups)], groups * blocks)
         assert same_bits(filled(laid, target), granules.pack(matrix.to(target)))
 
 
@@ -63,7 +64,7 @@ def test_numbers_are_rounded_to_the_nearest_even_one(target):
     tiny = torch.tensor([[0.0, -0.0, 1e-8, -1e-8, 6e-8, 1e-41, 65504.0, -65504.0]])
     for matrix in (numbers, numbers.t(), tiny, tiny.t()):
         groups, blocks = -(-matrix.shape[0] // 8), -(-matrix.shape[1] // 128)
-        laid = Laid([Piece(matrix, 0, groups)], groups * blocks)
+        laid = Laid([Piece(HostMatrix.of(matrix), 0, groups)], groups * blocks)
         assert same_bits(filled(laid, target), granules.pack(matrix.to(target)))
 
 
@@ -72,7 +73,7 @@ def test_the_bits_of_floats_survive_in_granules_of_any_type(dtype):
     compiled()
     affine = Affine(torch.randn(500), torch.randn(500))
     granule = pack_affine(affine, dtype)
-    laid = Laid([Piece(granule.transpose(0, 1).reshape(8, -1), 0, 1)], len(granule))
+    laid = Laid([Piece(HostMatrix.of(granule.transpose(0, 1).reshape(8, -1)), 0, 1)], len(granule))
     assert same_bits(filled(laid, dtype), granule)
     back = granules.unpack_affine(filled(laid, dtype), 500)
     assert back.factor.equal(affine.factor)
@@ -104,5 +105,16 @@ def test_a_whole_layer_lies_where_its_tables_say(page_granules):
 def test_without_a_compiler_torch_does_it(monkeypatch):
     monkeypatch.setattr(packing, "library", lambda: None)
     matrix = torch.randn(20, 300)
-    laid = Laid([Piece(matrix, 0, 3)], 9)
+    laid = Laid([Piece(HostMatrix.of(matrix), 0, 3)], 9)
     assert same_bits(filled(laid, torch.float32), granules.pack(matrix))
+
+
+def test_parts_of_a_described_matrix_are_those_of_the_tensor():
+    whole = torch.randn(30, 40).bfloat16()
+    described = HostMatrix.of(whole)
+    assert described.tensor().equal(whole)
+    assert described.t().tensor().equal(whole.t())
+    for rows, columns in [(slice(3, 17), slice(None)), (slice(None), slice(8, 9))]:
+        assert described.part(rows, columns).tensor().equal(whole[rows, columns])
+        assert described.part(rows, columns).t().tensor().equal(whole[rows, columns].t())
+    assert described.part(slice(5, 5), slice(None)).tensor().shape == (0, 40)

@@ -133,10 +133,11 @@ def test_a_device_lays_out_as_many_granules_as_were_counted(modules, size, rank)
 class Tensors(dict):
     """An adapter's file, in memory."""
 
-    def get_tensor(self, name):
-        return self[name]
+    @property
+    def names(self):
+        return self.keys()
 
-    def get_slice(self, name):
+    def tensor(self, name):
         return self[name]
 
 
@@ -154,10 +155,10 @@ def test_what_is_spread_fills_as_many_granules_as_were_counted(rows, size, rank)
         model_type="qwen3",
     )
     file = Tensors({name: torch.randn(width) for name, width in base.norms().items()})
-    scales = {}
+    file.scales = {}
     for module in ("embed_tokens", "lm_head"):
         shape = base.shape(module)
-        file[f"{module}.A"], scales[module] = torch.randn(12, shape.inputs), 1.0
+        file[f"{module}.A"], file.scales[module] = torch.randn(12, shape.inputs), 1.0
         file[f"{module}.B"] = torch.randn(shape.outputs, 12)
         file[f"{module}.ids"] = torch.arange(rows, dtype=torch.int32)
         file[f"{module}.rows"] = torch.randn(rows, 136)
@@ -166,7 +167,7 @@ def test_what_is_spread_fills_as_many_granules_as_were_counted(rows, size, rank)
     count = granules.most_of_any_layer([], spread, base, base.shards(size))
     arena = torch.full((3, count, 1, 8, 128), float("nan"))
     shard = base.shards(size)[rank] if size > 1 else None
-    own = Reader(500, shard, rank, size).load(file, scales, Writer(arena, range(count), 0, at_once))
+    own = Reader(500, shard, rank, size).load(file, Writer(arena, range(count), 0, at_once))
     used = 3 * count - arena.isnan().all(dim=-1).all(dim=-1).sum()
     assert used <= spread.granules(base, base.shards(size)) <= 3 * count
     if size == 1:

@@ -26,7 +26,7 @@ class HeldSlots:
             raise self.error
         torch.ones(1 << 17).exp()
         self.cores.append(torch.get_num_threads())
-        self.filled.append((slot, digest, file.metadata()["digest"], list(pages)))
+        self.filled.append((slot, digest, file.digest, list(pages)))
 
 
 @pytest.fixture

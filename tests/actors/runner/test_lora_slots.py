@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 from tests.actors.runner.engines import save_adapter
 from tests.checkpoints import ARCHITECTURES
 from weft.actors.runner import architecture, warmup
+from weft.actors.runner.adapter_file import AdapterFile
 from weft.actors.runner.affine import Base
 from weft.actors.runner.arena import Arena, page_shape
-from weft.actors.runner.lora import SITES, HostLora, LoraSlots, open_file
+from weft.actors.runner.lora import SITES, HostLora, LoraSlots
 from weft.kernels.collectives.reference import Alone
 
 SCRATCH = warmup.Scratch(page=0, tokens=4)
@@ -29,6 +30,11 @@ def save(model):
     return lambda digest, **options: (digest, save_adapter(model, model, digest, **options))
 
 
+def opened(path, digest):
+    with open(path, "rb") as file:
+        return AdapterFile(file.fileno(), digest)
+
+
 def slots_of(model, *adapters, slots=2):
     """Slots into which adapters were filled one after the other, all into slot 1."""
     shapes = architecture.read(model)
@@ -38,7 +44,7 @@ def slots_of(model, *adapters, slots=2):
     made = LoraSlots(shapes, arena.granules(), HostLora, base, slots=slots, pages_max=100)
     pages = list(range(0, 200, 2))
     for digest, path in adapters:
-        made.fill(1, digest, open_file(path, digest), pages)
+        made.fill(1, digest, opened(path, digest), pages)
         pages.reverse()
     return made
 
@@ -101,7 +107,7 @@ def test_filling_one_slot_leaves_the_other_as_it_is(model, save):
     slots = slots_of(model, save("first"))
     before = updates(model, slots)
     digest, path = save("second")
-    slots.fill(0, digest, open_file(path, digest), range(1, 200, 2))
+    slots.fill(0, digest, opened(path, digest), range(1, 200, 2))
     assert_equal(updates(model, slots), before)
     assert slots.digests == ["second", "first"]
 
