@@ -42,9 +42,6 @@ _COPIES_MAX = 3
 # The socket, the file to write, one to read, and some for what Python opens.
 _FILES_MAX = 24
 
-# Steps come first, where there are not enough cores for everybody.
-NICE = 10
-
 # A gigabyte is read, checked and hashed in about two seconds.
 PROCESSOR_TIME_S = 60
 
@@ -77,7 +74,6 @@ Answer = Facts | Refusal
 def main() -> None:
     """Answer jobs until the socket is closed."""
     confine.die_with(int(sys.argv[1]))
-    os.nice(NICE)
     jobs = socket.socket(fileno=os.dup(0))
     setup = msgspec.msgpack.decode(jobs.recv(PACKET_BYTES_MAX), type=Setup)
     np.isfinite(np.zeros(1, "<f2")).all()  # whatever is loaded at first use is loaded now

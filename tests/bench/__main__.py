@@ -162,7 +162,7 @@ def _accuracy(options):
 def _adapters(options):
     rounds, threads = options.rounds, options.threads
     for name in options.catalogues:
-        requests = options.zipf_requests // (1 if name == "tiny" else 4)
+        requests = options.zipf_requests // (4 if name == "0.5b" else 1)
         yield from curve.run(
             name, requests=requests, rounds=rounds, threads=threads, plots=options.plots
         )

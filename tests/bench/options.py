@@ -56,7 +56,7 @@ def _add_kernels(group):
 def _add_adapters(group):
     names = list(CATALOGUES)
     group.add_argument("--catalogues", nargs="+", default=names, choices=names)
-    help_text = "in a round, of the tiny model; a quarter of the other"
+    help_text = "in a round; a quarter of them of the larger model"
     group.add_argument("--zipf-requests", type=int, default=512, help=help_text)
 
 
