@@ -21,7 +21,6 @@ class Slots(Protocol):
     def fill(
         self,
         slot: int,
-        digest: str,
         file: AdapterFile,
         pages: Sequence[int],
         run: Run = ...,
@@ -47,8 +46,10 @@ class _Load(NamedTuple):
     @property
     def is_done(self) -> bool:
         """Whether nobody would wait for it, be it that it has failed."""
-        if not self.copy.done() or self.copy.exception() is not None:
-            return self.copy.done()
+        if not self.copy.done():
+            return False
+        if self.copy.exception() is not None:
+            return True
         copied = self.copy.result()
         return copied is None or copied.is_past
 
@@ -131,11 +132,11 @@ class Loads:
         """
         file = _taken(descriptor, load.digest)
         if self._streams is None or before is None:
-            self._slots.fill(load.slot, load.digest, file, load.pages)
+            self._slots.fill(load.slot, file, load.pages)
             return None
         copies = self._streams.copies
         copies.wait_for(before)
-        self._slots.fill(load.slot, load.digest, file, load.pages, copies.run)
+        self._slots.fill(load.slot, file, load.pages, copies.run)
         return copies.mark()
 
 

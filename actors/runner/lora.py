@@ -167,7 +167,6 @@ class LoraSlots:
     def fill(
         self,
         slot: int,
-        digest: str,
         file: AdapterFile,
         pages: Sequence[int],
         run: Run = at_once,
@@ -188,7 +187,7 @@ class LoraSlots:
             used = max(used, laid.granules)
         self._own[slot] = self._reader.load(file, Writer(self._arena, pages, used, run))
         run(self.kernel.stage(slot))
-        self.digests[slot] = digest
+        self.digests[slot] = file.digest
         self.times.add(time.perf_counter_ns() - started_ns)
 
     def form(self, host: HostBatch) -> Form | None:

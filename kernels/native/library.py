@@ -23,8 +23,10 @@ def runner() -> ctypes.CDLL | None:
     return found
 
 
-def beside(module: str, **prototypes: list[Any]) -> Callable[[], ctypes.CDLL | None]:
-    """Return what loads the ``cpu.c`` beside ``module`` (its ``__file__``), once.
+def beside(
+    module: str, source: str = "cpu.c", **prototypes: list[Any]
+) -> Callable[[], ctypes.CDLL | None]:
+    """Return what loads the ``source`` beside ``module`` (its ``__file__``), once.
 
     ``prototypes``: the type of each function's result, or None, then those of its arguments. What
     is returned gives None where the library cannot be made.
@@ -35,7 +37,7 @@ def beside(module: str, **prototypes: list[Any]) -> Callable[[], ctypes.CDLL | N
         """Return the compiled kernel, None if there is none on this machine."""
         if runner() is None:
             return None
-        found = build.load(Path(module).with_name("cpu.c"))
+        found = build.load(Path(module).with_name(source))
         if found is not None:
             for name, (result, *arguments) in prototypes.items():
                 function = getattr(found, name)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.kernels.native import build
-from weft.kernels.native.library import NUMBER, POINTER
+from weft.kernels.native.library import NUMBER, POINTER, beside
 from weft.kernels.sgmv.granules import COLUMNS, RANKS, Laid, pack, sent
 
 # As packing.c numbers them.
@@ -29,14 +26,7 @@ class _Place(ctypes.Structure):
     ]
 
 
-@cache
-def library() -> ctypes.CDLL | None:
-    """Return the compiled packer, None if there is none on this machine."""
-    found = build.load(Path(__file__).with_name("packing.c"))
-    if found is not None:
-        found.weft_pack.argtypes = [POINTER, NUMBER, POINTER]
-        found.weft_pack.restype = None
-    return found
+library = beside(__file__, "packing.c", weft_pack=[None, POINTER, NUMBER, POINTER])
 
 
 def write(arena: Tensor, layer: int, pages: Sequence[int], laid: Laid) -> None:

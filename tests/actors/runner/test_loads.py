@@ -20,13 +20,13 @@ class HeldSlots:
         self.cores = []
         self.error = None
 
-    def fill(self, slot, digest, file, pages):
+    def fill(self, slot, file, pages):
         assert self.may.wait(60)
         if self.error:
             raise self.error
         torch.ones(1 << 17).exp()
         self.cores.append(torch.get_num_threads())
-        self.filled.append((slot, digest, file.digest, list(pages)))
+        self.filled.append((slot, file.digest, list(pages)))
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_step_that_uses_nothing_of_a_load_does_not_wait_for_it(slots, load):
     assert slots.filled == []
     slots.may.set()
     loads.wait()
-    assert slots.filled == [(1, "x1", "x1", [4, 5])]
+    assert slots.filled == [(1, "x1", [4, 5])]
 
 
 def test_copying_takes_one_core_and_computing_keeps_its_own(slots, load):
@@ -105,7 +105,7 @@ def test_who_gets_what_a_load_has_comes_after_it(slots, load, step):
     assert slots.filled == []
     slots.may.set()
     waiting.join(60)
-    assert slots.filled == [(1, "x1", "x1", [4, 5])]
+    assert slots.filled == [(1, "x1", [4, 5])]
 
 
 def test_a_file_may_lose_its_name_once_its_load_has_begun(slots, load):
@@ -115,7 +115,7 @@ def test_a_file_may_lose_its_name_once_its_load_has_begun(slots, load):
     Path(begun.path).unlink()
     slots.may.set()
     loads.wait([1])
-    assert slots.filled == [(1, "x1", "x1", [4])]
+    assert slots.filled == [(1, "x1", [4])]
 
 
 def test_what_goes_wrong_with_a_load_is_told_to_who_waits_for_it(slots, load):

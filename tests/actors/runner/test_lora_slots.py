@@ -44,7 +44,7 @@ def slots_of(model, *adapters, slots=2):
     made = LoraSlots(shapes, arena.granules(), HostLora, base, slots=slots, pages_max=100)
     pages = list(range(0, 200, 2))
     for digest, path in adapters:
-        made.fill(1, digest, opened(path, digest), pages)
+        made.fill(1, opened(path, digest), pages)
         pages.reverse()
     return made
 
@@ -107,7 +107,7 @@ def test_filling_one_slot_leaves_the_other_as_it_is(model, save):
     slots = slots_of(model, save("first"))
     before = updates(model, slots)
     digest, path = save("second")
-    slots.fill(0, digest, opened(path, digest), range(1, 200, 2))
+    slots.fill(0, opened(path, digest), range(1, 200, 2))
     assert_equal(updates(model, slots), before)
     assert slots.digests == ["second", "first"]
 
