@@ -76,16 +76,6 @@ def _kill_one_of_two(server, names):
         begun, first_tokens = asyncio.Event(), []
         async with await AsyncClient.connect(server.run_dir) as client:
 
-            async def one(number, model, prompt):
-                async for event in client.generate(
-                    prompt=prompt, model=model, temperature=0, ignore_eos=True,
-                    max_tokens=LOAD.output_tokens, skip_special_tokens=False,
-                ):  # fmt: skip
-                    if isinstance(event, Text):
-                        texts[number].append(time.perf_counter())
-                        if min(map(len, texts)) >= TEXTS_BEFORE:
-                            begun.set()
-
             async def ask_on(streams):
                 while not all(stream.done() for stream in streams):
                     asked_at = time.perf_counter()
@@ -98,7 +88,7 @@ def _kill_one_of_two(server, names):
                             break
 
             async with asyncio.TaskGroup() as group:
-                streams = [group.create_task(one(n, *prompt)) for n, prompt in enumerate(prompts)]
+                streams = _begin(group, client, prompts, texts, begun)
                 await begun.wait()
                 os.kill(_pid(server.run_dir, "runner1_0"), signal.SIGKILL)
                 killed_at = time.perf_counter()
@@ -111,6 +101,23 @@ def _kill_one_of_two(server, names):
         return [before, max(lost), max(others), statistics.median(first_tokens), max(first_tokens)]
 
     return asyncio.run(work())
+
+
+def _begin(group, client, prompts, texts, begun):
+    """Start streams, and note when each text comes; ``begun`` is set once all have had some."""
+
+    async def one(model, prompt, times):
+        async for event in client.generate(
+            prompt=prompt, model=model, temperature=0, ignore_eos=True,
+            max_tokens=LOAD.output_tokens, skip_special_tokens=False,
+        ):  # fmt: skip
+            if isinstance(event, Text):
+                times.append(time.perf_counter())
+                if min(map(len, texts)) >= TEXTS_BEFORE:
+                    begun.set()
+
+    pairs = zip(prompts, texts, strict=True)
+    return [group.create_task(one(*prompt, times)) for prompt, times in pairs]
 
 
 def _longest(times, since, until):
@@ -135,25 +142,15 @@ def _kill(server, names, rank):
     async def work():
         texts, killed_at = [[] for _ in prompts], 0.0
         begun = asyncio.Event()
-        async with await AsyncClient.connect(server.run_dir) as client:
-
-            async def one(number, model, prompt):
-                async for event in client.generate(
-                    prompt=prompt, model=model, temperature=0, ignore_eos=True,
-                    max_tokens=LOAD.output_tokens, skip_special_tokens=False,
-                ):  # fmt: skip
-                    if isinstance(event, Text):
-                        texts[number].append(time.perf_counter())
-                        if min(map(len, texts)) >= TEXTS_BEFORE:
-                            begun.set()
-
-            async with asyncio.TaskGroup() as group:
-                for number, prompt in enumerate(prompts):
-                    group.create_task(one(number, *prompt))
-                await begun.wait()
-                os.kill(_pid(server.run_dir, f"runner{rank}"), signal.SIGKILL)
-                killed_at = time.perf_counter()
-                unready_at = await _until_unready(server.url)
+        async with (
+            await AsyncClient.connect(server.run_dir) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            _begin(group, client, prompts, texts, begun)
+            await begun.wait()
+            os.kill(_pid(server.run_dir, f"runner{rank}"), signal.SIGKILL)
+            killed_at = time.perf_counter()
+            unready_at = await _until_unready(server.url)
         resumed = [_end_of_longest_gap(times, killed_at) for times in texts]
         return [at - killed_at for at in (unready_at, min(resumed), max(resumed))]
 
